@@ -1,0 +1,1 @@
+"""A site's addresses and secrets, as Prefect blocks."""

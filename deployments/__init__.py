@@ -1,0 +1,1 @@
+"""What a Prefect server of ours must hold, and the scripts that bring it there."""

@@ -1,0 +1,1 @@
+"""What runs in which order; no arithmetic, no file access."""

@@ -1,0 +1,111 @@
+"""Child processes that cannot outlive us, hang us or lose their last words."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nightbeam.core.errors import ToolError
+
+__all__ = ["die_with_parent", "log_tail", "run_child", "stop_child"]
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends.
+
+    For `subprocess.Popen(preexec_fn=...)`. The thread that starts a child must therefore wait for it.
+    """
+    os.setsid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def run_child(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    what: str = "",
+    grace_s: float = 10.0,
+) -> None:
+    """Run a program to its end, in a session of its own, with its output in a file.
+
+    It is killed with its descendants when the time is up, when this call is interrupted, and (the
+    program itself) when we die.
+
+    Raises
+    ------
+    ToolError
+        If it cannot be started, runs past ``timeout_s`` or ends with anything but 0; the end of
+        its log is part of the message.
+    """
+    what = what or Path(argv[0]).name
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        try:
+            child = subprocess.Popen(
+                [str(a) for a in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                preexec_fn=die_with_parent,
+            )
+        except OSError as error:
+            raise ToolError(f"{what} could not be started: {error}", fix=f"is {argv[0]} installed?") from error
+    try:
+        code = child.wait(timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(
+            f"{what} ran longer than {timeout_s:.0f} s and was stopped{_said(log)}",
+            fix="raise its time limit if the machine is busy",
+        ) from error
+    finally:
+        stop_child(child, grace_s=grace_s)
+    if code != 0:
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise ToolError(f"{what} {ended}{_said(log)}", fix=f"read {log}")
+
+
+def stop_child(child: subprocess.Popen[bytes], *, grace_s: float = 10.0) -> None:
+    """End a child and its session: SIGTERM, then SIGKILL after ``grace_s``; one already ended is fine."""
+    if child.poll() is not None:
+        return
+    _signal_session(child.pid, signal.SIGTERM)
+    try:
+        child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        _signal_session(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _signal_session(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def log_tail(log: Path, *, lines: int = 20, most: int = 8192) -> str:
+    """Return the last lines of a log, at most ``most`` bytes of them; nothing there gives ``""``."""
+    try:
+        with log.open("rb") as data:
+            data.seek(max(0, log.stat().st_size - most))
+            text = data.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _said(log: Path) -> str:
+    tail = log_tail(log)
+    return f"; it last said:\n{tail}" if tail else ""

@@ -1,0 +1,168 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nightbeam.core.errors import MissingError, StorageError
+
+__all__ = [
+    "directory_bytes",
+    "new_directory",
+    "part_path",
+    "remove",
+    "replace_path",
+    "require_space",
+    "scratch_directory",
+    "sha256",
+    "storage_errors",
+    "write_bytes",
+    "write_text",
+]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BAD = {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's word for a full or unwritable disk into ours."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(f"no space left for {path}", fix="free some space, then try again") from error
+        if error.errno in _BAD:
+            raise StorageError(f"cannot write {path}: {error.strerror}", fix="check the mount and its owner") from error
+        raise
+
+
+def part_path(path: Path) -> Path:
+    """Return a fresh sibling name for something that is still being written.
+
+    It lies in the same directory, so that a rename is atomic, begins with a dot and ends in ``.part``.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one."""
+    part = part_path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the name ``path`` when the block ends without an error.
+
+    Something that already has that name is replaced: it is moved aside first, because a directory that
+    is not empty cannot be renamed over. On an error nothing remains and what was there stays.
+    """
+    part = part_path(path)
+    with storage_errors(path):
+        part.mkdir(parents=True)
+        try:
+            yield part
+            replace_path(part, path)
+        finally:
+            remove(part)
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Give ``source`` the name ``target``, replacing a file or a whole directory of that name."""
+    if target.is_dir() and not target.is_symlink():
+        old = part_path(target)
+        target.rename(old)
+        try:
+            source.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        remove(old)
+    else:
+        source.replace(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory tree; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require_space(directory: Path, need_bytes: int, *, what: str) -> None:
+    """Refuse to begin where ``need_bytes`` are not free.
+
+    Raises
+    ------
+    StorageError
+        Saying how much is free and how much is wanted.
+    MissingError
+        If there is no such directory.
+    """
+    try:
+        free = shutil.disk_usage(directory).free
+    except FileNotFoundError as error:
+        raise MissingError(f"no directory {directory}", fix="create it or correct the setting") from error
+    if free < need_bytes:
+        raise StorageError(
+            f"{what} needs {need_bytes / 1e9:.2f} GB in {directory}, {free / 1e9:.2f} GB are free",
+            fix="free some space or choose another directory",
+        )
+
+
+def directory_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all the files below a directory."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a directory's names and contents in sorted order."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        _feed(digest, path)
+    else:
+        for item in sorted(p for p in path.rglob("*") if p.is_file()):
+            if item.name == "table.lock":  # casacore rewrites it on every look
+                continue
+            digest.update(item.relative_to(path).as_posix().encode() + b"\0")
+            _feed(digest, item)
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+
+
+def scratch_directory(root: Path, *, owner: str) -> Path:
+    """Return a new directory under ``root`` whose name says who made it, so that it can be cleaned up."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{owner}.pid{os.getpid()}.", dir=root))

@@ -1,0 +1,317 @@
+"""Everything that a site decides: defaults < YAML file < environment < command line.
+
+Unknown keys are refused wherever they come from, because a misspelt setting that is silently
+ignored costs a night. Library functions take values; only programs and flows read `Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightbeam.core.errors import ConfigError
+
+__all__ = [
+    "SEED_VARIABLES",
+    "CalibrateSettings",
+    "ContimgSettings",
+    "ConvertSettings",
+    "ImageSettings",
+    "IngestSettings",
+    "PlatformSettings",
+    "Settings",
+    "database_url",
+    "load_settings",
+]
+
+PREFIX = "NIGHTBEAM_"
+CONFIG_VARIABLE = "NIGHTBEAM_CONFIG"
+DEFAULT_FILE = Path("nightbeam.yaml")
+
+#: Variables that sites of the DSA-110 pipeline already set, and where each belongs here. Where several
+#: name one setting, the first that is set wins.
+SEED_VARIABLES: Mapping[str, str] = {
+    "PIPELINE_STATE_DIR": "state_dir",
+    "CONTIMG_STATE_DIR": "state_dir",
+    "PIPELINE_QUEUE_DB": "contimg.queue_db",
+    "CONTIMG_QUEUE_DB": "contimg.queue_db",
+    "CAL_REGISTRY_DB": "contimg.registry_db",
+    "PIPELINE_REGISTRY_DB": "contimg.registry_db",
+    "CONTIMG_REGISTRY_DB": "contimg.registry_db",
+    "PIPELINE_PRODUCTS_DB": "contimg.products_db",
+    "CONTIMG_PRODUCTS_DB": "contimg.products_db",
+    "CONTIMG_INPUT_DIR": "contimg.input_dir",
+    "CONTIMG_OUTPUT_DIR": "contimg.output_dir",
+    "CONTIMG_SCRATCH_DIR": "contimg.scratch_dir",
+    "PIPELINE_EXPECTED_SUBBANDS": "contimg.ingest.expected_subbands",
+    "CONTIMG_EXPECTED_SUBBANDS": "contimg.ingest.expected_subbands",
+    "CONTIMG_CHUNK_MINUTES": "contimg.ingest.chunk_minutes",
+    "CONTIMG_LOG_LEVEL": "log_level",
+    "PIPELINE_POINTING_DEC_DEG": "contimg.calibrate.pointing_dec_deg",
+    "VLA_CALIBRATOR_CSV": "contimg.calibrate.catalogue",
+    "CAL_MATCH_RADIUS_DEG": "contimg.calibrate.match_radius_deg",
+    "CAL_MATCH_TOPN": "contimg.calibrate.match_topn",
+    "BP_MINSNR": "contimg.calibrate.bp_minsnr",
+    "IMG_IMSIZE": "contimg.image.imsize",
+    "IMG_ROBUST": "contimg.image.robust",
+    "IMG_NITER": "contimg.image.niter",
+    "IMG_THRESHOLD": "contimg.image.threshold",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngestSettings(_Section):
+    """How files become groups, and how often a group is tried."""
+
+    expected_subbands: int = Field(16, ge=1, le=99, description="Subbands of a complete group.")
+    chunk_minutes: float = Field(5.0, gt=0, description="Nominal length of a group; recorded, not used to group.")
+    name_gap_s: float = Field(90.0, gt=0, description="Gap between names that begins a new group (fall-back).")
+    settle_s: float = Field(2.0, ge=0, description="A file must not have changed for this long.")
+    max_retries: int = Field(3, ge=1, description="Attempts before a group is failed for good.")
+    in_progress_timeout_s: float = Field(900.0, gt=0, description="Age at which a silent run's group is taken back.")
+    collecting_warn_s: float = Field(600.0, gt=0, description="Age at which an incomplete group is warned of.")
+    collecting_timeout_s: float = Field(86400.0, gt=0, description="Age at which an incomplete group is failed.")
+
+
+class ConvertSettings(_Section):
+    """How subbands become a Measurement Set."""
+
+    writer: Literal["direct-subband", "pyuvdata", "auto"] = Field("direct-subband", description="Which strategy.")
+    max_workers: int = Field(4, ge=1, description="Subbands handled at the same time, at most the cores there are.")
+    stage_to_tmpfs: bool = Field(False, description="Write in memory first where there is room.")
+    tmpfs_path: Path = Field(Path("/dev/shm"), description="The memory file system.")
+    max_flagged_fraction: float = Field(0.9, gt=0, le=1, description="Refuse a group with more of it flagged.")
+
+
+class CalibrateSettings(_Section):
+    """Which calibrator is believed, how it is solved, and for how long."""
+
+    catalogue: Path | None = Field(None, description="VLA calibrator list (text or CSV); None: the shipped one.")
+    pointing_dec_deg: float | None = Field(None, description="Used only where a file does not say its Dec.")
+    match_radius_deg: float = Field(1.0, gt=0, description="Farthest calibrator from the meridian centre.")
+    match_topn: int = Field(3, ge=1, description="Matches kept for a group.")
+    min_flux_jy: float = Field(1.0, ge=0, description="Least flux times beam of a calibrator worth solving on.")
+    refants: tuple[str, ...] = Field(("103",), description="Reference antennas in order of preference.")
+    bp_minsnr: float = Field(5.0, gt=0, description="Least SNR of a bandpass solution.")
+    gain_minsnr: float = Field(3.0, gt=0, description="Least SNR of a gain solution.")
+    solve_delays: bool = Field(False, description="Solve K first; the correlator applies delays already.")
+    validity_minutes: float = Field(30.0, gt=0, description="A set is valid this long before and after its data.")
+    borrow_days: float = Field(0.5, ge=0, description="How old a borrowed set of the same strip may be; 0: never.")
+    max_flagged_fraction: float = Field(0.5, gt=0, le=1, description="Refuse data with more flagged than this.")
+    uvrange: str = Field("", description="CASA selection for the solves, e.g. '>0.1klambda'.")
+
+
+class ImageSettings(_Section):
+    """How an image is made."""
+
+    engine: Literal["tclean"] = Field("tclean", description="Which imager.")
+    imsize: int = Field(1024, ge=64, description="Pixels on a side.")
+    cell_arcsec: float | None = Field(None, gt=0, description="Pixel size; None: a fifth of the finest fringe.")
+    weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="uv weighting.")
+    robust: float = Field(0.0, ge=-2, le=2, description="Briggs robustness.")
+    niter: int = Field(1000, ge=0, description="Clean components at most.")
+    threshold: str = Field("0.0Jy", description="Where cleaning stops.")
+    deconvolver: str = Field("hogbom", description="CASA's name of the minor cycle.")
+    gridder: Literal["standard", "wproject"] = Field("wproject", description="standard displaces sources.")
+    wprojplanes: int = Field(-1, description="-1: chosen by CASA.")
+    pblimit: float = Field(0.2, description="Beam level where the primary-beam corrected image ends.")
+    chanbin: int = Field(8, ge=1, description="Channels averaged before imaging.")
+    quick: bool = Field(False, description="At most 512 pixels and 300 components.")
+    min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
+
+
+class ContimgSettings(_Section):
+    """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
+
+    input_dir: Path | None = Field(None, description="Where subbands arrive.")
+    output_dir: Path | None = Field(None, description="Measurement Sets, tables and images.")
+    scratch_dir: Path | None = Field(None, description="Work in progress; may be lost at any time.")
+    queue_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
+    registry_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
+    products_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
+    ingest: IngestSettings = IngestSettings()
+    convert: ConvertSettings = ConvertSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    image: ImageSettings = ImageSettings()
+
+
+class PlatformSettings(_Section):
+    """The servers and workers of a site."""
+
+    host: str = Field("127.0.0.1", description="Where the Prefect server listens.")
+    port: int | None = Field(None, ge=1, le=65535, description="None: 4200 if free, else the next free one.")
+    api_url: str | None = Field(None, description="An existing Prefect server to use instead of our own.")
+    auth_string: str | None = Field(None, description="user:password for the Prefect API.")
+    database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
+
+
+class Settings(_Section):
+    """All settings of a site."""
+
+    state_dir: Path = Field(Path("state"), description="Databases, locks, logs, and by default all else.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    contimg: ContimgSettings = ContimgSettings()
+    platform: PlatformSettings = PlatformSettings()
+
+    def resolved(self) -> Self:
+        """Return the same settings with every path absolute and every path left open filled in."""
+        state = self.state_dir.expanduser().absolute()
+        c = self.contimg
+        contimg = c.model_copy(
+            update={
+                "input_dir": _absolute(c.input_dir, state / "incoming"),
+                "output_dir": _absolute(c.output_dir, state / "ms"),
+                "scratch_dir": _absolute(c.scratch_dir, state / "scratch"),
+                "queue_db": database_url(c.queue_db, state / "ingest.sqlite3"),
+                "registry_db": database_url(c.registry_db, state / "cal_registry.sqlite3"),
+                "products_db": database_url(c.products_db, state / "products.sqlite3"),
+            }
+        )
+        return self.model_copy(update={"state_dir": state, "contimg": contimg})
+
+    def to_yaml(self) -> str:
+        """Return the settings as the YAML that `load_settings` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def database_url(value: str | None, default: Path) -> str:
+    """Return an SQLAlchemy URL for a URL, the path of a SQLite file, or nothing."""
+    if value and "://" in value:
+        return value
+    path = Path(value).expanduser() if value else default
+    return f"sqlite:///{path.absolute()}"
+
+
+def load_settings(
+    *,
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the settings of this process.
+
+    Parameters
+    ----------
+    config
+        YAML file. Without it ``NIGHTBEAM_CONFIG``, then ``nightbeam.yaml`` where we stand, then nothing.
+    overrides
+        What the command line says, by dotted name: ``{"contimg.image.niter": 300}``.
+    environ
+        The environment; `os.environ` by default. ``NIGHTBEAM_CONTIMG__IMAGE__NITER=300`` and the names
+        in `SEED_VARIABLES` are read; the former win.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what was found and the nearest key that exists.
+    """
+    environ = os.environ if environ is None else environ
+    tree = _read_yaml(config, environ)
+    for name, dotted in reversed(list(SEED_VARIABLES.items())):
+        if environ.get(name):
+            _put(tree, dotted.split("."), environ[name])
+    for name, value in environ.items():
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE:
+            _put(tree, _path_of_variable(name), _yaml_value(value))
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            _put(tree, dotted.split("."), value)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_complaint(error), fix="see docs/reference/settings.md") from error
+
+
+def known_keys() -> list[str]:
+    """Return the dotted name of every setting."""
+    return sorted(_keys_below(Settings, ""))
+
+
+def _keys_below(model: type[BaseModel], prefix: str) -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _keys_below(kind, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def _read_yaml(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    named = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    path = named or DEFAULT_FILE
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        if named is None:
+            return {}
+        raise ConfigError(f"no configuration file {path}", fix="create it or correct its name") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}", fix="correct the file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", fix="check the file") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}, not settings", fix="write `name: value` lines")
+    return tree
+
+
+def _path_of_variable(name: str) -> list[str]:
+    path = name.removeprefix(PREFIX).lower().split("__")
+    dotted = ".".join(path)
+    known = known_keys()
+    if dotted not in known and not any(k.startswith(dotted + ".") for k in known):
+        near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.4)
+        variable = PREFIX + near[0].upper().replace(".", "__") if near else ""
+        raise ConfigError(
+            f"the environment variable {name} names no setting",
+            fix=f"did you mean {variable}?" if variable else "unset it",
+        )
+    return path
+
+
+def _yaml_value(text: str) -> Any:
+    # Lists and objects are written as YAML (JSON is YAML); plain text stays text for pydantic to judge.
+    if text[:1] in "[{":
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+    return None if text == "null" else text
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for name in parents:
+        below = tree.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{'.'.join(path)} cannot be set: {name} is {below!r}", fix="make it a section")
+        tree = below
+    tree[last] = value
+
+
+def _complaint(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        dotted = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.4)
+            lines.append(f"no setting {dotted!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+        else:
+            lines.append(f"{dotted}: {item['msg']}, found {item['input']!r}")
+    return "; ".join(lines)
+
+
+def _absolute(path: Path | None, default: Path) -> Path:
+    return (path or default).expanduser().absolute()

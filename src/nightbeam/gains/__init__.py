@@ -1,0 +1,1 @@
+"""Interferometer gains: calibrators, models, solutions, their quality and their application."""

@@ -1,0 +1,1 @@
+"""From a calibrated Measurement Set to an image with its measured quality."""

@@ -1,0 +1,1 @@
+"""Which files belong to one group of subbands, and whether they are ready."""

@@ -1,0 +1,1 @@
+"""Judgements with reasons, and the figures that show them."""

@@ -1,0 +1,1 @@
+"""DSA-110 UVH5 subband files: reading, checking, rotating to one phase centre, converting."""

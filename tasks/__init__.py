@@ -1,0 +1,1 @@
+"""Thin wrappers that make library functions Prefect tasks, one module per library package."""
