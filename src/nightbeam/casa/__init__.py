@@ -1,1 +1,7 @@
-"""The one door to CASA and casacore: child processes for the tasks, careful handles for the tables."""
+"""The one door to CASA and casacore: tables in this process, tasks in child processes."""
+
+from nightbeam.casa.model import TASKS, CasaCall
+from nightbeam.casa.remote import run_casa
+from nightbeam.casa.tables import open_table
+
+__all__ = ["TASKS", "CasaCall", "open_table", "run_casa"]

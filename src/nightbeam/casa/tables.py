@@ -1,0 +1,118 @@
+"""casacore tables in this process: opened briefly, never waited for without limit, always closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError
+from nightbeam.core.files import storage_errors
+
+__all__ = ["array_column", "create_table", "is_table", "new_ms", "new_ms_subtable", "open_table", "scalar_column"]
+
+
+@contextmanager
+def open_table(path: Path | str, *, write: bool = False) -> Iterator[Any]:
+    """Open a casacore table (an MS, a caltable, a sub-table) and close it when the block ends.
+
+    Reading takes no lock, so that it never waits for a writer. Writing takes the lock for as long as
+    the table is open and refuses at once when somebody else has it.
+
+    Parameters
+    ----------
+    path
+        The table's directory; a sub-table is ``ms / "ANTENNA"``.
+    write
+        Whether it may be changed.
+
+    Yields
+    ------
+    casacore.tables.table
+
+    Raises
+    ------
+    MissingError
+        If there is no table.
+    BusyError
+        If another process holds it.
+    InputError
+        If it is damaged, or casacore refuses what the block asks of it.
+    """
+    from casacore.tables import table
+
+    path = Path(path)
+    if not (path / "table.dat").is_file():
+        what = "is no casacore table (no table.dat)" if path.is_dir() else "does not exist"
+        raise MissingError(f"{path} {what}", fix="check the name, or make the table again")
+    with _casacore_errors(path), storage_errors(path):
+        opened = table(str(path), readonly=not write, ack=False, lockoptions="permanent" if write else "usernoread")
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a directory looks like a casacore table."""
+    return (path / "table.dat").is_file()
+
+
+@contextmanager
+def _casacore_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except NightbeamError:
+        raise
+    except RuntimeError as error:  # all that casacore ever raises
+        text = str(error)
+        if "lock" in text and "could not be acquired" in text:
+            raise BusyError(f"{path} is being written by another process", fix="try again when it is done") from error
+        if "No space left" in text:
+            raise OSError(28, "No space left on device", str(path)) from error
+        raise InputError(f"{path}: {text.splitlines()[0]}", fix="the table is damaged or of another kind") from error
+
+
+def scalar_column(name: str, sample: Any, **keywords: Any) -> Any:
+    """Describe a column of scalars of ``sample``'s type (``datamanagertype``, ``datamanagergroup`` as keywords)."""
+    from casacore.tables import makescacoldesc
+
+    return makescacoldesc(name, sample, **keywords)
+
+
+def array_column(name: str, sample: Any, *, shape: Sequence[int] = (), ndim: int = 0, **keywords: Any) -> Any:
+    """Describe a column of arrays: fixed ``shape`` (numpy order), or only ``ndim`` axes."""
+    from casacore.tables import makearrcoldesc
+
+    return makearrcoldesc(name, sample, ndim=ndim or len(shape), shape=list(shape), **keywords)
+
+
+@contextmanager
+def create_table(path: Path, columns: Sequence[Any], *, rows: int = 0, dminfo: Any = None) -> Iterator[Any]:
+    """Create a table with the given column descriptions and yield it open for writing."""
+    from casacore.tables import maketabdesc, table
+
+    with _casacore_errors(path), storage_errors(path):
+        created = table(str(path), maketabdesc(list(columns)), nrow=rows, ack=False, dminfo=dminfo or {})
+        try:
+            yield created
+        finally:
+            created.close()
+
+
+def new_ms(path: Path, *, columns: Mapping[str, Any] | Sequence[Any] = (), dminfo: Any = None) -> None:
+    """Create an empty Measurement Set with the required columns and sub-tables, and ``columns`` besides."""
+    from casacore.tables import default_ms, maketabdesc
+
+    extra = dict(columns) if isinstance(columns, Mapping) else maketabdesc(list(columns)) if columns else None
+    with _casacore_errors(path), storage_errors(path):
+        default_ms(str(path), extra, dminfo).close()
+
+
+def new_ms_subtable(kind: str, path: Path) -> None:
+    """Create an empty sub-table (``"SOURCE"``) of the standard's description."""
+    from casacore.tables import default_ms_subtable
+
+    with _casacore_errors(path), storage_errors(path):
+        default_ms_subtable(kind, str(path)).close()
