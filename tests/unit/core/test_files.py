@@ -1,0 +1,85 @@
+import errno
+
+import pytest
+
+from nightbeam.core.errors import MissingError, StorageError
+from nightbeam.core.files import (
+    directory_bytes,
+    new_directory,
+    remove,
+    replace_path,
+    require_space,
+    scratch_directory,
+    sha256,
+    storage_errors,
+    write_text,
+)
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "a" / "list.txt", "one")
+    write_text(tmp_path / "a" / "list.txt", "two")
+    assert (tmp_path / "a" / "list.txt").read_text() == "two"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["list.txt"]
+
+
+def test_a_directory_takes_its_name_only_when_it_is_finished(tmp_path):
+    with new_directory(tmp_path / "a.ms") as part:
+        (part / "table.dat").write_text("rows")
+        assert not (tmp_path / "a.ms").exists()
+    assert (tmp_path / "a.ms" / "table.dat").read_text() == "rows"
+
+
+def test_a_directory_that_failed_leaves_the_old_one(tmp_path):
+    (tmp_path / "a.ms").mkdir()
+    (tmp_path / "a.ms" / "old").touch()
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "a.ms") as part:
+        (part / "new").touch()
+        raise RuntimeError
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "a.ms" / "old").exists()
+
+
+def test_a_full_directory_is_replaced_by_another(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_path(tmp_path / "a", tmp_path / "b")
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["a"]
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "no space"), (errno.EROFS, "cannot write")])
+def test_a_full_or_read_only_disk_is_named_and_may_be_tried_again(tmp_path, number, word):
+    with pytest.raises(StorageError, match=word) as caught, storage_errors(tmp_path / "x"):
+        raise OSError(number, "as the kernel says")
+    assert caught.value.retry
+
+
+def test_too_little_space_is_refused_before_the_work(tmp_path):
+    with pytest.raises(StorageError, match=r"a group needs 1000000000\.00 GB"):
+        require_space(tmp_path, 10**18, what="a group")
+    with pytest.raises(MissingError, match="no directory"):
+        require_space(tmp_path / "nowhere", 1, what="a group")
+
+
+def test_the_digest_of_a_directory_sees_contents_and_names_but_not_locks(tmp_path):
+    (tmp_path / "t").mkdir()
+    write_text(tmp_path / "t" / "f0", "abc")
+    one = sha256(tmp_path / "t")
+    (tmp_path / "t" / "table.lock").write_text("7")
+    assert sha256(tmp_path / "t") == one
+    (tmp_path / "t" / "f0").rename(tmp_path / "t" / "f1")
+    assert sha256(tmp_path / "t") != one
+    # FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "t" / "f1") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert directory_bytes(tmp_path / "t") == 4
+
+
+def test_scratch_says_whose_it_is(tmp_path):
+    made = scratch_directory(tmp_path / "scratch", owner="convert")
+    assert made.is_dir()
+    assert made.name.startswith("convert.pid")
+    remove(made)
+    remove(made)
+    assert not made.exists()

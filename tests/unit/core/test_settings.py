@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nightbeam.core.errors import ConfigError
+from nightbeam.core.settings import SEED_VARIABLES, Settings, database_url, known_keys, load_settings
+
+
+def load(tmp_path, text=None, environ=None, **overrides):
+    config = None
+    if text is not None:
+        config = tmp_path / "site.yaml"
+        config.write_text(text)
+    return load_settings(config=config, environ=environ or {}, overrides=overrides)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path):
+    text = "contimg: {image: {niter: 1, imsize: 256, robust: 0.5}}"
+    environ = {"NIGHTBEAM_CONTIMG__IMAGE__NITER": "2", "NIGHTBEAM_CONTIMG__IMAGE__IMSIZE": "512"}
+    image = load(tmp_path, text, environ, **{"contimg.image.niter": 3}).contimg.image
+    assert (image.niter, image.imsize, image.robust) == (3, 512, 0.5)
+
+
+def test_a_variable_of_the_old_pipeline_is_honoured_below_our_own(tmp_path):
+    old = {"IMG_NITER": "7", "PIPELINE_QUEUE_DB": "/data/q.sqlite3"}
+    assert load(tmp_path, environ=old).contimg.image.niter == 7
+    assert load(tmp_path, environ=old).contimg.queue_db == "/data/q.sqlite3"
+    assert load(tmp_path, environ=old | {"NIGHTBEAM_CONTIMG__IMAGE__NITER": "8"}).contimg.image.niter == 8
+
+
+def test_of_two_old_names_for_one_thing_the_first_listed_wins(tmp_path):
+    both = {"PIPELINE_STATE_DIR": "/first", "CONTIMG_STATE_DIR": "/second"}
+    assert load(tmp_path, environ=both).state_dir == Path("/first")
+
+
+def test_every_old_variable_names_a_setting_that_exists():
+    assert set(SEED_VARIABLES.values()) <= set(known_keys())
+
+
+def test_a_misspelt_key_is_refused_with_the_right_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"contimg\.image\.nitre.*did you mean contimg\.image\.niter"):
+        load(tmp_path, "contimg: {image: {nitre: 3}}")
+
+
+def test_a_misspelt_variable_is_refused_with_the_right_one(tmp_path):
+    with pytest.raises(ConfigError, match="NIGHTBEAM_CONTIMG__IMAGE__NITER"):
+        load(tmp_path, environ={"NIGHTBEAM_CONTIMG__IMAGE__NITRE": "3"})
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "\x00"])
+def test_a_file_that_holds_no_settings_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"site\.yaml"):
+        load(tmp_path, text)
+
+
+def test_a_value_of_the_wrong_kind_is_quoted(tmp_path):
+    with pytest.raises(ConfigError, match=r"contimg\.image\.imsize.*'wide'"):
+        load(tmp_path, environ={"IMG_IMSIZE": "wide"})
+
+
+def test_a_named_file_must_exist_and_an_unnamed_one_need_not(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_settings(config=tmp_path / "none.yaml", environ={})
+    assert load_settings(environ={}) == Settings()
+
+
+def test_what_is_left_open_lies_under_the_state_directory(tmp_path):
+    resolved = load(tmp_path, **{"state_dir": tmp_path / "s"}).resolved()
+    assert resolved.contimg.input_dir == tmp_path / "s" / "incoming"
+    assert resolved.contimg.queue_db == f"sqlite:///{tmp_path}/s/ingest.sqlite3"
+
+
+def test_settings_read_as_they_are_written(tmp_path):
+    resolved = load(tmp_path, **{"state_dir": tmp_path}).resolved()
+    assert load(tmp_path, resolved.to_yaml()).resolved() == resolved
+    assert yaml.safe_load(resolved.to_yaml())["state_dir"] == str(tmp_path)
+
+
+def test_a_database_is_a_path_or_an_address():
+    assert database_url("postgresql://h/d", Path("x")) == "postgresql://h/d"
+    assert database_url("/a/b.sqlite3", Path("x")) == "sqlite:////a/b.sqlite3"
