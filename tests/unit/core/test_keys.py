@@ -37,7 +37,7 @@ def test_a_run_prints_with_four_digits():
 
 @pytest.mark.parametrize("text", ["", "2025-10-02", "2025-13-02T01:02:03", "2025-10-02 01:02:03", "../../etc/passwd"])
 def test_what_is_no_group_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="2025-10-02T01:02:03|real date"):
+    with pytest.raises(InputError, match=r"2025-10-02T01:02:03|real date"):
         GroupId.parse(text)
 
 

@@ -19,9 +19,9 @@ with sole_owner(Path(sys.argv[1])):
 
 
 def test_a_second_owner_is_told_who_holds_it(tmp_path):
+    second = sole_owner(tmp_path / "lock", what="the output")
     with sole_owner(tmp_path / "lock"), pytest.raises(BusyError, match=f"process {os.getpid()}"):
-        with sole_owner(tmp_path / "lock", what="the output"):
-            pass
+        second.__enter__()
 
 
 def test_a_lock_of_a_killed_process_is_free_at_once(tmp_path):

@@ -1,0 +1,25 @@
+"""``nightbeam doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from nightbeam.cli.output import json_option, settings_of, show
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what on this machine would stop nightbeam, and how to mend it.
+
+    Exit code 1 if anything is broken; what is merely missing or small is a warning.
+    """
+    from nightbeam.platform.doctor import Health, examine
+
+    settings = settings_of(ctx)
+    contimg = settings.contimg
+    places = [path for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir) if path]
+    findings = examine(state_dir=settings.state_dir, directories=places)
+    show(findings, as_json=as_json, title="nightbeam doctor")
+    ctx.exit(int(any(finding.health is Health.FAIL for finding in findings)))

@@ -1,0 +1,172 @@
+"""What on this machine would stop nightbeam, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nightbeam.casa.config import measures_directory
+from nightbeam.casa.tables import open_table
+from nightbeam.core.errors import NightbeamError
+from nightbeam.core.files import part_path
+from nightbeam.core.times import mjd_from_datetime, utc_now
+
+__all__ = ["Finding", "Health", "examine"]
+
+#: package -> (lowest, first that does not work): the ranges outside which Prefect 3.8 breaks.
+RANGES = {"prefect": ((3, 8, 8), (3, 10)), "fastapi": ((0, 139), (0, 150)), "sqlalchemy": ((2, 0), (2, 1))}
+PACKAGES = ("casatasks", "python-casacore", "pyuvdata", "h5py", "numba", "astropy", "alembic", "prefect-shell")
+#: One group staged in memory or on disk: 2.33 GB in, 5.1 GB of Measurement Set with all columns (DSA-110).
+GROUP_BYTES = 8e9
+
+
+class Health(StrEnum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    check: str
+    health: Health
+    found: str
+    fix: str = ""
+
+
+def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
+    """Look at everything that nightbeam stands on.
+
+    Parameters
+    ----------
+    state_dir
+        Of the site; need not exist yet.
+    directories
+        Where data are read and written; need not exist yet.
+
+    Returns
+    -------
+    list of Finding
+        Never raises for what it finds: a broken part is a finding.
+    """
+    findings = [_python(), *map(_package, PACKAGES), *map(_range, RANGES), _measures()]
+    findings += [_tool("wsclean", "second imaging engine"), _tool("chromium", "tests of the web page"), _postgres()]
+    findings += [_writable(path) for path in dict.fromkeys([state_dir, *directories])]
+    return [*findings, _memory(), _shared_memory(), _open_files()]
+
+
+def _python() -> Finding:
+    found = sys.version.split()[0]
+    right = sys.version_info[:2] == (3, 11)
+    return Finding("python", Health.OK if right else Health.FAIL, found, "" if right else "use Python 3.11")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, Health.OK, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, Health.FAIL, "not installed", "make setup")
+
+
+def _range(name: str) -> Finding:
+    low, high = RANGES[name]
+    wanted = f">={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, Health.FAIL, "not installed", "make setup")
+    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    if low <= numbers < high:
+        return Finding(name, Health.OK, found)
+    return Finding(name, Health.FAIL, f"{found}, wanted {wanted}", f"pip install '{name}{wanted}'")
+
+
+def _measures() -> Finding:
+    try:
+        table = measures_directory() / "geodetic" / "IERSpredict"
+        with open_table(table) as rows:
+            last_mjd = float(rows.getcell("MJD", rows.nrows() - 1))
+    except (NightbeamError, RuntimeError) as error:
+        return Finding("measures tables", Health.FAIL, str(error).splitlines()[0], "make setup")
+    ahead = last_mjd - mjd_from_datetime(utc_now())
+    if ahead >= 0:
+        return Finding("measures tables", Health.OK, f"Earth rotation known {ahead:.0f} days ahead")
+    return Finding(
+        "measures tables",
+        Health.WARN,
+        f"Earth rotation ends {-ahead:.0f} days ago (about 1.4 arcsec of azimuth)",
+        "pip install --upgrade python-casacore",
+    )
+
+
+def _tool(name: str, use: str) -> Finding:
+    path = shutil.which(name)
+    if path:
+        return Finding(name, Health.OK, path)
+    return Finding(name, Health.WARN, f"not installed ({use})", f"apt-get install {name}")
+
+
+def _postgres() -> Finding:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if found:
+        return Finding("postgresql", Health.OK, str(found[-1]))
+    return Finding("postgresql", Health.WARN, "not installed (databases of many workers)", "apt-get install postgresql")
+
+
+def _writable(path: Path) -> Finding:
+    place = next(p for p in (path, *path.parents) if p.exists())
+    check = f"directory {path}"
+    probe = part_path(place / "doctor")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Finding(check, Health.FAIL, f"cannot write: {error.strerror}", f"chown or mount {place}")
+    return _room(check, shutil.disk_usage(place).free)
+
+
+def _room(check: str, free: float) -> Finding:
+    if free >= GROUP_BYTES:
+        return Finding(check, Health.OK, f"{free / 1e9:.1f} GB free")
+    return Finding(
+        check, Health.WARN, f"{free / 1e9:.1f} GB free, a full group needs {GROUP_BYTES / 1e9:.0f}", "free some space"
+    )
+
+
+def _memory() -> Finding:
+    import psutil
+
+    total = psutil.virtual_memory().total
+    return _at_least("memory", total, 4e9, "2 GB for the platform and 2 GB for each group at a time")
+
+
+def _shared_memory() -> Finding:
+    path = Path("/dev/shm")
+    if not path.is_dir():
+        return Finding("/dev/shm", Health.WARN, "not there (staging in memory)", "mount a tmpfs there")
+    return _at_least("/dev/shm", shutil.disk_usage(path).total, 4e9, "room to stage a group in memory")
+
+
+def _open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= 1024:
+        return Finding("open files", Health.OK, str(soft))
+    return Finding("open files", Health.WARN, f"{soft}, wanted 1024", "ulimit -n 4096")
+
+
+def _at_least(check: str, found: float, wanted: float, why: str) -> Finding:
+    text = f"{found / 1e9:.1f} GB, {os.cpu_count()} cores" if check == "memory" else f"{found / 1e9:.1f} GB"
+    if found >= wanted:
+        return Finding(check, Health.OK, text)
+    return Finding(check, Health.WARN, f"{text}, wanted {wanted / 1e9:.0f} GB: {why}", "use a larger machine")
