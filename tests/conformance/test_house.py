@@ -72,28 +72,13 @@ def test_ci_runs_what_the_readme_promises():
 
 
 def test_the_customers_packages_are_all_pinned():
-    wanted = [
-        "prefect",
-        "prefect-shell",
-        "requests",
-        "requests-kerberos",
-        "SQLAlchemy",
-        "alembic",
-        "ray",
-        "numpy",
-        "scipy",
-        "h5py",
-        "torch",
-        "pyuvdata",
-        "casatasks",
-        "zarr",
-        "pytest",
-    ]
+    systems = ("prefect", "prefect-shell", "requests", "requests-kerberos", "sqlalchemy", "alembic", "ray")
+    science = ("numpy", "scipy", "h5py", "torch", "pyuvdata", "casatasks", "zarr", "pytest")
     pinned = (ROOT / "constraints.txt").read_text().lower()
-    assert not [name for name in wanted if not re.search(rf"^{name.lower()}==", pinned, re.MULTILINE)]
+    assert not [name for name in systems + science if not re.search(rf"^{name}==", pinned, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs/explanations/decisions").glob("*.md")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/explanations/decisions").glob("[0-9]*.md")), ids=lambda p: p.stem)
 def test_a_decision_has_a_number_context_decision_and_consequences(page):
     assert re.fullmatch(r"\d{4}-[a-z0-9-]+", page.stem)
     text = page.read_text().lower()
