@@ -1,0 +1,450 @@
+"""Measurement Sets and calibration tables as calibration sees them: layout, flags, model, solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightbeam.casa.tables import is_table, open_table
+from nightbeam.core.errors import InputError, MissingError
+from nightbeam.gains.compute import direction_cosines, predict_block, source_spectrum
+from nightbeam.gains.model import CalSolutions, CalTable, FlagReport, ModelSource, MsLayout
+
+__all__ = [
+    "KEPT_FLAGS",
+    "Sample",
+    "check_tables",
+    "fill_model",
+    "flag_bad_data",
+    "read_caltable",
+    "read_layout",
+    "read_sample",
+    "read_times",
+    "restore_flags",
+]
+
+#: A copy of FLAG as it was before any calibration, so that applying another set begins from the same flags.
+KEPT_FLAGS = "FLAG_BEFORE_GAINS"
+
+_BLOCK_ROWS = 32768
+_DEAD = 0.95
+_LENGTHS_M = (0.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0)
+
+
+def read_layout(ms: Path) -> MsLayout:
+    """Return the antennas, windows, fields and products of a Measurement Set.
+
+    Raises
+    ------
+    MissingError
+        If there is none.
+    InputError
+        If it has no rows, a sub-table is damaged, or windows differ in their products.
+    """
+    with open_table(ms) as table:
+        rows, columns = int(table.nrows()), frozenset(table.colnames())
+    if rows == 0:
+        raise InputError(f"{ms} has no rows", fix="convert the group again")
+    if "DATA" not in columns:
+        raise InputError(f"{ms} has no DATA column", fix="convert the group again")
+    with open_table(ms / "ANTENNA") as table:
+        names, xyz = tuple(str(n) for n in table.getcol("NAME")), np.asarray(table.getcol("POSITION"), float)
+    with open_table(ms / "FIELD") as table:
+        fields = tuple(str(n) for n in table.getcol("NAME"))
+        directions = np.degrees(np.asarray([table.getcell("PHASE_DIR", i)[0] for i in range(table.nrows())], float))
+    with open_table(ms / "SPECTRAL_WINDOW") as table:
+        channels = tuple(np.asarray(table.getcell("CHAN_FREQ", i), float) for i in range(table.nrows()))
+    with open_table(ms / "DATA_DESCRIPTION") as table:
+        windows = tuple(int(w) for w in table.getcol("SPECTRAL_WINDOW_ID"))
+    with open_table(ms / "POLARIZATION") as table:
+        products = {tuple(int(c) for c in table.getcell("CORR_TYPE", i)) for i in range(table.nrows())}
+    if len(products) != 1:
+        raise InputError(f"{ms} has windows with different products: {sorted(products)}", fix="split it first")
+    with open_table(ms / "OBSERVATION") as table:
+        telescope = str(table.getcell("TELESCOPE_NAME", 0)) if table.nrows() else ""
+    return MsLayout(
+        path=ms,
+        rows=rows,
+        antenna_names=names,
+        antenna_xyz_m=xyz,
+        field_names=fields,
+        field_deg=directions,
+        channel_hz=channels,
+        corr_types=products.pop(),
+        window_of_ddid=windows,
+        telescope=telescope,
+        columns=columns,
+    )
+
+
+def read_times(ms: Path) -> NDArray[np.float64]:
+    """Return the distinct times of the main table, MJD (UTC)."""
+    with open_table(ms) as table:
+        return np.asarray(np.unique(table.getcol("TIME"))) / 86400.0
+
+
+def _blocks(ddid: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield (start, count) of runs of rows of one window, at most a block long."""
+    edges = np.flatnonzero(np.diff(ddid)) + 1
+    for start, end in zip([0, *edges], [*edges, len(ddid)], strict=True):
+        for first in range(int(start), int(end), _BLOCK_ROWS):
+            yield first, min(_BLOCK_ROWS, int(end) - first)
+
+
+def flag_bad_data(ms: Path, *, clip_above: float | None = None) -> FlagReport:
+    """Flag what cannot be data (zeros, NaN, infinities, amplitudes beyond a limit) and count all flags.
+
+    Flags that are there stay. A baseline is counted in both of its antennas; autocorrelations are neither
+    flagged nor counted.
+
+    Parameters
+    ----------
+    clip_above
+        In the units of DATA; None: no limit.
+
+    Raises
+    ------
+    InputError
+        If the table is damaged (a DATA file that was cut short shows here).
+    """
+    layout = read_layout(ms)
+    hands = list(layout.parallel)
+    counts = _Counts(len(layout.antenna_names), len(layout.channel_hz), len(hands))
+    with open_table(ms, write=True) as table:
+        ant1, ant2 = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+        ddid, row_flag = table.getcol("DATA_DESC_ID"), table.getcol("FLAG_ROW")
+        keep = KEPT_FLAGS in layout.columns
+        for start, count in _blocks(ddid):
+            rows = slice(start, start + count)
+            data, flags = table.getcol("DATA", start, count), table.getcol("FLAG", start, count)
+            # comparisons on the two parts, not abs(): half the time of the whole pass
+            bad = ~np.isfinite(data.real + data.imag) | (data == 0)
+            if clip_above is not None:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    bad |= np.abs(data) > clip_above
+            bad &= (ant1[rows] != ant2[rows])[:, None, None]
+            fresh = int((bad & ~flags).sum())
+            if fresh:
+                flags |= bad
+                table.putcol("FLAG", flags, start, count)
+                if keep:
+                    table.putcol(KEPT_FLAGS, table.getcol(KEPT_FLAGS, start, count) | bad, start, count)
+            seen = flags[:, :, hands] | row_flag[rows][:, None, None]
+            counts.add(ant1[rows], ant2[rows], layout.window_of_ddid[int(ddid[start])], seen, fresh)
+    return counts.report(layout)
+
+
+class _Counts:
+    """Samples, all and flagged, by baseline and window."""
+
+    def __init__(self, antennas: int, windows: int, hands: int) -> None:
+        self.n = antennas
+        self.total = np.zeros((windows, antennas * antennas))
+        self.flagged = np.zeros((windows, antennas * antennas))
+        self.unflagged_hand = np.zeros((hands, antennas * antennas))
+        self.fresh = 0
+
+    def add(self, ant1: NDArray[Any], ant2: NDArray[Any], window: int, flags: NDArray[np.bool_], fresh: int) -> None:
+        cross = ant1 != ant2
+        pair = (ant1.astype(np.int64) * self.n + ant2)[cross]
+        per_hand = flags[cross].sum(axis=1)
+        samples, size = flags.shape[1], self.n * self.n
+        self.total[window] += np.bincount(pair, minlength=size) * samples * flags.shape[2]
+        self.flagged[window] += np.bincount(pair, weights=per_hand.sum(axis=1), minlength=size)
+        for hand in range(flags.shape[2]):
+            self.unflagged_hand[hand] += np.bincount(pair, weights=samples - per_hand[:, hand], minlength=size)
+        self.fresh += fresh
+
+    def report(self, layout: MsLayout) -> FlagReport:
+        names, n = layout.antenna_names, self.n
+        total = self.total.sum(axis=0).reshape(n, n)
+        flagged = self.flagged.sum(axis=0).reshape(n, n)
+        total, flagged = total + total.T, flagged + flagged.T  # symmetric: row i is antenna i
+        dead, alive = _dead_antennas(total, flagged)
+        live = np.ix_(alive, alive)
+        hand = self.unflagged_hand.reshape(-1, n, n)
+        per_receptor = (hand + hand.transpose(0, 2, 1)).sum(axis=2).T
+        lengths = np.linalg.norm(layout.antenna_xyz_m[:, None] - layout.antenna_xyz_m[None], axis=2)
+        return FlagReport(
+            fraction=_ratio(flagged.sum(), total.sum()),
+            active_fraction=_ratio(flagged[live].sum(), total[live].sum(), empty=1.0),
+            newly_flagged=self.fresh,
+            by_antenna={
+                names[i]: _ratio(flagged[i, alive].sum(), total[i, alive].sum(), empty=1.0)
+                for i in np.flatnonzero(total.sum(axis=1))
+            },
+            by_window={w: _ratio(self.flagged[w].sum(), t.sum()) for w, t in enumerate(self.total) if t.sum()},
+            by_length=_by_length(lengths[live], flagged[live], total[live]),
+            dead=tuple(names[i] for i in dead),
+            unflagged_baselines={names[i]: int((total > flagged)[i].sum()) for i in range(n)},
+            receptor_samples=tuple(tuple(int(v) for v in row) for row in per_receptor),
+        )
+
+
+def _dead_antennas(total: NDArray[Any], flagged: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    # A live antenna's baselines to dead ones are flagged too: take the worst away until the rest is sound.
+    alive = total.sum(axis=1) > 0
+    there = alive.copy()
+    while alive.any():
+        sums = np.where(alive, total[:, alive].sum(axis=1), 0.0)
+        share = np.where(sums > 0, flagged[:, alive].sum(axis=1) / np.maximum(sums, 1.0), np.where(alive, 1.0, 0.0))
+        worst = share[alive].max()
+        if worst <= _DEAD:
+            break
+        alive &= share < worst
+    return np.flatnonzero(there & ~alive), alive
+
+
+def _ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
+    return float(part / whole) if whole else empty
+
+
+def _by_length(lengths: NDArray[Any], flagged: NDArray[Any], total: NDArray[Any]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for low, high in pairwise(_LENGTHS_M):
+        inside = (lengths >= low) & (lengths < high) & (total > 0)
+        if inside.any():
+            out[f"{low:.0f}-{high:.0f} m"] = _ratio(flagged[inside].sum(), total[inside].sum())
+    return out
+
+
+def fill_model(
+    ms: Path,
+    sources: Sequence[ModelSource],
+    *,
+    field: int,
+    beam: NDArray[np.float64] | None = None,
+    times_mjd: NDArray[np.float64] | None = None,
+) -> None:
+    """Write MODEL_DATA for every row: point sources as seen from the phase centre, through the beam.
+
+    Rows of other fields get 1 in the parallel hands. Virtual models that CASA may have left in the
+    table are taken out, since they would go before the column.
+
+    Parameters
+    ----------
+    field
+        The field whose phase centre counts.
+    beam : (source, time, window, chan)
+        Primary beam on each source; None: 1. Its times are ``times_mjd``.
+    """
+    layout = read_layout(ms)
+    hands = list(layout.parallel)
+    ra0, dec0 = layout.field_deg[field]
+    lmn = direction_cosines(
+        np.array([s.ra_deg for s in sources]), np.array([s.dec_deg for s in sources]), float(ra0), float(dec0)
+    )
+    with open_table(ms, write=True) as table:
+        _add_like(table, "DATA", "MODEL_DATA")
+        _forget_virtual_models(table)
+        ddid, fields = table.getcol("DATA_DESC_ID"), table.getcol("FIELD_ID")
+        row_time = table.getcol("TIME") / 86400.0
+        for start, count in _blocks(ddid):
+            rows = slice(start, start + count)
+            window = layout.window_of_ddid[int(ddid[start])]
+            freqs = layout.channel_hz[window]
+            flux = np.stack([source_spectrum(s, freqs) for s in sources])[:, None, :]
+            if beam is None or times_mjd is None:
+                amplitude, when = flux, np.zeros(count, np.intp)
+            else:
+                amplitude = flux * beam[:, :, window, : len(freqs)]
+                when = np.abs(row_time[rows][:, None] - times_mjd).argmin(axis=1)
+            stokes = predict_block(table.getcol("UVW", start, count), freqs, lmn, amplitude, when)
+            stokes[fields[rows] != field] = 1.0
+            block = np.zeros((count, len(freqs), len(layout.corr_types)), np.complex64)
+            block[:, :, hands] = stokes[:, :, None]
+            table.putcol("MODEL_DATA", block, start, count)
+
+
+def _add_like(table: Any, source: str, name: str) -> bool:
+    """Add a column stored as ``source`` is; False if it was there."""
+    if name in table.colnames():
+        return False
+    description = table.getcoldesc(source)
+    description["keywords"] = {}
+    manager = table.getdminfo(source)
+    manager["NAME"] = f"nightbeam-{name}"
+    manager["COLUMNS"] = [name]
+    table.addcols({name: description}, manager)
+    return True
+
+
+def _forget_virtual_models(table: Any) -> None:
+    for keyword in table.keywordnames():
+        if keyword.startswith(("definedmodel_field_", "model_")):
+            table.removekeyword(keyword)
+
+
+def restore_flags(ms: Path) -> None:
+    """Bring FLAG back to what it was before any calibration was applied, or remember it if none was."""
+    with open_table(ms, write=True) as table:
+        fresh = _add_like(table, "FLAG", KEPT_FLAGS)
+        source, target = ("FLAG", KEPT_FLAGS) if fresh else (KEPT_FLAGS, "FLAG")
+        for start, count in _blocks(table.getcol("DATA_DESC_ID")):
+            table.putcol(target, table.getcol(source, start, count), start, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some rows of one window: (row,) antennas and times, (row, chan, parallel hand) columns."""
+
+    window: int
+    antenna1: NDArray[np.intp]
+    antenna2: NDArray[np.intp]
+    time_mjd: NDArray[np.float64]
+    columns: Mapping[str, NDArray[Any]]
+    flags: NDArray[np.bool_]
+
+
+def read_sample(
+    ms: Path, columns: Sequence[str], *, field: int | None = None, rows_per_window: int = 4096, pieces: int = 4
+) -> list[Sample]:
+    """Return cross-correlations of every window, from a few stretches of rows spread over the table.
+
+    Raises
+    ------
+    InputError
+        If a column is absent or cannot be read.
+    """
+    layout = read_layout(ms)
+    absent = [c for c in columns if c not in layout.columns]
+    if absent:
+        raise InputError(f"{ms} has no column {', '.join(absent)}", fix="solve or apply first")
+    hands = list(layout.parallel)
+    samples: list[Sample] = []
+    with open_table(ms) as table:
+        ddid, ant1, ant2 = table.getcol("DATA_DESC_ID"), table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+        fields, times = table.getcol("FIELD_ID"), table.getcol("TIME") / 86400.0
+        row_flag = table.getcol("FLAG_ROW")
+        wanted = ant1 != ant2
+        if field is not None:
+            wanted &= fields == field
+        for number, window in enumerate(layout.window_of_ddid):
+            mine = np.flatnonzero((ddid == number) & wanted)
+            for part in _stretches(mine, rows_per_window, pieces):
+                start, count = int(part[0]), int(part[-1] - part[0] + 1)
+                inside = part - start
+                read = {c: table.getcol(c, start, count)[inside][:, :, hands] for c in columns}
+                flags = table.getcol("FLAG", start, count)[inside][:, :, hands] | row_flag[part][:, None, None]
+                samples.append(Sample(window, ant1[part], ant2[part], times[part], read, flags))
+    return samples
+
+
+def _stretches(rows: NDArray[np.intp], most: int, pieces: int) -> Iterator[NDArray[np.intp]]:
+    if len(rows) <= most:
+        begins, length = [0], len(rows)
+    else:
+        length = most // pieces
+        begins = [int(b) for b in np.linspace(0, len(rows) - length, pieces)]
+    for begin in begins:
+        part = rows[begin : begin + length]
+        # a stretch that lies scattered over the table (windows interleaved) is cut where it would cost too much
+        if len(part):
+            yield part[part - part[0] < 64 * most]
+
+
+def read_caltable(path: Path) -> CalSolutions:
+    """Return the content of a CASA calibration table (G, B or K).
+
+    Raises
+    ------
+    MissingError
+        If there is none.
+    InputError
+        If it is not a calibration table, has no rows, or is damaged.
+    """
+    with open_table(path) as table:
+        names = set(table.colnames())
+        parameter = "CPARAM" if "CPARAM" in names else "FPARAM" if "FPARAM" in names else ""
+        if not parameter or "SPECTRAL_WINDOW_ID" not in names:
+            raise InputError(f"{path} is no calibration table", fix="name a table that gaincal or bandpass wrote")
+        if table.nrows() == 0:
+            raise InputError(f"{path} holds no solutions", fix="solve again")
+        kind = str(table.getkeyword("VisCal")) if "VisCal" in table.keywordnames() else ""
+        values, flags, snr = (_cells(table, column) for column in (parameter, "FLAG", "SNR"))
+        index = {c: np.asarray(table.getcol(c), np.int64) for c in ("ANTENNA1", "ANTENNA2", "FIELD_ID")}
+        spw = np.asarray(table.getcol("SPECTRAL_WINDOW_ID"), np.int64)
+        times = np.asarray(table.getcol("TIME"), float) / 86400.0
+    with open_table(path / "ANTENNA") as table:
+        antennas = tuple(str(n) for n in table.getcol("NAME"))
+    with open_table(path / "SPECTRAL_WINDOW") as table:
+        freqs = tuple(np.asarray(table.getcell("CHAN_FREQ", i), float) for i in range(table.nrows()))
+    return CalSolutions(
+        path=path,
+        kind_name=kind,
+        antennas=antennas,
+        antenna=index["ANTENNA1"],
+        spw=spw,
+        field_id=index["FIELD_ID"],
+        refant=index["ANTENNA2"],
+        time_mjd=times,
+        values=values,
+        flags=flags.astype(bool),
+        snr=np.asarray(snr, float),
+        freqs_hz=freqs,
+    )
+
+
+def _cells(table: Any, column: str) -> NDArray[Any]:
+    """Return a column whose cells may differ in their channels, padded to the longest: flagged, or 0."""
+    cells = [table.getcell(column, row) for row in range(table.nrows())]
+    most = max(cell.shape[0] for cell in cells)
+    if all(cell.shape[0] == most for cell in cells):
+        return np.stack(cells)
+    fill = column == "FLAG"
+    out = np.full((len(cells), most, cells[0].shape[1]), fill, cells[0].dtype)
+    for row, cell in enumerate(cells):
+        out[row, : cell.shape[0]] = cell
+    return out
+
+
+def check_tables(tables: Sequence[CalTable], layout: MsLayout) -> list[CalSolutions]:
+    """Read tables and make sure that they were solved for this array, these windows and these products.
+
+    Raises
+    ------
+    MissingError
+        If a table does not exist.
+    InputError
+        Naming the table and what differs.
+    """
+    absent = [t.path for t in tables if not is_table(t.path)]
+    if absent:
+        raise MissingError(
+            f"no calibration table {', '.join(str(p) for p in absent)}", fix="solve again, or retire the set"
+        )
+    solutions = [read_caltable(t.path) for t in tables]
+    for found in solutions:
+        _check_table(found, layout)
+    return solutions
+
+
+def _check_table(found: CalSolutions, layout: MsLayout) -> None:
+    where, fix = f"{found.path.name} does not fit {layout.path.name}", "apply a set that was solved for this array"
+    if found.antennas != layout.antenna_names:
+        extra = sorted(set(layout.antenna_names) ^ set(found.antennas))
+        what = f"antennas {', '.join(extra[:5])} are in only one of them" if extra else "antennas are in another order"
+        raise InputError(f"{where}: {what}", fix=fix)
+    if found.polarizations != len(layout.parallel):
+        raise InputError(f"{where}: {found.polarizations} receptors against {len(layout.parallel)}", fix=fix)
+    if len(found.freqs_hz) != len(layout.channel_hz):
+        raise InputError(f"{where}: {len(found.freqs_hz)} spectral windows against {len(layout.channel_hz)}", fix=fix)
+    for window, (mine, theirs) in enumerate(zip(found.freqs_hz, layout.channel_hz, strict=True)):
+        width = abs(theirs[1] - theirs[0]) if len(theirs) > 1 else 1e6
+        if len(mine) == len(theirs):
+            off = float(np.abs(mine - theirs).max())
+        elif len(mine) == 1:  # a gain: one number for the window, named by a frequency inside it
+            off = max(0.0, float(theirs.min() - mine[0]), float(mine[0] - theirs.max()))
+        else:
+            raise InputError(f"{where}: {len(mine)} channels against {len(theirs)} in window {window}", fix=fix)
+        if off > 0.01 * width:
+            raise InputError(f"{where}: window {window} is off by {off:.0f} Hz", fix=fix)
+    missing = sorted(set(layout.window_of_ddid) - set(found.spw.tolist()))
+    if missing:
+        raise InputError(f"{where}: it has no solutions for windows {missing}", fix=fix)
