@@ -1,1 +1,77 @@
-"""The one door to SQLAlchemy: the queue, the calibration registry and the products."""
+"""The one door to SQLAlchemy: the queue, the calibration registry and the products.
+
+`Queue`, `Registry` and `Products` are imported when they are first asked for, because they bring
+SQLAlchemy with them and the command line must answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nightbeam.catalog.model import (
+    AttemptRow,
+    BadFileRow,
+    CalSet,
+    CalSetSummary,
+    CalTableRow,
+    Dispatch,
+    DuplicateRow,
+    FileFact,
+    GroupFact,
+    GroupRow,
+    ImageRow,
+    MsRow,
+    Owner,
+    PerformanceRow,
+    QaArtifactRow,
+    ReceiptRow,
+    Recorded,
+    SetSpec,
+    Stage,
+    State,
+    SubbandRow,
+    TableSpec,
+)
+
+if TYPE_CHECKING:
+    from nightbeam.catalog.products import Products
+    from nightbeam.catalog.queue import Queue
+    from nightbeam.catalog.registry import Registry
+
+__all__ = [
+    "AttemptRow",
+    "BadFileRow",
+    "CalSet",
+    "CalSetSummary",
+    "CalTableRow",
+    "Dispatch",
+    "DuplicateRow",
+    "FileFact",
+    "GroupFact",
+    "GroupRow",
+    "ImageRow",
+    "MsRow",
+    "Owner",
+    "PerformanceRow",
+    "Products",
+    "QaArtifactRow",
+    "Queue",
+    "ReceiptRow",
+    "Recorded",
+    "Registry",
+    "SetSpec",
+    "Stage",
+    "State",
+    "SubbandRow",
+    "TableSpec",
+]
+
+_LATER = {"Products": "products", "Queue": "queue", "Registry": "registry"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

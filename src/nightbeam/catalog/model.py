@@ -1,0 +1,384 @@
+"""Plain rows of the three databases, and the words for the states of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "AttemptRow",
+    "BadFileRow",
+    "CalSet",
+    "CalSetSummary",
+    "CalTableRow",
+    "Dispatch",
+    "DuplicateRow",
+    "FileFact",
+    "GroupFact",
+    "GroupRow",
+    "ImageRow",
+    "MsRow",
+    "Owner",
+    "PerformanceRow",
+    "QaArtifactRow",
+    "ReceiptRow",
+    "Recorded",
+    "SetSpec",
+    "Stage",
+    "State",
+    "SubbandRow",
+    "TableSpec",
+]
+
+
+class State(StrEnum):
+    """Where a group stands in the queue."""
+
+    COLLECTING = "collecting"
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Stage(StrEnum):
+    """What is being done to a group, beside its state."""
+
+    COLLECTING = "collecting"
+    FRESH = "processing_fresh"
+    RESUMING = "resuming"
+    WAITING_FOR_GAINS = "waiting_for_gains"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Recorded(StrEnum):
+    """What became of a file that was shown to the queue."""
+
+    NEW = "new"
+    KNOWN = "known"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFact:
+    """What the ingest knows of a group when it records its files."""
+
+    group_id: str
+    start_mjd: float
+    start_source: str = "header"
+    mid_mjd: float | None = None
+    dec_deg: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """One subband file as it was found on disk."""
+
+    subband: int
+    path: Path
+    size_bytes: int | None = None
+    mtime: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who works on a group: a name that survives a restart, and the process that has it now.
+
+    ``started`` is the epoch second at which the process began, since the kernel gives pids again.
+    """
+
+    name: str
+    host: str | None = None
+    pid: int | None = None
+    started: float | None = None
+
+    def __str__(self) -> str:
+        return self.name + (f" (process {self.pid} on {self.host})" if self.pid is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One row of ``ingest_queue``. Times ``*_at``, ``received_at`` and ``last_update`` are epoch seconds."""
+
+    group_id: str
+    state: str
+    received_at: float
+    last_update: float
+    expected_subbands: int | None
+    retry_count: int
+    error: str | None
+    checkpoint_path: str | None
+    processing_stage: str | None
+    chunk_minutes: float | None
+    has_calibrator: int | None
+    calibrators: str | None
+    start_mjd: float | None
+    start_source: str | None
+    mid_mjd: float | None
+    dec_deg: float | None
+    owner: str | None
+    owner_host: str | None
+    owner_pid: int | None
+    owner_started: float | None
+    heartbeat_at: float | None
+    attempts: int
+    retry_base: int
+    current_step: str | None
+    dispatched_at: float | None
+    dispatch_key: str | None
+    partial: int
+    finished_at: float | None
+    subbands_present: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SubbandRow:
+    """One row of ``subband_files``; ``late`` is 1 for a file that came after the group had been taken."""
+
+    group_id: str
+    subband_idx: int
+    path: str
+    size_bytes: int | None
+    mtime: float | None
+    recorded_at: float | None
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateRow:
+    """A second file for a subband that the queue had already."""
+
+    group_id: str
+    subband_idx: int
+    path: str
+    first_path: str
+    recorded_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BadFileRow:
+    """A file that is no readable subband, and why."""
+
+    path: str
+    reason: str
+    size_bytes: int | None
+    mtime: float | None
+    recorded_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt at a group: who, when, how it ended (running, completed, failed, lost, released, waiting)."""
+
+    group_id: str
+    attempt: int
+    owner: str | None
+    started_at: float
+    ended_at: float | None
+    outcome: str
+    step: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """What a finished step left behind; ``content`` is a JSON object."""
+
+    group_id: str
+    step: str
+    attempt: int | None
+    finished_at: float
+    seconds: float | None
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceRow:
+    """Measured seconds of the stages of a group."""
+
+    group_id: str
+    load_time: float | None
+    phase_time: float | None
+    write_time: float | None
+    total_time: float | None
+    writer_type: str | None
+    recorded_at: float
+    calibrate_time: float | None = None
+    apply_time: float | None = None
+    image_time: float | None = None
+    group_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A group that must now be started, once: the key is the same however often the same attempt is sent."""
+
+    group_id: str
+    attempt: int
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """One calibration table to register: where, what kind (K, BA, BP, GA, GP, 2G, G, FLUX) and its place."""
+
+    path: Path
+    table_type: str
+    order_index: int
+    cal_field: str | None = None
+    refant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpec:
+    """A set of calibration tables to register as a whole; the window is required."""
+
+    name: str
+    tables: tuple[TableSpec, ...]
+    valid_start_mjd: float
+    valid_end_mjd: float
+    status: str = "active"
+    mid_mjd: float | None = None
+    dec_deg: float | None = None
+    group_id: str | None = None
+    calibrator: str | None = None
+    notes: str | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalTableRow:
+    """One row of ``caltables``."""
+
+    id: int
+    set_name: str
+    path: str
+    table_type: str
+    order_index: int
+    cal_field: str | None
+    refant: str | None
+    created_at: float
+    valid_start_mjd: float | None
+    valid_end_mjd: float | None
+    status: str
+    notes: str | None
+    sha256: str | None
+    mid_mjd: float | None
+    dec_deg: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CalSet:
+    """The set chosen for a time, with how far from it and whether it was borrowed from outside its window.
+
+    ``age_days`` is positive when the set is older than the data.
+    """
+
+    set_name: str
+    tables: tuple[CalTableRow, ...]
+    mid_mjd: float
+    created_at: float
+    age_days: float
+    borrowed: bool
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The tables in the order in which they are applied."""
+        return tuple(Path(t.path) for t in self.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class CalSetSummary:
+    """One set for the list that people read."""
+
+    set: str
+    rows: int
+    active: int
+    min_order: int | None
+    status: str
+    valid_start_mjd: float | None
+    valid_end_mjd: float | None
+    dec_deg: float | None
+    created_at: float
+    calibrator: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MsRow:
+    """One row of ``ms_index``."""
+
+    path: str
+    start_mjd: float | None
+    end_mjd: float | None
+    mid_mjd: float | None
+    processed_at: float | None
+    status: str | None
+    stage: str | None
+    stage_updated_at: float | None
+    cal_applied: int | None
+    imagename: str | None
+    group_id: str | None
+    partial: int | None
+    ra_deg: float | None
+    dec_deg: float | None
+    flagged_fraction: float | None
+    n_rows: int | None
+    n_spw: int | None
+    writer_type: str | None
+    calibration_set: str | None
+    cal_age_days: float | None
+    cal_borrowed: int | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of ``images``."""
+
+    id: int
+    path: str
+    ms_path: str
+    created_at: float
+    type: str
+    beam_major_arcsec: float | None
+    noise_jy: float | None
+    pbcor: int | None
+    group_id: str | None
+    mid_mjd: float | None
+    beam_minor_arcsec: float | None
+    beam_pa_deg: float | None
+    peak_jy: float | None
+    noise_centre_jy: float | None
+    dynamic_range: float | None
+    ra_deg: float | None
+    dec_deg: float | None
+    imsize: int | None
+    cell_arcsec: float | None
+    freq_hz: float | None
+    bandwidth_hz: float | None
+    integration_s: float | None
+    calibration_set: str | None
+    cal_age_days: float | None
+    cal_borrowed: int | None
+    partial: int | None
+    files: str | None
+    parameters: str | None
+    version: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QaArtifactRow:
+    """One row of ``qa_artifacts``."""
+
+    group_id: str
+    name: str
+    path: str
+    created_at: float

@@ -1,0 +1,729 @@
+"""The ingest queue: which groups there are, who works on them, and how every attempt ended.
+
+Each change of state is one UPDATE that names the state it comes from, so that of two who try it
+at the same time one succeeds and the other is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from nightbeam.catalog.model import (
+    AttemptRow,
+    BadFileRow,
+    Dispatch,
+    DuplicateRow,
+    FileFact,
+    GroupFact,
+    GroupRow,
+    Owner,
+    PerformanceRow,
+    ReceiptRow,
+    Recorded,
+    Stage,
+    State,
+    SubbandRow,
+)
+from nightbeam.catalog.remote import Database, upsert
+from nightbeam.catalog.schema import (
+    AttemptTable,
+    BadFileTable,
+    DuplicateTable,
+    PerformanceTable,
+    QueueTable,
+    ReceiptTable,
+    SubbandTable,
+)
+from nightbeam.core.errors import BusyError, InputError, MissingError
+
+__all__ = ["Queue"]
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+_Q = QueueTable
+_FREE: Mapping[str, None] = {
+    "owner": None,
+    "owner_host": None,
+    "owner_pid": None,
+    "owner_started": None,
+    "heartbeat_at": None,
+    "dispatched_at": None,
+    "dispatch_key": None,
+    "current_step": None,
+}
+#: Two header times of one observation are bit-identical; anything beyond this is another observation.
+_SAME_START_DAYS = 2e-3 / 86400.0
+
+
+class Queue:
+    """The queue of one site.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy URL.
+    max_retries
+        Attempts (since the group came or was last requeued) after which it is failed for good.
+    busy_timeout_s
+        How long a locked SQLite file is waited for.
+    """
+
+    def __init__(self, url: str, *, max_retries: int = 3, busy_timeout_s: float = 30.0) -> None:
+        self.max_retries = max_retries
+        self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s)
+
+    # -- what came ----------------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        group: GroupFact,
+        files: Iterable[FileFact],
+        *,
+        expected_subbands: int = 16,
+        chunk_minutes: float | None = None,
+        now: float | None = None,
+    ) -> dict[Path, Recorded]:
+        """Record files of one group, making it if it is new; a full group becomes ``pending``.
+
+        A file for a group that was taken already never changes its state: it is noted as late. The
+        same path again is nothing new; another path for the same subband is noted as a duplicate.
+
+        Returns
+        -------
+        dict
+            For each path what became of it.
+
+        Raises
+        ------
+        InputError
+            If the queue has this group with another start time.
+        """
+        now = _now(now)
+        with self.database.write() as connection:
+            row = self._make(connection, group, expected_subbands, chunk_minutes, now)
+            _same_start(row, group)
+            state = row["state"]
+            result = {f.path: _record_file(connection, group.group_id, state, f, now) for f in files}
+            if Recorded.NEW in result.values():
+                self._filled(connection, group.group_id, now)
+        return result
+
+    def _make(
+        self, connection: Connection, group: GroupFact, expected: int, chunk_minutes: float | None, now: float
+    ) -> sa.RowMapping:
+        facts = {
+            "start_mjd": group.start_mjd,
+            "start_source": group.start_source,
+            "mid_mjd": group.mid_mjd,
+            "dec_deg": group.dec_deg,
+        }
+        query = (
+            sa.select(_Q.state, _Q.start_mjd, _Q.start_source).where(_Q.group_id == group.group_id).with_for_update()
+        )
+        row = connection.execute(query).mappings().first()
+        if row is None:
+            upsert(
+                connection,
+                _Q,
+                {"group_id": group.group_id},
+                {
+                    "state": State.COLLECTING.value,
+                    "received_at": now,
+                    "last_update": now,
+                    "expected_subbands": expected,
+                    "processing_stage": Stage.COLLECTING.value,
+                    "chunk_minutes": chunk_minutes,
+                    **facts,
+                },
+            )
+            row = connection.execute(query).mappings().one()
+        elif row["start_mjd"] is None or (row["start_source"] != "header" and group.start_source == "header"):
+            connection.execute(sa.update(_Q).where(_Q.group_id == group.group_id).values(**facts))
+            row = connection.execute(query).mappings().one()
+        return row
+
+    def _filled(self, connection: Connection, group_id: str, now: float) -> None:
+        present = sa.select(sa.func.count()).select_from(SubbandTable).where(SubbandTable.group_id == group_id)
+        here = (_Q.group_id == group_id, _Q.state == State.COLLECTING.value)
+        connection.execute(sa.update(_Q).where(*here).values(last_update=now))
+        full = sa.update(_Q).where(*here, _Q.expected_subbands <= present.scalar_subquery())
+        connection.execute(full.values(state=State.PENDING.value, processing_stage=Stage.FRESH.value))
+
+    def record_bad_file(
+        self,
+        path: Path,
+        reason: str,
+        *,
+        size_bytes: int | None = None,
+        mtime: float | None = None,
+        now: float | None = None,
+    ) -> None:
+        """Note that a file is no readable subband, and why."""
+        values = {"reason": reason, "size_bytes": size_bytes, "mtime": mtime, "recorded_at": _now(now)}
+        with self.database.write() as connection:
+            upsert(connection, BadFileTable, {"path": str(path)}, values)
+
+    def forget_bad_file(self, path: Path) -> None:
+        """Strike a file from the bad ones, since it became readable."""
+        with self.database.write() as connection:
+            connection.execute(sa.delete(BadFileTable).where(BadFileTable.path == str(path)))
+
+    def bad_files(self) -> list[BadFileRow]:
+        """Return the files that are no readable subbands."""
+        return self._rows(BadFileRow, sa.select(BadFileTable).order_by(BadFileTable.path))
+
+    def known_paths(self) -> set[Path]:
+        """Return every path that was recorded, duplicates too."""
+        with self.database.read() as connection:
+            both = sa.union_all(sa.select(SubbandTable.path), sa.select(DuplicateTable.path))
+            return {Path(path) for (path,) in connection.execute(both)}
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def groups(self, *, state: str | None = None, limit: int | None = None) -> list[GroupRow]:
+        """Return the groups in the order of their data, newest first when limited."""
+        query = _groups()
+        if state is not None:
+            query = query.where(_Q.state == str(state))
+        if limit is None:
+            return self._rows(GroupRow, query.order_by(*_CHRONOLOGICAL))
+        newest = query.order_by(sa.desc(_DATA_TIME), sa.desc(_Q.group_id)).limit(limit)
+        return self._rows(GroupRow, newest)
+
+    def group(self, group_id: str) -> GroupRow:
+        """Return one group.
+
+        Raises
+        ------
+        MissingError
+            If there is none of that name.
+        """
+        found = self._rows(GroupRow, _groups().where(_Q.group_id == group_id))
+        if not found:
+            raise self._missing(group_id)
+        return found[0]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many groups are in each state, and their total."""
+        with self.database.read() as connection:
+            found = connection.execute(sa.select(_Q.state, sa.func.count()).group_by(_Q.state)).all()
+        counts = {state.value: 0 for state in State}
+        counts.update({str(state): int(n) for state, n in found})
+        return {"total": sum(counts.values()), **counts}
+
+    def subbands(self, group_id: str) -> list[SubbandRow]:
+        """Return the files of a group in the order of their subbands."""
+        query = sa.select(SubbandTable).where(SubbandTable.group_id == group_id).order_by(SubbandTable.subband_idx)
+        return self._rows(SubbandRow, query)
+
+    def duplicates(self, group_id: str | None = None) -> list[DuplicateRow]:
+        """Return the second files, of one group or of all."""
+        query = sa.select(DuplicateTable).order_by(DuplicateTable.group_id, DuplicateTable.path)
+        return self._rows(DuplicateRow, query if group_id is None else query.where(DuplicateTable.group_id == group_id))
+
+    def attempts(self, group_id: str) -> list[AttemptRow]:
+        """Return every attempt at a group with its error, first to last."""
+        query = sa.select(AttemptTable).where(AttemptTable.group_id == group_id).order_by(AttemptTable.attempt)
+        return self._rows(AttemptRow, query)
+
+    # -- dispatch -----------------------------------------------------------------------------------------------
+
+    def take_dispatchable(
+        self, limit: int, *, resend_after_s: float | None = None, now: float | None = None
+    ) -> list[Dispatch]:
+        """Take pending groups, oldest data first, to be started by somebody else.
+
+        Each attempt at a group is taken once. With ``resend_after_s`` one that was taken that long
+        ago and never claimed is given again **with the same key**, for the taker may have died before
+        it sent it. Groups that wait for gains are left out.
+        """
+        now = _now(now)
+        fresh = _Q.dispatched_at.is_(None)
+        due = fresh if resend_after_s is None else sa.or_(fresh, _Q.dispatched_at < now - resend_after_s)
+        wanted = (_Q.state == State.PENDING.value, _NOT_WAITING, due)
+        query = sa.select(_Q.group_id, _Q.attempts, _Q.dispatched_at).where(*wanted).order_by(*_CHRONOLOGICAL)
+        taken = []
+        with self.database.write() as connection:
+            for group_id, attempts, seen in connection.execute(query.limit(limit)).all():
+                dispatch = Dispatch(group_id, attempts + 1, f"{group_id}#{attempts + 1}")
+                same = _Q.dispatched_at.is_(None) if seen is None else _Q.dispatched_at == seen
+                change = sa.update(_Q).where(_Q.group_id == group_id, _Q.state == State.PENDING.value, same)
+                values = {"dispatched_at": now, "dispatch_key": dispatch.idempotency_key}
+                if connection.execute(change.values(**values)).rowcount:
+                    taken.append(dispatch)
+        return taken
+
+    def forget_dispatch(self, dispatch: Dispatch) -> None:
+        """Let a group be dispatched again, since its run could not be made."""
+        with self.database.write() as connection:
+            here = (_Q.group_id == dispatch.group_id, _Q.dispatch_key == dispatch.idempotency_key)
+            change = sa.update(_Q).where(*here, _Q.state == State.PENDING.value)
+            connection.execute(change.values(dispatched_at=None, dispatch_key=None))
+
+    # -- work ---------------------------------------------------------------------------------------------------
+
+    def claim(self, group_id: str, owner: Owner, *, now: float | None = None) -> GroupRow:
+        """Take a pending group for ``owner``; one that it holds already stays its own.
+
+        Raises
+        ------
+        MissingError
+            If there is no such group.
+        BusyError
+            If somebody else has it.
+        InputError
+            If it is not there to be taken: still collecting, completed or failed.
+        """
+        now = _now(now)
+        with self.database.write() as connection:
+            if not self._take(connection, group_id, owner, now):
+                self._retake(connection, group_id, owner, now)
+        return self.group(group_id)
+
+    def claim_next(self, owner: Owner, *, now: float | None = None) -> GroupRow | None:
+        """Take the pending group with the oldest data, or nothing where there is none."""
+        now = _now(now)
+        query = sa.select(_Q.group_id).where(_Q.state == State.PENDING.value, _NOT_WAITING).order_by(*_CHRONOLOGICAL)
+        while True:
+            with self.database.write() as connection:
+                group_id = connection.execute(query.limit(1)).scalar()
+                if group_id is None:
+                    return None
+                taken = self._take(connection, group_id, owner, now)
+            if taken:
+                return self.group(group_id)
+
+    def _take(self, connection: Connection, group_id: str, owner: Owner, now: float) -> bool:
+        resuming = sa.select(ReceiptTable.step).where(ReceiptTable.group_id == group_id).exists()
+        stage = sa.case((sa.or_(_Q.attempts > 0, resuming), Stage.RESUMING.value), else_=Stage.FRESH.value)
+        change = sa.update(_Q).where(_Q.group_id == group_id, _Q.state == State.PENDING.value)
+        values = {
+            "state": State.IN_PROGRESS.value,
+            "processing_stage": stage,
+            "attempts": _Q.attempts + 1,
+            "error": None,
+            **_held_by(owner, now),
+        }
+        if not connection.execute(change.values(**values)).rowcount:
+            return False
+        attempt = connection.execute(sa.select(_Q.attempts).where(_Q.group_id == group_id)).scalar_one()
+        connection.execute(
+            sa.insert(AttemptTable).values(
+                group_id=group_id, attempt=attempt, owner=str(owner), started_at=now, outcome="running"
+            )
+        )
+        return True
+
+    def _retake(self, connection: Connection, group_id: str, owner: Owner, now: float) -> None:
+        mine = (_Q.group_id == group_id, _Q.state == State.IN_PROGRESS.value, _Q.owner == owner.name)
+        if connection.execute(sa.update(_Q).where(*mine).values(**_held_by(owner, now))).rowcount:
+            return
+        row = connection.execute(sa.select(_Q).where(_Q.group_id == group_id)).mappings().first()
+        if row is None:
+            raise self._missing(group_id)
+        if row["state"] == State.IN_PROGRESS.value:
+            raise BusyError(f"group {group_id} is being worked on by {row['owner']}", fix="wait for it to end")
+        raise InputError(
+            f"group {group_id} is {row['state']}, not pending",
+            fix="wait for its subbands"
+            if row["state"] == State.COLLECTING.value
+            else f"to do it again: nightbeam groups reprocess {group_id}",
+        )
+
+    def heartbeat(self, group_id: str, owner: Owner, *, step: str | None = None, now: float | None = None) -> None:
+        """Renew the lease, and say what is being done.
+
+        Raises
+        ------
+        BusyError
+            If the group is no longer the owner's: stop working on it.
+        """
+        now = _now(now)
+        values: dict[str, Any] = {"heartbeat_at": now, "last_update": now}
+        if step is not None:
+            values["current_step"] = step
+        with self.database.write() as connection:
+            self._change_mine(connection, group_id, owner, values)
+
+    def complete(self, group_id: str, owner: Owner, *, now: float | None = None) -> None:
+        """End the work on a group with success."""
+        now = _now(now)
+        values = {
+            "state": State.COMPLETED.value,
+            "processing_stage": Stage.COMPLETED.value,
+            "last_update": now,
+            "finished_at": now,
+            "error": None,
+        }
+        with self.database.write() as connection:
+            self._end_attempt(connection, group_id, "completed", None, now)
+            self._change_mine(connection, group_id, owner, {**_FREE, **values})
+
+    def fail(
+        self, group_id: str, owner: Owner, error: str, *, final: bool = False, now: float | None = None
+    ) -> GroupRow:
+        """End an attempt with an error: the group is pending again, or failed after the last attempt.
+
+        Parameters
+        ----------
+        group_id, owner
+            The group, and who had it.
+        error
+            What went wrong; kept with the attempt and with the group.
+        final
+            No other attempt can end differently: the data themselves are at fault.
+        now
+            Epoch seconds.
+        """
+        now = _now(now)
+        with self.database.write() as connection:
+            row = self._mine(connection, group_id, owner)
+            self._end_attempt(connection, group_id, "failed", error, now)
+            self._change_mine(connection, group_id, owner, self._after_failure(row, error, final, now))
+        return self.group(group_id)
+
+    def release(self, group_id: str, owner: Owner, *, reason: str = "released", now: float | None = None) -> None:
+        """Give a group back unfinished, without counting it against the group."""
+        now = _now(now)
+        with self.database.write() as connection:
+            self._end_attempt(connection, group_id, "released", reason, now)
+            values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value}
+            self._change_mine(connection, group_id, owner, {**values, "last_update": now})
+
+    def wait_for_gains(self, group_id: str, owner: Owner, reason: str, *, now: float | None = None) -> None:
+        """Put a group aside until the registry has tables for its time; see `wake`."""
+        now = _now(now)
+        with self.database.write() as connection:
+            self._end_attempt(connection, group_id, "waiting", reason, now)
+            values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.WAITING_FOR_GAINS.value}
+            self._change_mine(connection, group_id, owner, {**values, "last_update": now, "error": reason})
+
+    def waiting_for_gains(self) -> list[GroupRow]:
+        """Return the groups that wait for gains, oldest data first."""
+        here = (_Q.state == State.PENDING.value, _Q.processing_stage == Stage.WAITING_FOR_GAINS.value)
+        return self._rows(GroupRow, _groups().where(*here).order_by(*_CHRONOLOGICAL))
+
+    def wake(self, group_id: str, *, now: float | None = None) -> bool:
+        """Let a group that waits for gains be dispatched; returns whether it was waiting."""
+        here = (_Q.group_id == group_id, _Q.processing_stage == Stage.WAITING_FOR_GAINS.value)
+        change = sa.update(_Q).where(*here, _Q.state == State.PENDING.value)
+        values = {"processing_stage": Stage.RESUMING.value, "last_update": _now(now), "error": None}
+        with self.database.write() as connection:
+            return connection.execute(change.values(**values)).rowcount > 0
+
+    def reprocess(self, group_id: str, *, force: bool = False, now: float | None = None) -> GroupRow:
+        """Make a group pending again, with a new set of attempts and nothing remembered of the old.
+
+        Parameters
+        ----------
+        group_id
+            The group.
+        force
+            Also one that somebody works on (it loses it), and one that is not full (it becomes partial).
+        now
+            Epoch seconds.
+
+        Raises
+        ------
+        MissingError
+            If there is no such group.
+        BusyError
+            If it is being worked on.
+        InputError
+            If it still lacks subbands.
+        """
+        now = _now(now)
+        with self.database.write() as connection:
+            row = connection.execute(sa.select(_Q).where(_Q.group_id == group_id).with_for_update()).mappings().first()
+            if row is None:
+                raise self._missing(group_id)
+            present = _present(connection, group_id)
+            lacking = present < (row["expected_subbands"] or 0)
+            self._may_reprocess(row, present, force)
+            if row["state"] == State.IN_PROGRESS.value:
+                self._end_attempt(connection, group_id, "released", "taken away by a request to reprocess", now)
+            connection.execute(sa.delete(ReceiptTable).where(ReceiptTable.group_id == group_id))
+            values = {
+                **_FREE,
+                "state": State.PENDING.value,
+                "processing_stage": Stage.FRESH.value,
+                "retry_count": _Q.retry_count + 1,
+                "retry_base": _Q.retry_count + 1,
+                "partial": int(lacking),
+                "last_update": now,
+                "finished_at": None,
+                "error": None,
+            }
+            connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
+        return self.group(group_id)
+
+    def _may_reprocess(self, row: sa.RowMapping, present: int, force: bool) -> None:
+        if force:
+            return
+        if row["state"] == State.IN_PROGRESS.value:
+            raise BusyError(
+                f"group {row['group_id']} is being worked on by {row['owner']}",
+                fix="wait for it to end, or take it away with --force",
+            )
+        if present < (row["expected_subbands"] or 0):
+            raise InputError(
+                f"group {row['group_id']} has {present} of {row['expected_subbands']} subbands",
+                fix="wait for the rest, or process it as partial with --force",
+            )
+
+    # -- housekeeping -------------------------------------------------------------------------------------------
+
+    def recover(
+        self, is_dead: Callable[[GroupRow], bool], *, lease_s: float | None = None, now: float | None = None
+    ) -> list[str]:
+        """Take groups back from owners that died, or were silent for longer than ``lease_s``.
+
+        It counts as a retry; after the last one the group is failed.
+        """
+        now = _now(now)
+        recovered = []
+        for row in self.groups(state=State.IN_PROGRESS):
+            silent = now - (row.heartbeat_at or row.last_update)
+            expired = lease_s is not None and silent > lease_s
+            if not expired and not is_dead(row):
+                continue
+            why = f"silent for {silent:.0f} s" if expired else "its process is gone"
+            if self._take_back(row, f"lost by {row.owner or 'an unknown worker'}: {why}", now):
+                recovered.append(row.group_id)
+        return recovered
+
+    def _take_back(self, row: GroupRow, error: str, now: float) -> bool:
+        beat = _Q.heartbeat_at.is_(None) if row.heartbeat_at is None else _Q.heartbeat_at == row.heartbeat_at
+        owner = _Q.owner.is_(None) if row.owner is None else _Q.owner == row.owner
+        here = (_Q.group_id == row.group_id, _Q.state == State.IN_PROGRESS.value, owner, beat)
+        with self.database.write() as connection:
+            now_row = connection.execute(sa.select(_Q).where(*here).with_for_update()).mappings().first()
+            if now_row is None:
+                return False
+            self._end_attempt(connection, row.group_id, "lost", error, now)
+            values = self._after_failure(now_row, error, False, now)
+            return connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount > 0
+
+    def stale_collecting(self, older_than_s: float, *, now: float | None = None) -> list[GroupRow]:
+        """Return the groups that have been incomplete for longer than this."""
+        here = (_Q.state == State.COLLECTING.value, _Q.received_at < _now(now) - older_than_s)
+        return self._rows(GroupRow, _groups().where(*here).order_by(*_CHRONOLOGICAL))
+
+    def expire_collecting(self, older_than_s: float, *, now: float | None = None) -> list[str]:
+        """Fail the groups that have been incomplete for longer than this, saying what they lack."""
+        now = _now(now)
+        expired = []
+        for row in self.stale_collecting(older_than_s, now=now):
+            there = {s.subband_idx for s in self.subbands(row.group_id)}
+            expected = row.expected_subbands or 0
+            lacking = ", ".join(f"sb{n:02d}" for n in range(expected) if n not in there)
+            error = f"Collecting timeout: {len(there)} of {expected} subbands, missing {lacking}"
+            values = {
+                "state": State.FAILED.value,
+                "processing_stage": Stage.FAILED.value,
+                "error": error,
+                "last_update": now,
+                "finished_at": now,
+            }
+            with self.database.write() as connection:
+                here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
+                if connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount:
+                    expired.append(row.group_id)
+        return expired
+
+    # -- what the steps leave -----------------------------------------------------------------------------------
+
+    def set_calibrators(self, group_id: str, matches: Sequence[Mapping[str, Any]]) -> None:
+        """Store the calibrators found in the field of a group; none found is 0, unknown is NULL."""
+        values = {"has_calibrator": int(bool(matches)), "calibrators": json.dumps(list(matches))}
+        with self.database.write() as connection:
+            connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
+
+    def put_receipt(
+        self,
+        group_id: str,
+        owner: Owner,
+        step: str,
+        content: Mapping[str, Any],
+        *,
+        seconds: float | None = None,
+        now: float | None = None,
+    ) -> None:
+        """Store what a finished step left behind; only the group's owner can."""
+        now = _now(now)
+        with self.database.write() as connection:
+            row = self._mine(connection, group_id, owner)
+            values = {
+                "attempt": row["attempts"],
+                "finished_at": now,
+                "seconds": seconds,
+                "content": json.dumps(content, sort_keys=True),
+            }
+            upsert(connection, ReceiptTable, {"group_id": group_id, "step": step}, values)
+            self._change_mine(connection, group_id, owner, {"heartbeat_at": now, "last_update": now})
+
+    def receipt(self, group_id: str, step: str) -> dict[str, Any] | None:
+        """Return what a finished step left behind, or None."""
+        here = (ReceiptTable.group_id == group_id, ReceiptTable.step == step)
+        with self.database.read() as connection:
+            content = connection.execute(sa.select(ReceiptTable.content).where(*here)).scalar()
+        return None if content is None else dict(json.loads(content))
+
+    def receipts(self, group_id: str) -> list[ReceiptRow]:
+        """Return the receipts of a group in the order in which they were made."""
+        query = sa.select(ReceiptTable).where(ReceiptTable.group_id == group_id)
+        return self._rows(ReceiptRow, query.order_by(ReceiptTable.finished_at))
+
+    def drop_receipts(self, group_id: str, steps: Sequence[str]) -> None:
+        """Forget finished steps, since what they left is gone or out of date."""
+        here = (ReceiptTable.group_id == group_id, ReceiptTable.step.in_(list(steps)))
+        with self.database.write() as connection:
+            connection.execute(sa.delete(ReceiptTable).where(*here))
+
+    def put_performance(self, group_id: str, *, now: float | None = None, **values: float | str | None) -> None:
+        """Store measured seconds of a group's stages; what is not given stays."""
+        given = {name: value for name, value in values.items() if value is not None}
+        with self.database.write() as connection:
+            upsert(connection, PerformanceTable, {"group_id": group_id}, {**given, "recorded_at": _now(now)})
+
+    def performance(self, group_id: str) -> PerformanceRow | None:
+        """Return the measured seconds of a group, or None."""
+        found = self._rows(PerformanceRow, sa.select(PerformanceTable).where(PerformanceTable.group_id == group_id))
+        return found[0] if found else None
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _rows(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
+        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        with self.database.read() as connection:
+            return [kind(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
+
+    def _missing(self, group_id: str) -> MissingError:
+        return MissingError(f"the queue has no group {group_id}", fix="nightbeam groups list shows those there are")
+
+    def _after_failure(self, row: sa.RowMapping, error: str, final: bool, now: float) -> dict[str, Any]:
+        retries = row["retry_count"] + 1
+        ended = final or retries - row["retry_base"] >= self.max_retries
+        return {
+            **_FREE,
+            "state": State.FAILED.value if ended else State.PENDING.value,
+            "processing_stage": Stage.FAILED.value if ended else Stage.RESUMING.value,
+            "retry_count": retries,
+            "error": error,
+            "last_update": now,
+            "finished_at": now if ended else None,
+            "current_step": row["current_step"],
+        }
+
+    def _mine(self, connection: Connection, group_id: str, owner: Owner) -> sa.RowMapping:
+        here = (_Q.group_id == group_id, _Q.state == State.IN_PROGRESS.value, _Q.owner == owner.name)
+        row = connection.execute(sa.select(_Q).where(*here).with_for_update()).mappings().first()
+        if row is None:
+            raise self._lost(connection, group_id, owner)
+        return row
+
+    def _change_mine(self, connection: Connection, group_id: str, owner: Owner, values: Mapping[str, Any]) -> None:
+        here = (_Q.group_id == group_id, _Q.state == State.IN_PROGRESS.value, _Q.owner == owner.name)
+        if not connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount:
+            raise self._lost(connection, group_id, owner)
+
+    def _lost(self, connection: Connection, group_id: str, owner: Owner) -> BusyError | MissingError:
+        row = connection.execute(sa.select(_Q.state, _Q.owner).where(_Q.group_id == group_id)).first()
+        if row is None:
+            return self._missing(group_id)
+        return BusyError(
+            f"group {group_id} is no longer held by {owner}: it is {row.state}, owner {row.owner or 'nobody'}",
+            fix="stop working on it; whoever has it now goes on",
+        )
+
+    def _end_attempt(self, connection: Connection, group_id: str, outcome: str, error: str | None, now: float) -> None:
+        row = connection.execute(sa.select(_Q.attempts, _Q.current_step).where(_Q.group_id == group_id)).first()
+        if row is None:
+            raise self._missing(group_id)
+        here = (AttemptTable.group_id == group_id, AttemptTable.attempt == row.attempts)
+        values = {"ended_at": now, "outcome": outcome, "step": row.current_step, "error": error}
+        connection.execute(sa.update(AttemptTable).where(*here).values(**values))
+
+
+#: Rows of the seed pipeline have no data time; their arrival, as MJD, is the nearest thing.
+_DATA_TIME = sa.func.coalesce(_Q.start_mjd, _Q.received_at / 86400.0 + 40587.0)
+_CHRONOLOGICAL = (_DATA_TIME, _Q.group_id)
+_NOT_WAITING = sa.func.coalesce(_Q.processing_stage, "") != Stage.WAITING_FOR_GAINS.value
+
+
+def _now(now: float | None) -> float:
+    return time.time() if now is None else now
+
+
+def _groups() -> sa.Select[Any]:
+    present = (
+        sa.select(sa.func.count())
+        .select_from(SubbandTable)
+        .where(SubbandTable.group_id == _Q.group_id)
+        .correlate(_Q)
+        .scalar_subquery()
+        .label("subbands_present")
+    )
+    return sa.select(*_Q.__table__.columns, present)
+
+
+def _present(connection: Connection, group_id: str) -> int:
+    query = sa.select(sa.func.count()).select_from(SubbandTable).where(SubbandTable.group_id == group_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def _held_by(owner: Owner, now: float) -> dict[str, Any]:
+    return {
+        "owner": owner.name,
+        "owner_host": owner.host,
+        "owner_pid": owner.pid,
+        "owner_started": owner.started,
+        "heartbeat_at": now,
+        "last_update": now,
+    }
+
+
+def _same_start(row: sa.RowMapping, group: GroupFact) -> None:
+    if group.start_source != "header" or row["start_source"] != "header":
+        return
+    if abs(row["start_mjd"] - group.start_mjd) > _SAME_START_DAYS:
+        raise InputError(
+            f"these files start {(group.start_mjd - row['start_mjd']) * 86400.0:+.3f} s from the others of group "
+            f"{group.group_id}",
+            fix="they are of another observation; look at their headers",
+        )
+
+
+def _record_file(connection: Connection, group_id: str, state: str, file: FileFact, now: float) -> Recorded:
+    here = (SubbandTable.group_id == group_id, SubbandTable.subband_idx == file.subband)
+    first = connection.execute(sa.select(SubbandTable.path).where(*here)).scalar()
+    path = str(file.path)
+    if first is None:
+        late = state in (State.IN_PROGRESS.value, State.COMPLETED.value, State.FAILED.value)
+        connection.execute(
+            sa.insert(SubbandTable).values(
+                group_id=group_id,
+                subband_idx=file.subband,
+                path=path,
+                size_bytes=file.size_bytes,
+                mtime=file.mtime,
+                recorded_at=now,
+                late=int(late),
+            )
+        )
+        return Recorded.LATE if late else Recorded.NEW
+    if first == path:
+        return Recorded.KNOWN
+    values = {"group_id": group_id, "subband_idx": file.subband, "first_path": first, "recorded_at": now}
+    known = not upsert(connection, DuplicateTable, {"path": path}, values)
+    return Recorded.KNOWN if known else Recorded.DUPLICATE

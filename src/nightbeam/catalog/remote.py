@@ -1,0 +1,268 @@
+"""Opening a database: created, adopted or migrated under a lock, and its errors in our words."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import NullPool
+
+from nightbeam.core.errors import (
+    BusyError,
+    ConfigError,
+    InputError,
+    NightbeamError,
+    StorageError,
+    UnavailableError,
+)
+from nightbeam.core.files import storage_errors
+from nightbeam.core.locks import sole_owner
+
+__all__ = ["Database", "DatabaseName", "upsert"]
+
+DatabaseName = Literal["queue", "registry", "products"]
+
+_BUSY_TIMEOUT_S = 30.0
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_WRITE = "nightbeam_write"
+#: Held while a PostgreSQL database is migrated; any number that nobody else uses.
+_ADVISORY_LOCK = 0x6E62_0001
+
+
+class Database:
+    """One of the three databases, ready to be read and written.
+
+    Every transaction has a connection of its own, so that none is ever shared between threads or
+    carried over a fork; transactions are meant to be short.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy URL, e.g. ``sqlite:////data/state/ingest.sqlite3`` or ``postgresql+psycopg://...``.
+    name
+        Which of the three it is; each has a history of migrations of its own.
+    busy_timeout_s
+        How long a locked SQLite file is waited for.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is none, or names a driver that is not installed.
+    InputError
+        If the file is no database, or was made by a newer nightbeam.
+    BusyError
+        If it stays locked.
+    StorageError
+        If it cannot be written.
+    UnavailableError
+        If the server does not answer.
+    """
+
+    def __init__(self, url: str, name: DatabaseName, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
+        self.name: DatabaseName = name
+        self.url = _parse(url)
+        self.shown = self.url.render_as_string(hide_password=True)
+        self.busy_timeout_s = busy_timeout_s
+        self.file = _sqlite_file(self.url)
+        self.engine = _engine(self.url, busy_timeout_s)
+        self._script = ScriptDirectory(
+            str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")]
+        )
+        self._head = self._script.get_current_head() or ""
+        with self._errors():
+            self._open()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection that sees one consistent state."""
+        with self._errors(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection whose changes all take effect at the end of the block, or none of them."""
+        with self._errors(), self.engine.connect() as bare:
+            connection = bare.execution_options(**{_WRITE: True})
+            with connection.begin():
+                yield connection
+
+    def revision(self) -> str | None:
+        """Return the revision that the database is at."""
+        with self.read() as connection:
+            return self._revision(connection)
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self.file is not None:
+            with storage_errors(self.file):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            if self.file.exists() and self._is_current():
+                return
+            lock = self.file.with_name(f".{self.file.name}.lock")
+            with (
+                storage_errors(self.file),
+                sole_owner(lock, wait_s=self.busy_timeout_s, what=f"the opening of {self.file}"),
+            ):
+                self._prepare_sqlite(self.file)
+                self._migrate()
+        elif not self._is_current():
+            self._migrate()
+
+    def _is_current(self) -> bool:
+        with self.engine.begin() as connection:
+            found = self._revision(connection)
+        self._refuse_newer(found)
+        return found == self._head
+
+    def _revision(self, connection: Connection) -> str | None:
+        return self._context(connection).get_current_revision()
+
+    def _context(self, connection: Connection, **options: Any) -> MigrationContext:
+        # Three histories may live in one PostgreSQL database, so each has a version table of its own.
+        return MigrationContext.configure(
+            connection, opts={"version_table": f"nightbeam_{self.name}_version", "transactional_ddl": True, **options}
+        )
+
+    def _refuse_newer(self, found: str | None) -> None:
+        known = {script.revision for script in self._script.walk_revisions()}
+        if found is not None and found not in known:
+            raise InputError(
+                f"{self.shown} has schema {found}, this nightbeam knows {self._head} at most",
+                fix="upgrade nightbeam, or point it at another database",
+            )
+
+    def _prepare_sqlite(self, file: Path) -> None:
+        # Outside any transaction, as the journal mode demands; it is a property of the file and stays.
+        with closing(sqlite3.connect(file, timeout=self.busy_timeout_s, isolation_level=None)) as raw:
+            raw.execute("PRAGMA journal_mode=WAL")
+            (version,) = raw.execute("PRAGMA user_version").fetchone()
+        if version > int(self._head):
+            self._refuse_newer(f"{version:04d}")
+
+    def _migrate(self) -> None:
+        def steps(revision: Any, _context: MigrationContext) -> Any:
+            return self._script._upgrade_revs("head", revision)
+
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            self._refuse_newer(self._revision(connection))
+            context = self._context(connection, fn=steps)
+            with Operations.context(context):
+                context.run_migrations()
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql(f"PRAGMA user_version = {int(self._head)}")
+
+    # -- errors -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except NightbeamError:
+            raise
+        except (exc.DBAPIError, sqlite3.Error) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> NightbeamError:
+        original = error.orig if isinstance(error, exc.DBAPIError) else error
+        said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
+        text = said.lower()
+        if isinstance(original, sqlite3.Error):
+            return self._translated_sqlite(text, said)
+        if "lock" in text and ("timeout" in text or "deadlock" in text):
+            return BusyError(f"{self.shown} is locked: {said}", fix="try again")
+        if isinstance(error, exc.OperationalError | exc.InterfaceError):
+            return UnavailableError(f"the database {self.shown} does not answer: {said}", fix="is the server running?")
+        return InputError(f"{self.shown}: {said}", fix="is this nightbeam's database?")
+
+    def _translated_sqlite(self, text: str, said: str) -> NightbeamError:
+        where = str(self.file)
+        if "locked" in text or "busy" in text:
+            return BusyError(
+                f"{where} stayed locked for {self.busy_timeout_s:g} s", fix="find who holds it (fuser), then try again"
+            )
+        if "not a database" in text or "malformed" in text:
+            return InputError(f"{where} is no SQLite database: {said}", fix="move it away, or correct the setting")
+        if "full" in text or "readonly" in text or "unable to open" in text or "disk i/o" in text:
+            return StorageError(f"cannot write {where}: {said}", fix="check its owner, its mount and the free space")
+        return InputError(f"{where}: {said}", fix="is this nightbeam's database?")
+
+
+def upsert(connection: Connection, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Update the row with this key, or insert it; returns True where it was inserted.
+
+    Works on every database that SQLAlchemy speaks to, also when two do it at once.
+    """
+    if _update(connection, table, key, values):
+        return False
+    try:
+        with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
+            connection.execute(sa.insert(table).values(**key, **values))
+    except exc.IntegrityError:
+        if not _update(connection, table, key, values):
+            raise
+        return False
+    return True
+
+
+def _update(connection: Connection, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    where = [getattr(table, name) == value for name, value in key.items()]
+    if not values:
+        return connection.execute(sa.select(sa.literal(1)).select_from(table).where(*where)).first() is not None
+    return connection.execute(sa.update(table).where(*where).values(**values)).rowcount > 0
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = sa.make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigError(f"{url!r} is no database URL", fix="write it like sqlite:////data/ingest.sqlite3") from error
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError("a database in memory would be lost at once", fix="name a file")
+    return parsed
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _engine(url: URL, busy_timeout_s: float) -> Engine:
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": busy_timeout_s}
+    try:
+        engine = sa.create_engine(url, **options)
+    except (exc.ArgumentError, ImportError) as error:  # NoSuchModuleError is an ArgumentError
+        raise ConfigError(
+            f"no driver for {url.drivername}: {error}", fix="install it, or use sqlite or postgresql+psycopg"
+        ) from error
+    if url.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _tune_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    # sqlite3's own idea of when a transaction begins leaves DDL outside of it: we begin ourselves.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A reader that turns writer in mid-transaction is refused at once, whatever the timeout: ask first.
+    writing = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

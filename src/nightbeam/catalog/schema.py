@@ -1,0 +1,318 @@
+"""The tables of the three databases as SQLAlchemy models.
+
+The first columns of each table, up to the comment ``ours``, have the names and types of the DSA-110
+pipeline of October 2025, because people query these files with ``sqlite3``. A change here needs a
+migration in ``migrations/``; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import REAL, BigInteger, Double, ForeignKey, Index, Integer, MetaData, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "AttemptTable",
+    "BadFileTable",
+    "CalSetTable",
+    "CalTable",
+    "DuplicateTable",
+    "ImageTable",
+    "MosaicTable",
+    "MsTable",
+    "PerformanceTable",
+    "ProductsBase",
+    "QaArtifactTable",
+    "QueueBase",
+    "QueueTable",
+    "ReceiptTable",
+    "RegistryBase",
+    "SubbandTable",
+    "real",
+]
+
+
+def real() -> Double[float]:
+    """Return the type of every number with a fraction: 8 bytes everywhere, named REAL in SQLite."""
+    return Double().with_variant(REAL(), "sqlite")
+
+
+class QueueBase(DeclarativeBase):
+    """Tables of the queue, ``state/ingest.sqlite3``."""
+
+    metadata = MetaData()
+
+
+class RegistryBase(DeclarativeBase):
+    """Tables of the calibration registry, ``state/cal_registry.sqlite3``."""
+
+    metadata = MetaData()
+
+
+class ProductsBase(DeclarativeBase):
+    """Tables of the products, ``state/products.sqlite3``."""
+
+    metadata = MetaData()
+
+
+class QueueTable(QueueBase):
+    """One row per group of subbands."""
+
+    __tablename__ = "ingest_queue"
+    __table_args__ = (Index("idx_ingest_queue_state_start", "state", "start_mjd"),)
+    group_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    state: Mapped[str] = mapped_column(Text)
+    received_at: Mapped[float] = mapped_column(real())
+    last_update: Mapped[float] = mapped_column(real())
+    expected_subbands: Mapped[int | None] = mapped_column(Integer)
+    retry_count: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    error: Mapped[str | None] = mapped_column(Text)
+    checkpoint_path: Mapped[str | None] = mapped_column(Text)
+    processing_stage: Mapped[str | None] = mapped_column(Text, server_default="collecting", default="collecting")
+    chunk_minutes: Mapped[float | None] = mapped_column(real())
+    has_calibrator: Mapped[int | None] = mapped_column(Integer)
+    calibrators: Mapped[str | None] = mapped_column(Text)
+    # ours
+    start_mjd: Mapped[float | None] = mapped_column(real())
+    start_source: Mapped[str | None] = mapped_column(Text)
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    owner: Mapped[str | None] = mapped_column(Text)
+    owner_host: Mapped[str | None] = mapped_column(Text)
+    owner_pid: Mapped[int | None] = mapped_column(Integer)
+    owner_started: Mapped[float | None] = mapped_column(real())
+    heartbeat_at: Mapped[float | None] = mapped_column(real())
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    retry_base: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    current_step: Mapped[str | None] = mapped_column(Text)
+    dispatched_at: Mapped[float | None] = mapped_column(real())
+    dispatch_key: Mapped[str | None] = mapped_column(Text)
+    partial: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    finished_at: Mapped[float | None] = mapped_column(real())
+
+
+class SubbandTable(QueueBase):
+    """One row per subband of a group: the first file that came for it."""
+
+    __tablename__ = "subband_files"
+    __table_args__ = (Index("idx_subband_files_path", "path"),)
+    group_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    subband_idx: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(Text)
+    # ours
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    mtime: Mapped[float | None] = mapped_column(real())
+    recorded_at: Mapped[float | None] = mapped_column(real())
+    late: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+
+
+class PerformanceTable(QueueBase):
+    """Measured seconds of a group's stages."""
+
+    __tablename__ = "performance_metrics"
+    group_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    load_time: Mapped[float | None] = mapped_column(real())
+    phase_time: Mapped[float | None] = mapped_column(real())
+    write_time: Mapped[float | None] = mapped_column(real())
+    total_time: Mapped[float | None] = mapped_column(real())
+    writer_type: Mapped[str | None] = mapped_column(Text)
+    recorded_at: Mapped[float] = mapped_column(real())
+    # ours
+    calibrate_time: Mapped[float | None] = mapped_column(real())
+    apply_time: Mapped[float | None] = mapped_column(real())
+    image_time: Mapped[float | None] = mapped_column(real())
+    group_time: Mapped[float | None] = mapped_column(real())
+
+
+class DuplicateTable(QueueBase):
+    """Files that came for a subband that was there already. Ours."""
+
+    __tablename__ = "duplicate_files"
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    group_id: Mapped[str] = mapped_column(Text, ForeignKey("ingest_queue.group_id", ondelete="CASCADE"))
+    subband_idx: Mapped[int] = mapped_column(Integer)
+    first_path: Mapped[str] = mapped_column(Text)
+    recorded_at: Mapped[float] = mapped_column(real())
+
+
+class BadFileTable(QueueBase):
+    """Files that are no readable subband, with the reason. Ours."""
+
+    __tablename__ = "bad_files"
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    mtime: Mapped[float | None] = mapped_column(real())
+    recorded_at: Mapped[float] = mapped_column(real())
+
+
+class AttemptTable(QueueBase):
+    """Every attempt at a group, with its error. Ours."""
+
+    __tablename__ = "attempts"
+    group_id: Mapped[str] = mapped_column(
+        Text, ForeignKey("ingest_queue.group_id", ondelete="CASCADE"), primary_key=True
+    )
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    owner: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[float] = mapped_column(real())
+    ended_at: Mapped[float | None] = mapped_column(real())
+    outcome: Mapped[str] = mapped_column(Text)
+    step: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class ReceiptTable(QueueBase):
+    """What each finished step of a group left behind, as JSON. Ours."""
+
+    __tablename__ = "receipts"
+    group_id: Mapped[str] = mapped_column(
+        Text, ForeignKey("ingest_queue.group_id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[str] = mapped_column(Text, primary_key=True)
+    attempt: Mapped[int | None] = mapped_column(Integer)
+    finished_at: Mapped[float] = mapped_column(real())
+    seconds: Mapped[float | None] = mapped_column(real())
+    content: Mapped[str] = mapped_column(Text)
+
+
+class CalTable(RegistryBase):
+    """One row per calibration table."""
+
+    __tablename__ = "caltables"
+    __table_args__ = (
+        UniqueConstraint("path"),
+        Index("idx_caltables_set", "set_name"),
+        Index("idx_caltables_valid", "valid_start_mjd", "valid_end_mjd"),
+    )
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    set_name: Mapped[str] = mapped_column(Text)
+    path: Mapped[str] = mapped_column(Text)
+    table_type: Mapped[str] = mapped_column(Text)
+    order_index: Mapped[int] = mapped_column(Integer)
+    cal_field: Mapped[str | None] = mapped_column(Text)
+    refant: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())
+    valid_start_mjd: Mapped[float | None] = mapped_column(real())
+    valid_end_mjd: Mapped[float | None] = mapped_column(real())
+    status: Mapped[str] = mapped_column(Text)
+    notes: Mapped[str | None] = mapped_column(Text)
+    # ours
+    sha256: Mapped[str | None] = mapped_column(Text)
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+
+
+class CalSetTable(RegistryBase):
+    """One row per set, also of those that were turned down and have no table. Ours."""
+
+    __tablename__ = "calsets"
+    set_name: Mapped[str] = mapped_column(Text, primary_key=True)
+    status: Mapped[str] = mapped_column(Text)
+    group_id: Mapped[str | None] = mapped_column(Text)
+    calibrator: Mapped[str | None] = mapped_column(Text)
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    reason: Mapped[str | None] = mapped_column(Text)
+    report: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())
+
+
+class MsTable(ProductsBase):
+    """One row per Measurement Set."""
+
+    __tablename__ = "ms_index"
+    __table_args__ = (
+        Index("idx_ms_index_stage_path", "stage", "path"),
+        Index("idx_ms_index_status", "status"),
+    )
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    start_mjd: Mapped[float | None] = mapped_column(real())
+    end_mjd: Mapped[float | None] = mapped_column(real())
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    processed_at: Mapped[float | None] = mapped_column(real())
+    status: Mapped[str | None] = mapped_column(Text)
+    stage: Mapped[str | None] = mapped_column(Text)
+    stage_updated_at: Mapped[float | None] = mapped_column(real())
+    cal_applied: Mapped[int | None] = mapped_column(Integer, server_default="0", default=0)
+    imagename: Mapped[str | None] = mapped_column(Text)
+    # ours
+    group_id: Mapped[str | None] = mapped_column(Text)
+    partial: Mapped[int | None] = mapped_column(Integer)
+    ra_deg: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    flagged_fraction: Mapped[float | None] = mapped_column(real())
+    n_rows: Mapped[int | None] = mapped_column(BigInteger)
+    n_spw: Mapped[int | None] = mapped_column(Integer)
+    writer_type: Mapped[str | None] = mapped_column(Text)
+    calibration_set: Mapped[str | None] = mapped_column(Text)
+    cal_age_days: Mapped[float | None] = mapped_column(real())
+    cal_borrowed: Mapped[int | None] = mapped_column(Integer)
+    version: Mapped[str | None] = mapped_column(Text)
+
+
+class ImageTable(ProductsBase):
+    """One row per image."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        Index("idx_images_ms_path", "ms_path"),
+        Index("uq_images_path", "path", unique=True),
+        Index("idx_images_mid_mjd", "mid_mjd"),
+    )
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    path: Mapped[str] = mapped_column(Text)
+    ms_path: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())
+    type: Mapped[str] = mapped_column(Text)
+    beam_major_arcsec: Mapped[float | None] = mapped_column(real())
+    noise_jy: Mapped[float | None] = mapped_column(real())
+    pbcor: Mapped[int | None] = mapped_column(Integer, server_default="0", default=0)
+    # ours
+    group_id: Mapped[str | None] = mapped_column(Text)
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    beam_minor_arcsec: Mapped[float | None] = mapped_column(real())
+    beam_pa_deg: Mapped[float | None] = mapped_column(real())
+    peak_jy: Mapped[float | None] = mapped_column(real())
+    noise_centre_jy: Mapped[float | None] = mapped_column(real())
+    dynamic_range: Mapped[float | None] = mapped_column(real())
+    ra_deg: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    imsize: Mapped[int | None] = mapped_column(Integer)
+    cell_arcsec: Mapped[float | None] = mapped_column(real())
+    freq_hz: Mapped[float | None] = mapped_column(real())
+    bandwidth_hz: Mapped[float | None] = mapped_column(real())
+    integration_s: Mapped[float | None] = mapped_column(real())
+    calibration_set: Mapped[str | None] = mapped_column(Text)
+    cal_age_days: Mapped[float | None] = mapped_column(real())
+    cal_borrowed: Mapped[int | None] = mapped_column(Integer)
+    partial: Mapped[int | None] = mapped_column(Integer)
+    files: Mapped[str | None] = mapped_column(Text)
+    parameters: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[str | None] = mapped_column(Text)
+    sha256: Mapped[str | None] = mapped_column(Text)
+
+
+class MosaicTable(ProductsBase):
+    """One row per mosaic."""
+
+    __tablename__ = "mosaics"
+    __table_args__ = (Index("idx_mosaics_name", "name"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())
+    status: Mapped[str] = mapped_column(Text)
+    method: Mapped[str | None] = mapped_column(Text)
+    tiles: Mapped[str] = mapped_column(Text)
+    output_path: Mapped[str | None] = mapped_column(Text)
+    # ours
+    validation_issues: Mapped[str | None] = mapped_column(Text)
+
+
+class QaArtifactTable(ProductsBase):
+    """One row per QA plot or report of a group."""
+
+    __tablename__ = "qa_artifacts"
+    group_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    path: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())

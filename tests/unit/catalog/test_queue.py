@@ -1,0 +1,307 @@
+"""The queue: states, owners, attempts, dispatch."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from nightbeam.catalog import FileFact, GroupFact, Owner, Queue, Recorded
+from nightbeam.core.errors import BusyError, InputError, MissingError
+
+G = "2025-10-02T01:02:03"
+MJD = 60950.043
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    return Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+
+
+def fill(queue: Queue, group_id: str = G, n: int = 16, *, mjd: float = MJD, first: int = 0, **keywords: float) -> None:
+    files = [FileFact(sb, Path(f"/in/{group_id}_sb{sb:02d}.hdf5")) for sb in range(first, first + n)]
+    queue.record(GroupFact(group_id, mjd, dec_deg=33.0), files, now=keywords.get("now"))
+
+
+ME, YOU = Owner("me", "here", 1, 1.0), Owner("you", "there", 2, 1.0)
+
+
+def test_a_group_collects_until_its_last_subband(queue: Queue):
+    fill(queue, n=15)
+    assert (queue.group(G).state, queue.group(G).subbands_present) == ("collecting", 15)
+    fill(queue, n=1, first=15)
+    row = queue.group(G)
+    assert (row.state, row.processing_stage, row.subbands_present) == ("pending", "processing_fresh", 16)
+    assert (row.start_mjd, row.dec_deg) == (MJD, 33.0)
+
+
+def test_the_same_path_is_nothing_new_and_another_one_a_duplicate(queue: Queue):
+    fill(queue, n=2)
+    again = queue.record(GroupFact(G, MJD), [FileFact(1, Path(f"/in/{G}_sb01.hdf5"))])
+    other = queue.record(GroupFact(G, MJD), [FileFact(1, Path("/in/later_sb01.hdf5"))])
+    assert list(again.values()) == [Recorded.KNOWN]
+    assert list(other.values()) == [Recorded.DUPLICATE]
+    assert queue.subbands(G)[1].path == f"/in/{G}_sb01.hdf5"
+    (duplicate,) = queue.duplicates(G)
+    assert (duplicate.path, duplicate.first_path) == ("/in/later_sb01.hdf5", f"/in/{G}_sb01.hdf5")
+    assert len(queue.known_paths()) == 3
+
+
+@pytest.mark.parametrize("state", ["in_progress", "completed", "failed"])
+def test_a_late_or_repeated_file_moves_no_group_that_was_taken(queue: Queue, state: str):
+    fill(queue)
+    queue.claim(G, ME)
+    if state == "completed":
+        queue.complete(G, ME)
+    if state == "failed":
+        queue.fail(G, ME, "broken", final=True)
+    late = queue.record(GroupFact(G, MJD), [FileFact(16, Path("/in/extra_sb16.hdf5"))])
+    fill(queue)
+    queue.record(GroupFact(G, MJD), [FileFact(3, Path("/in/twice_sb03.hdf5"))])
+    assert list(late.values()) == [Recorded.LATE]
+    assert queue.group(G).state == state
+    assert queue.subbands(G)[16].late == 1
+
+
+def test_files_of_another_start_are_refused(queue: Queue):
+    fill(queue, n=2)
+    with pytest.raises(InputError, match=r"start \+0.400 s from the others of group 2025-10-02T01:02:03"):
+        queue.record(GroupFact(G, MJD + 0.4 / 86400), [FileFact(5, Path("/in/a_sb05.hdf5"))])
+
+
+def test_a_start_guessed_from_names_gives_way_to_the_header(queue: Queue):
+    queue.record(GroupFact(G, MJD - 0.001, "name"), [FileFact(0, Path("/in/a_sb00.hdf5"))])
+    fill(queue, n=1, first=1)
+    assert (queue.group(G).start_mjd, queue.group(G).start_source) == (MJD, "header")
+
+
+def test_an_unknown_group_is_missing(queue: Queue):
+    for call in (queue.group, lambda g: queue.claim(g, ME), queue.reprocess, lambda g: queue.complete(g, ME)):
+        with pytest.raises(MissingError, match="the queue has no group 1999-01-01T00:00:00"):
+            call("1999-01-01T00:00:00")
+
+
+def test_only_one_of_many_gets_a_group(queue: Queue):
+    fill(queue)
+    got: list[str] = []
+
+    def take(name: str) -> None:
+        try:
+            queue.claim(G, Owner(name))
+            got.append(name)
+        except BusyError:
+            pass
+
+    threads = [threading.Thread(target=take, args=(f"worker-{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    assert queue.group(G).owner == got[0]
+    assert len(queue.attempts(G)) == 1
+
+
+def test_the_owner_may_claim_again_and_nobody_else(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME)
+    assert queue.claim(G, Owner("me", "here", 77)).owner_pid == 77
+    assert len(queue.attempts(G)) == 1
+    with pytest.raises(BusyError, match="is being worked on by me"):
+        queue.claim(G, YOU)
+    with pytest.raises(BusyError, match="no longer held by you"):
+        queue.heartbeat(G, YOU)
+
+
+def test_what_is_not_pending_cannot_be_claimed(queue: Queue):
+    fill(queue, n=3)
+    with pytest.raises(InputError, match="is collecting, not pending"):
+        queue.claim(G, ME)
+    fill(queue)
+    queue.claim(G, ME)
+    queue.complete(G, ME)
+    with pytest.raises(InputError, match=r"is completed, not pending\n  fix: to do it again: nightbeam groups repro"):
+        queue.claim(G, YOU)
+
+
+def test_work_is_taken_in_the_order_of_the_data(queue: Queue):
+    fill(queue, "2025-10-02T01:12:21", mjd=MJD + 0.007, now=1.0)
+    fill(queue, "2025-10-02T01:07:12", mjd=MJD + 0.0035, now=2.0)
+    fill(queue, G, mjd=MJD, now=3.0)
+    order = ["2025-10-02T01:02:03", "2025-10-02T01:07:12", "2025-10-02T01:12:21"]
+    assert [d.group_id for d in queue.take_dispatchable(9)] == order
+    assert [row.group_id for _ in order if (row := queue.claim_next(ME))] == order
+    assert queue.claim_next(ME) is None
+
+
+def test_a_group_is_failed_after_its_last_attempt_and_keeps_every_error(queue: Queue):
+    fill(queue)
+    states = []
+    for n in range(3):
+        queue.claim(G, ME)
+        queue.heartbeat(G, ME, step="image")
+        states.append(queue.fail(G, ME, f"tclean fell over {n}").state)
+    assert states == ["pending", "pending", "failed"]
+    assert (queue.group(G).retry_count, queue.group(G).error) == (3, "tclean fell over 2")
+    assert [(a.attempt, a.outcome, a.step, a.error) for a in queue.attempts(G)] == [
+        (1, "failed", "image", "tclean fell over 0"),
+        (2, "failed", "image", "tclean fell over 1"),
+        (3, "failed", "image", "tclean fell over 2"),
+    ]
+
+
+def test_data_that_are_at_fault_are_not_tried_again(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME)
+    assert queue.fail(G, ME, "not HDF5", final=True).state == "failed"
+
+
+def test_a_dead_owner_counts_as_a_retry_and_the_last_one_fails(queue: Queue):
+    fill(queue)
+    for attempt in (1, 2, 3):
+        queue.claim(G, Owner(f"run-{attempt}", "here", 100 + attempt))
+        assert queue.recover(lambda row: False, lease_s=900) == []
+        assert queue.recover(lambda row: (row.owner_pid or 0) > 100) == [G]
+    assert (queue.group(G).state, queue.group(G).retry_count) == ("failed", 3)
+    assert {a.outcome for a in queue.attempts(G)} == {"lost"}
+    assert "its process is gone" in (queue.group(G).error or "")
+
+
+def test_a_silent_owner_loses_its_lease_and_a_beating_one_does_not(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME, now=1000.0)
+    queue.heartbeat(G, ME, now=1800.0)
+    assert queue.recover(lambda row: False, lease_s=900, now=2600.0) == []
+    assert queue.recover(lambda row: False, lease_s=900, now=2701.0) == [G]
+    with pytest.raises(BusyError, match="no longer held by me"):
+        queue.complete(G, ME)
+    assert queue.group(G).state == "pending"
+
+
+def test_each_attempt_is_dispatched_once(queue: Queue):
+    fill(queue)
+    (first,) = queue.take_dispatchable(5)
+    assert (first.group_id, first.attempt, first.idempotency_key) == (G, 1, f"{G}#1")
+    assert queue.take_dispatchable(5) == []
+    queue.claim(G, ME)
+    assert queue.take_dispatchable(5) == []
+    queue.fail(G, ME, "no luck")
+    (second,) = queue.take_dispatchable(5)
+    assert second.idempotency_key == f"{G}#2"
+
+
+def test_a_dispatch_that_nobody_claimed_is_sent_again_with_the_same_key(queue: Queue):
+    fill(queue)
+    (first,) = queue.take_dispatchable(5, now=100.0)
+    assert queue.take_dispatchable(5, resend_after_s=60, now=130.0) == []
+    assert queue.take_dispatchable(5, resend_after_s=60, now=161.0) == [first]
+    queue.forget_dispatch(first)
+    assert queue.take_dispatchable(5, now=170.0) == [first]
+
+
+def test_many_dispatchers_share_the_groups_without_overlap(queue: Queue):
+    ids = [f"2025-10-02T0{h}:00:00" for h in range(8)]
+    for n, group_id in enumerate(ids):
+        fill(queue, group_id, mjd=MJD + n)
+    taken: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: taken.extend(d.group_id for d in queue.take_dispatchable(3))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == ids
+
+
+def test_a_group_without_gains_waits_until_it_is_woken(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME)
+    queue.wait_for_gains(G, ME, "no set covers it")
+    row = queue.group(G)
+    assert (row.state, row.processing_stage, row.retry_count) == ("pending", "waiting_for_gains", 0)
+    assert queue.take_dispatchable(5) == []
+    assert queue.claim_next(ME) is None
+    assert [r.group_id for r in queue.waiting_for_gains()] == [G]
+    assert queue.wake(G)
+    assert not queue.wake(G)
+    assert [d.idempotency_key for d in queue.take_dispatchable(5)] == [f"{G}#2"]
+    assert queue.attempts(G)[0].outcome == "waiting"
+
+
+def test_a_released_group_is_pending_without_a_retry(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME)
+    queue.release(G, ME)
+    assert (queue.group(G).state, queue.group(G).retry_count, queue.group(G).owner) == ("pending", 0, None)
+
+
+def test_reprocess_gives_a_new_set_of_attempts_and_forgets_the_receipts(queue: Queue):
+    fill(queue)
+    for _ in range(3):
+        queue.claim(G, ME)
+        queue.put_receipt(G, ME, "convert", {"ms": "/m"})
+        queue.fail(G, ME, "broken")
+    row = queue.reprocess(G)
+    assert (row.state, row.retry_count, row.error, queue.receipts(G)) == ("pending", 4, None, [])
+    for expected in ("pending", "pending", "failed"):
+        queue.claim(G, ME)
+        assert queue.fail(G, ME, "broken").state == expected
+    assert len(queue.attempts(G)) == 6
+
+
+def test_reprocess_asks_for_force_where_it_would_hurt(queue: Queue):
+    fill(queue, n=14)
+    with pytest.raises(InputError, match="has 14 of 16 subbands"):
+        queue.reprocess(G)
+    assert queue.reprocess(G, force=True).partial == 1
+    queue.claim(G, ME)
+    with pytest.raises(BusyError, match="is being worked on by me"):
+        queue.reprocess(G, force=False)
+    assert queue.reprocess(G, force=True).state == "pending"
+    with pytest.raises(BusyError):
+        queue.complete(G, ME)
+
+
+def test_an_incomplete_group_times_out_saying_what_it_lacks(queue: Queue):
+    fill(queue, n=14, now=1000.0)
+    assert queue.expire_collecting(86400, now=87000.0) == []
+    assert [r.group_id for r in queue.stale_collecting(600, now=1700.0)] == [G]
+    assert queue.expire_collecting(86400, now=87401.0) == [G]
+    row = queue.group(G)
+    assert (row.state, row.error) == ("failed", "Collecting timeout: 14 of 16 subbands, missing sb14, sb15")
+
+
+def test_receipts_are_the_owners_and_come_back_as_they_were(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME)
+    queue.put_receipt(G, ME, "convert", {"ms": "/m.ms", "rows": 12}, seconds=1.5)
+    assert queue.receipt(G, "convert") == {"ms": "/m.ms", "rows": 12}
+    assert queue.receipt(G, "image") is None
+    with pytest.raises(BusyError):
+        queue.put_receipt(G, YOU, "image", {})
+    queue.fail(G, ME, "later")
+    assert queue.claim(G, YOU).processing_stage == "resuming"
+
+
+def test_counts_name_every_state(queue: Queue):
+    fill(queue, n=2)
+    fill(queue, "2025-10-02T01:07:12", mjd=MJD + 1)
+    assert queue.counts() == {
+        "total": 2, "collecting": 1, "pending": 1, "in_progress": 0, "completed": 0, "failed": 0
+    }  # fmt: skip
+
+
+def test_bad_files_and_measures_are_kept(queue: Queue):
+    queue.record_bad_file(Path("/in/x"), "0 bytes", size_bytes=0)
+    queue.record_bad_file(Path("/in/x"), "not HDF5", size_bytes=5)
+    assert [(b.path, b.reason) for b in queue.bad_files()] == [("/in/x", "not HDF5")]
+    queue.forget_bad_file(Path("/in/x"))
+    assert queue.bad_files() == []
+    fill(queue)
+    queue.put_performance(G, load_time=1.0, writer_type="direct-subband")
+    queue.put_performance(G, image_time=3.0)
+    measured = queue.performance(G)
+    assert measured is not None
+    assert (measured.load_time, measured.image_time, measured.writer_type) == (1.0, 3.0, "direct-subband")

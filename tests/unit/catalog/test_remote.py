@@ -1,0 +1,169 @@
+"""Opening a database: made, adopted, migrated, or refused with one clear error."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from nightbeam.catalog import Products, Queue, Registry, schema
+from nightbeam.catalog.remote import Database
+from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
+
+BASES = {"queue": schema.QueueBase, "registry": schema.RegistryBase, "products": schema.ProductsBase}
+
+# As the seed's code makes them (its CREATE TABLE statements), the products from before it had stages.
+SEED_QUEUE = """
+CREATE TABLE ingest_queue (group_id TEXT PRIMARY KEY, state TEXT NOT NULL, received_at REAL NOT NULL,
+  last_update REAL NOT NULL, expected_subbands INTEGER, retry_count INTEGER NOT NULL DEFAULT 0, error TEXT,
+  checkpoint_path TEXT, processing_stage TEXT DEFAULT 'collecting', chunk_minutes REAL,
+  has_calibrator INTEGER DEFAULT NULL, calibrators TEXT);
+CREATE TABLE subband_files (group_id TEXT NOT NULL, subband_idx INTEGER NOT NULL, path TEXT NOT NULL,
+  PRIMARY KEY (group_id, subband_idx));
+CREATE TABLE performance_metrics (group_id TEXT PRIMARY KEY, load_time REAL, phase_time REAL, write_time REAL,
+  total_time REAL, writer_type TEXT, recorded_at REAL NOT NULL);
+INSERT INTO ingest_queue (group_id, state, received_at, last_update) VALUES ('2025-10-02T01:05:00', 'pending', 1, 2);
+INSERT INTO subband_files VALUES ('2025-10-02T01:05:00', 3, '/data/a_sb03.hdf5');
+"""
+SEED_REGISTRY = """
+CREATE TABLE caltables (id INTEGER PRIMARY KEY, set_name TEXT NOT NULL, path TEXT NOT NULL UNIQUE,
+  table_type TEXT NOT NULL, order_index INTEGER NOT NULL, cal_field TEXT, refant TEXT, created_at REAL NOT NULL,
+  valid_start_mjd REAL, valid_end_mjd REAL, status TEXT NOT NULL, notes TEXT);
+INSERT INTO caltables VALUES (1, 'old', '/cal/x_kcal', 'K', 10, '0', '103', 5.0, NULL, NULL, 'active', NULL);
+"""
+SEED_PRODUCTS = """
+CREATE TABLE ms_index (path TEXT PRIMARY KEY, start_mjd REAL, end_mjd REAL, mid_mjd REAL, processed_at REAL,
+  status TEXT);
+CREATE TABLE images (id INTEGER PRIMARY KEY, path TEXT NOT NULL, ms_path TEXT NOT NULL, created_at REAL NOT NULL,
+  type TEXT NOT NULL, beam_major_arcsec REAL, noise_jy REAL, pbcor INTEGER DEFAULT 0);
+INSERT INTO images (path, ms_path, created_at, type, noise_jy) VALUES ('/i/a', '/m/a', 1, '5min', 0.1);
+INSERT INTO images (path, ms_path, created_at, type, noise_jy) VALUES ('/i/a', '/m/a', 2, '5min', 0.2);
+"""
+
+
+def seed_file(path: Path, script: str) -> str:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.executescript(script)
+        raw.commit()
+    return f"sqlite:///{path}"
+
+
+@pytest.mark.parametrize("name", ["queue", "registry", "products"])
+def test_the_migrations_give_what_the_models_say(tmp_path: Path, name: Any):
+    database = Database(f"sqlite:///{tmp_path}/new/dir/{name}.sqlite3", name)
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, BASES[name].metadata)
+    assert [d[1].name for d in differences] == [f"nightbeam_{name}_version"]
+
+
+def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
+        assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert raw.execute("PRAGMA user_version").fetchone() == (2,)
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+
+
+def test_a_queue_of_the_seed_is_adopted_with_its_rows(tmp_path: Path):
+    queue = Queue(seed_file(tmp_path / "ingest.sqlite3", SEED_QUEUE))
+    (row,) = queue.groups()
+    assert (row.group_id, row.state, row.attempts, row.subbands_present) == ("2025-10-02T01:05:00", "pending", 0, 1)
+    assert queue.subbands(row.group_id)[0].late == 0
+    assert [d.group_id for d in queue.take_dispatchable(5)] == [row.group_id]
+
+
+def test_a_registry_of_the_seed_is_adopted_and_its_set_without_window_serves_no_time(tmp_path: Path):
+    registry = Registry(seed_file(tmp_path / "cal.sqlite3", SEED_REGISTRY), check=lambda path: None)
+    assert [s.set for s in registry.sets()] == ["old"]
+    assert registry.find_set(60000.0) is None
+    assert registry.active_paths(name="old") == [Path("/cal/x_kcal")]
+
+
+def test_products_of_an_old_seed_get_their_columns_and_lose_doubled_rows(tmp_path: Path):
+    products = Products(seed_file(tmp_path / "products.sqlite3", SEED_PRODUCTS))
+    assert [(i.path, i.noise_jy) for i in products.images()] == [("/i/a", 0.2)]
+    assert products.upsert_ms(Path("/m/a"), stage="imaged", cal_applied=1).cal_applied == 1
+
+
+def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/q.sqlite3"
+    Queue(url)
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
+        raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
+        raw.commit()
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0002 at most(.|\n)*upgrade nightbeam"):
+        Queue(url)
+
+
+def test_a_newer_file_is_refused_by_its_user_version_alone(tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
+        raw.execute("PRAGMA user_version = 7")
+    with pytest.raises(InputError, match="has schema 0007"):
+        Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+
+
+def test_a_locked_database_is_busy_after_the_wait(tmp_path: Path):
+    queue = Queue(f"sqlite:///{tmp_path}/q.sqlite3", busy_timeout_s=0.1)
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BusyError, match=r"q.sqlite3 stayed locked for 0.1 s"):
+            queue.wake("2025-10-02T01:02:03")
+        assert queue.groups() == []  # readers are not kept waiting
+    assert BusyError.retry
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path):
+    (tmp_path / "q.sqlite3").write_text("hello, this is a text of some length" * 40)
+    with pytest.raises(InputError, match=r"q.sqlite3 is no SQLite database"):
+        Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+
+
+def test_a_directory_in_the_place_of_the_file_cannot_be_written(tmp_path: Path):
+    (tmp_path / "q.sqlite3").mkdir()
+    with pytest.raises(StorageError, match=r"q.sqlite3"):
+        Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("not a url", "is no database URL"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("nosuch://host/db", "no driver for nosuch"),
+    ],
+)
+def test_a_wrong_url_is_a_configuration_error(url: str, what: str):
+    with pytest.raises(ConfigError, match=what):
+        Queue(url)
+
+
+def test_a_password_is_not_shown(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
+    assert database.shown.endswith("q.sqlite3")
+
+
+def test_many_threads_may_open_a_new_database_at_once(tmp_path: Path):
+    url, errors = f"sqlite:///{tmp_path}/q.sqlite3", []
+
+    def open_it() -> None:
+        try:
+            Queue(url).counts()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
