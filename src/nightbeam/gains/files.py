@@ -15,6 +15,7 @@ from nightbeam.casa.tables import is_table, open_table
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.gains.compute import direction_cosines, predict_block, source_spectrum
 from nightbeam.gains.model import CalSolutions, CalTable, FlagReport, ModelSource, MsLayout
+from nightbeam.ms import RowBlock, write_model_column
 
 __all__ = [
     "KEPT_FLAGS",
@@ -240,26 +241,23 @@ def fill_model(
     lmn = direction_cosines(
         np.array([s.ra_deg for s in sources]), np.array([s.dec_deg for s in sources]), float(ra0), float(dec0)
     )
+
+    def model(block: RowBlock) -> NDArray[np.complex64]:
+        count, chans = len(block.rows), len(block.freqs_hz)
+        amplitude = np.stack([source_spectrum(s, block.freqs_hz) for s in sources])[:, None, :]
+        when = np.zeros(count, np.intp)
+        if beam is not None and times_mjd is not None:
+            amplitude = amplitude * beam[:, :, block.window, :chans]
+            when = np.clip(np.searchsorted(times_mjd, block.time_mjd - 1e-9), 0, len(times_mjd) - 1)
+        stokes = predict_block(block.uvw_m, block.freqs_hz, lmn, amplitude, when)
+        stokes[block.field_id != field] = 1.0
+        filled = np.zeros((count, chans, block.n_pol), np.complex64)
+        filled[:, :, hands] = stokes[:, :, None]
+        return filled
+
+    write_model_column(ms, model)
     with open_table(ms, write=True) as table:
-        _add_like(table, "DATA", "MODEL_DATA")
         _forget_virtual_models(table)
-        ddid, fields = table.getcol("DATA_DESC_ID"), table.getcol("FIELD_ID")
-        row_time = table.getcol("TIME") / 86400.0
-        for start, count in _blocks(ddid):
-            rows = slice(start, start + count)
-            window = layout.window_of_ddid[int(ddid[start])]
-            freqs = layout.channel_hz[window]
-            flux = np.stack([source_spectrum(s, freqs) for s in sources])[:, None, :]
-            if beam is None or times_mjd is None:
-                amplitude, when = flux, np.zeros(count, np.intp)
-            else:
-                amplitude = flux * beam[:, :, window, : len(freqs)]
-                when = np.abs(row_time[rows][:, None] - times_mjd).argmin(axis=1)
-            stokes = predict_block(table.getcol("UVW", start, count), freqs, lmn, amplitude, when)
-            stokes[fields[rows] != field] = 1.0
-            block = np.zeros((count, len(freqs), len(layout.corr_types)), np.complex64)
-            block[:, :, hands] = stokes[:, :, None]
-            table.putcol("MODEL_DATA", block, start, count)
 
 
 def _add_like(table: Any, source: str, name: str) -> bool:

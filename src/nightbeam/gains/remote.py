@@ -458,6 +458,7 @@ def apply_gains(
     timeout_s: float = 1800.0,
     threads: int = 2,
     calwt: bool = False,
+    gainfield: str = "",
 ) -> ApplyReport:
     """Apply calibration tables to a Measurement Set: CORRECTED_DATA, and flags where there is no solution.
 
@@ -471,6 +472,8 @@ def apply_gains(
     calwt
         Whether weights are scaled by the gains too. Off, because WEIGHT counts samples here: scaling it by
         gains would claim that the raw noise of all receivers is equal, which nobody has measured.
+    gainfield
+        Which solutions of a table with several calibrators: CASA's ``"nearest"`` on the sky, or a field.
 
     Raises
     ------
@@ -496,7 +499,7 @@ def apply_gains(
         {
             "vis": ms.absolute(),
             "gaintable": [t.path.absolute() for t in ordered],
-            "gainfield": [""] * len(ordered),
+            "gainfield": [gainfield] * len(ordered),
             "interp": [t.kind.interp for t in ordered],
             "calwt": [calwt] * len(ordered),
             "parang": False,
