@@ -1,0 +1,372 @@
+"""Pixel sizes, noise, beams and sources. Pure functions on arrays; FITS headers come as astropy WCS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightbeam.core.errors import InputError
+from nightbeam.imaging.model import ImageProduct, SourceFit, Verdict
+from nightbeam.sky import beam_attenuation
+from nightbeam.sky.model import SPEED_OF_LIGHT_M_S, BeamModel
+
+__all__ = [
+    "Beam",
+    "averaging_width",
+    "beam_area_pixels",
+    "beam_profile",
+    "cell_size_arcsec",
+    "central_quarter",
+    "correct_for_beam",
+    "drift_beam",
+    "fit_source",
+    "judge_image",
+    "local_maxima",
+    "robust_noise",
+    "smearing_loss",
+]
+
+Floats = NDArray[np.floating[Any]]
+
+ARCSEC_PER_RAD = 180.0 * 3600.0 / math.pi
+CELL_LIMITS_ARCSEC = (0.1, 60.0)
+CELL_UNKNOWN_ARCSEC = 2.0
+_FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
+#: Coarse grid on which a primary beam is worked out; it is smooth over tens of pixels.
+_BEAM_GRID = 129
+
+
+class Beam(NamedTuple):
+    """A restoring beam: full widths at half maximum in pixels, position angle in degrees (north to east)."""
+
+    major_px: float
+    minor_px: float
+    pa_deg: float
+
+
+def cell_size_arcsec(uv_max_m: float, freq_hz: float) -> float:
+    """Return the pixel size for the longest baseline: a fifth of half its fringe.
+
+    Parameters
+    ----------
+    uv_max_m
+        Length of the longest projected baseline, of u *and* v.
+    freq_hz
+        Where the wavelength is taken.
+
+    Returns
+    -------
+    float
+        ``0.5 lambda / uv_max / 5`` in arcsec, between 0.1 and 60; 2 if the baseline is unknown (0 or NaN).
+    """
+    if not (uv_max_m > 0 and freq_hz > 0):
+        return CELL_UNKNOWN_ARCSEC
+    cell = 0.5 * SPEED_OF_LIGHT_M_S / freq_hz / uv_max_m / 5.0 * ARCSEC_PER_RAD
+    return min(max(cell, CELL_LIMITS_ARCSEC[0]), CELL_LIMITS_ARCSEC[1])
+
+
+def smearing_loss(bandwidth_hz: float, offset_rad: float, uv_max_m: float) -> float:
+    """Return the fraction of amplitude lost at ``offset_rad`` when ``bandwidth_hz`` are averaged.
+
+    ``1 - sinc(B theta Delta_nu / c)`` on a baseline of ``uv_max_m`` along the offset, the worst case.
+    """
+    return 1.0 - abs(float(np.sinc(uv_max_m * offset_rad * bandwidth_hz / SPEED_OF_LIGHT_M_S)))
+
+
+def averaging_width(
+    channels: Sequence[int], channel_width_hz: float, *, most: int, uv_max_m: float, offset_rad: float, max_loss: float
+) -> int:
+    """Return how many channels may be averaged.
+
+    Parameters
+    ----------
+    channels
+        Number of channels of each spectral window.
+    channel_width_hz
+        Of the widest channel.
+    most
+        Never more than this.
+    uv_max_m, offset_rad, max_loss
+        A source at ``offset_rad`` must not lose more than ``max_loss`` on the longest baseline.
+
+    Returns
+    -------
+    int
+        The largest number that divides every window (nothing is left over) and keeps the loss; at least 1.
+    """
+    whole = math.gcd(*channels) if channels else 1
+    for width in range(min(most, whole), 1, -1):
+        if whole % width == 0 and smearing_loss(width * channel_width_hz, offset_rad, uv_max_m) <= max_loss:
+            return width
+    return 1
+
+
+def robust_noise(values: Floats) -> float:
+    """Return 1.4826 times the median absolute deviation of the finite values.
+
+    It equals the standard deviation for Gaussian noise and hardly sees sources.
+
+    Raises
+    ------
+    InputError
+        If nothing is finite.
+    """
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        raise InputError("no finite pixel to measure the noise on", fix="look at the image: it is blank")
+    middle = np.median(finite)
+    return float(1.4826 * np.median(np.abs(finite - middle)))
+
+
+def central_quarter(image: Floats) -> Floats:
+    """Return the central quarter (half of each side) of an image (ny, nx)."""
+    ny, nx = image.shape
+    return image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
+
+
+def beam_area_pixels(beam: Beam) -> float:
+    """Return the solid angle of a Gaussian beam in pixels."""
+    return math.pi / (4.0 * math.log(2.0)) * beam.major_px * beam.minor_px
+
+
+def beam_profile(
+    theta_rad: Floats, freqs_hz: Sequence[float], *, model: BeamModel, diameter_m: float, n_grid: int = 2048
+) -> Floats:
+    """Return the power pattern averaged over frequencies, at any angles.
+
+    Tabulated once in angle and interpolated, because a mosaic asks for it a hundred million times.
+    """
+    top = float(theta_rad.max(initial=0.0))
+    grid = np.linspace(0.0, top or 1e-6, n_grid)
+    profile = np.mean([beam_attenuation(grid, nu, model=model, diameter_m=diameter_m) for nu in freqs_hz], axis=0)
+    return np.asarray(np.interp(theta_rad, grid, profile))
+
+
+def drift_beam(
+    wcs: Any,
+    shape: tuple[int, int],
+    pointings_deg: Floats,
+    freqs_hz: Sequence[float],
+    *,
+    model: BeamModel,
+    diameter_m: float,
+) -> NDArray[np.float32]:
+    """Return the primary beam of a drift scan: averaged over where the dishes pointed, and over the band.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS, celestial, 2 axes
+        Of the image.
+    shape : (ny, nx)
+        Of the image.
+    pointings_deg : (n, 2), degrees
+        Right ascension and declination at each integration, in the frame of ``wcs``.
+    freqs_hz
+        Frequencies of equal weight.
+    model, diameter_m
+        As for `nightbeam.sky.beam_attenuation`.
+
+    Returns
+    -------
+    (ny, nx), float32
+        Between 0 and 1; NaN where the projection has no sky.
+
+    Notes
+    -----
+    Worked out on a grid of 129 x 129 and brought to the pixels by cubic splines: over a beam of a
+    degree or more the difference is below 1e-5.
+    """
+    from scipy.ndimage import map_coordinates
+
+    ny, nx = shape
+    rows = np.linspace(0, ny - 1, min(_BEAM_GRID, ny))
+    cols = np.linspace(0, nx - 1, min(_BEAM_GRID, nx))
+    grid_x, grid_y = np.meshgrid(cols, rows)
+    with np.errstate(invalid="ignore"):
+        ra, dec = wcs.all_pix2world(grid_x, grid_y, 0)
+    sky = _unit_vectors(np.asarray(ra), np.asarray(dec))
+    on_sky = np.asarray(np.isfinite(sky).all(axis=-1))
+    total = np.zeros(grid_x.shape)
+    for point in _unit_vectors(pointings_deg[:, 0], pointings_deg[:, 1]):
+        chord = np.linalg.norm(np.where(on_sky[..., None], sky, point) - point, axis=-1)
+        angle = 2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0))
+        total += beam_profile(angle, freqs_hz, model=model, diameter_m=diameter_m)
+    coarse = total / len(pointings_deg)
+    y = np.arange(ny) / max(ny - 1, 1) * (len(rows) - 1)
+    x = np.arange(nx) / max(nx - 1, 1) * (len(cols) - 1)
+    fine = map_coordinates(coarse, np.meshgrid(y, x, indexing="ij"), order=3, mode="nearest")
+    if not on_sky.all():
+        near = map_coordinates(on_sky.astype(float), np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+        fine[near < 1.0] = np.nan
+    return np.asarray(np.clip(fine, 0.0, 1.0), np.float32)
+
+
+def _unit_vectors(ra_deg: Floats, dec_deg: Floats) -> Floats:
+    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+
+
+def correct_for_beam(image: Floats, pb: Floats, *, limit: float) -> NDArray[np.float32]:
+    """Return ``image / pb``, NaN where the beam is below ``limit`` or unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        corrected = np.where(pb >= abs(limit), image / pb, np.nan)
+    return np.asarray(corrected, np.float32)
+
+
+def local_maxima(image: Floats, *, above: float, beam: Beam) -> list[tuple[int, int]]:
+    """Return (y, x) of pixels above a level that are the highest within a beam's width, brightest first."""
+    from scipy.ndimage import maximum_filter
+
+    size = max(3, round(beam.major_px) | 1)
+    clean = np.where(np.isfinite(image), image, -np.inf)
+    highest = maximum_filter(clean, size=size, mode="constant", cval=-np.inf)
+    y, x = np.nonzero((clean == highest) & (clean > above))
+    order = np.argsort(-clean[y, x], kind="stable")
+    return [(int(y[i]), int(x[i])) for i in order]
+
+
+class GaussianFit(NamedTuple):
+    """A fitted elliptical Gaussian: amplitude in the image's unit, the rest in pixels (0, 0 = first pixel's centre)."""
+
+    amplitude: float
+    x: float
+    y: float
+    major_px: float
+    minor_px: float
+
+
+def fit_source(image: Floats, x: float, y: float, *, beam: Beam, search_px: float) -> GaussianFit | None:
+    """Fit an elliptical Gaussian to the brightest peak near a place.
+
+    Parameters
+    ----------
+    image : (ny, nx)
+        Jy/beam.
+    x, y
+        Where to look, pixels from the centre of the first one.
+    beam
+        The restoring beam, where the fit begins.
+    search_px
+        The brightest pixel within this distance is taken.
+
+    Returns
+    -------
+    GaussianFit or None
+        None if there is no finite positive pixel to begin with, or nothing like a Gaussian is there.
+
+    Notes
+    -----
+    Least squares (`scipy.optimize.curve_fit`) over a square of 1.5 major axes to each side. The widths may lie
+    between 0.5 and 4 beams. The sum under the fit over the beam's area is the integrated flux.
+    """
+    from scipy.optimize import OptimizeWarning, curve_fit
+
+    start = _brightest(image, x, y, search_px)
+    if start is None:
+        return None
+    x0, y0 = start
+    half = max(3, math.ceil(1.5 * beam.major_px))
+    ny, nx = image.shape
+    ys, xs = slice(max(0, y0 - half), min(ny, y0 + half + 1)), slice(max(0, x0 - half), min(nx, x0 + half + 1))
+    cut = image[ys, xs]
+    gy, gx = np.mgrid[ys, xs]
+    good = np.isfinite(cut)
+    if good.sum() < 12:
+        return None
+    s1, s2 = beam.major_px / _FWHM_PER_SIGMA, beam.minor_px / _FWHM_PER_SIGMA
+    first = (float(image[y0, x0]), float(x0), float(y0), s1, s2, math.radians(beam.pa_deg))
+    low = (0.0, x0 - half, y0 - half, 0.5 * s2, 0.5 * s2, -10.0)
+    high = (10.0 * first[0], x0 + half, y0 + half, 4.0 * s1, 4.0 * s1, 10.0)
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # the covariance is not used
+            found, _ = curve_fit(
+                _gaussian, (gx[good], gy[good]), cut[good].astype(float), p0=first, bounds=(low, high), maxfev=2000
+            )
+    except RuntimeError:  # it did not converge: there is nothing like a Gaussian
+        return None
+    amplitude, fx, fy, a, b = (float(v) for v in found[:5])
+    return GaussianFit(amplitude, fx, fy, max(a, b) * _FWHM_PER_SIGMA, min(a, b) * _FWHM_PER_SIGMA)
+
+
+def _brightest(image: Floats, x: float, y: float, radius: float) -> tuple[int, int] | None:
+    ny, nx = image.shape
+    reach = math.ceil(max(radius, 1.0))
+    cx, cy = round(x), round(y)
+    ys, xs = slice(max(0, cy - reach), min(ny, cy + reach + 1)), slice(max(0, cx - reach), min(nx, cx + reach + 1))
+    cut = image[ys, xs]
+    if cut.size == 0:
+        return None
+    gy, gx = np.mgrid[ys, xs]
+    usable = np.isfinite(cut) & (np.hypot(gx - x, gy - y) <= max(radius, 1.0))
+    if not usable.any():
+        return None
+    best = int(np.argmax(np.where(usable, cut, -np.inf)))
+    if cut.flat[best] <= 0:
+        return None
+    return int(gx.flat[best]), int(gy.flat[best])
+
+
+def _gaussian(xy: Any, amplitude: float, x0: float, y0: float, s1: float, s2: float, pa: float) -> Floats:
+    # pa from north (+y) to east (-x), as BPA counts it on an image with RA growing to the left.
+    x, y = xy
+    along = -(x - x0) * np.sin(pa) + (y - y0) * np.cos(pa)
+    across = (x - x0) * np.cos(pa) + (y - y0) * np.sin(pa)
+    return np.asarray(amplitude * np.exp(-0.5 * ((along / s1) ** 2 + (across / s2) ** 2)))
+
+
+def judge_image(
+    product: ImageProduct,
+    *,
+    min_peak_over_noise: float = 5.0,
+    calibrator: SourceFit | None = None,
+    max_offset_beams: float = 1.0,
+) -> Verdict:
+    """Say whether an image is good, with every reason why not.
+
+    Parameters
+    ----------
+    product
+        With its metrics.
+    min_peak_over_noise
+        A fainter image shows nothing but noise.
+    calibrator
+        The calibrator measured on the image, if there is one in the field.
+    max_offset_beams
+        How far from its place it may be.
+    """
+    reasons = list(_complaints(product, min_peak_over_noise))
+    if calibrator is not None:
+        reasons += _calibrator_complaints(calibrator, max_offset_beams)
+    return Verdict(not reasons, tuple(reasons))
+
+
+def _complaints(product: ImageProduct, least: float) -> Iterable[str]:
+    if not (math.isfinite(product.noise_jy) and product.noise_jy > 0):
+        yield f"the noise of the residual is {product.noise_jy}: the image is blank"
+        return
+    ratio = product.peak_jy / product.noise_jy
+    if ratio < least:
+        yield f"its peak of {product.peak_jy:.4g} Jy is {ratio:.1f} times the noise, less than {least:g}"
+    if product.deepest_jy < -6.0 * product.noise_jy and -product.deepest_jy > 0.5 * product.peak_jy:
+        yield (
+            f"its deepest hole of {product.deepest_jy:.4g} Jy is more than half its peak of {product.peak_jy:.4g} Jy: "
+            "the data hold no coherent source"
+        )
+
+
+def _calibrator_complaints(calibrator: SourceFit, most: float) -> list[str]:
+    if not calibrator.found:
+        return [f"the calibrator {calibrator.name} was not found: {calibrator.reason}"]
+    if calibrator.offset_beams > most:
+        return [
+            f"the calibrator {calibrator.name} is {calibrator.offset_arcsec:.2f} arcsec "
+            f"({calibrator.offset_beams:.2f} beams) from its place"
+        ]
+    return []

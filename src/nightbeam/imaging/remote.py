@@ -1,0 +1,142 @@
+"""CASA's tclean as an imager, in a child process."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nightbeam.casa.model import CasaCall
+from nightbeam.casa.remote import run_casa
+from nightbeam.core.errors import UsageError
+from nightbeam.core.files import remove
+from nightbeam.imaging.model import EngineImages, ImageKind, Imager, ImageRequest, product_path
+
+__all__ = ["TcleanImager", "imager_named"]
+
+logger = logging.getLogger(__name__)
+
+#: Cross-correlations only: an autocorrelation at the origin of the uv plane adds a pedestal.
+_CROSS = "*&"
+_MADE: tuple[ImageKind, ...] = ("image", "pb", "residual", "model")
+
+
+class TcleanImager:
+    """CASA tclean: channels averaged first, then multi-frequency synthesis of Stokes I."""
+
+    name = "tclean"
+
+    def make(self, request: ImageRequest) -> EngineImages:
+        """Average, image and export in one child process.
+
+        Raises
+        ------
+        ToolError
+            If CASA fails, says SEVERE, or takes longer than ``request.timeout_s``.
+        """
+        stem = request.directory / "tile"
+        averaged = request.directory / "averaged.ms"
+        calls = []
+        if request.width > 1:
+            calls.append(CasaCall("split", _split_arguments(request, averaged)))
+        parameters = _tclean_arguments(request, averaged if request.width > 1 else None, stem)
+        calls.append(CasaCall("tclean", parameters))
+        for kind in _MADE:
+            calls.append(CasaCall("exportfits", _export_arguments(stem, kind)))
+        for stale in request.directory.glob("tile.*"):
+            remove(stale)  # tclean would go on with images of this name
+        run_casa(
+            calls, work_dir=request.directory, log=request.log, timeout_s=request.timeout_s, threads=request.threads
+        )
+        remove(averaged)
+        native = {path.name.removeprefix("tile"): path for path in request.directory.glob("tile.*") if path.is_dir()}
+        return EngineImages(
+            fits={kind: product_path(stem, kind) for kind in _MADE},
+            native={name: path for name, path in sorted(native.items()) if name in _NATIVE},
+            parameters={name: value for name, value in parameters.items() if name not in ("vis", "imagename")},
+            versions={package: version(package) for package in ("casatasks", "casatools", "python-casacore")},
+        )
+
+    def adopt(self, fits: Path, native: Path, *, log: Path, timeout_s: float) -> None:
+        """Write a FITS image as a CASA image."""
+        call = CasaCall("importfits", {"fitsimage": fits.absolute(), "imagename": native.absolute(), "overwrite": True})
+        run_casa([call], work_dir=native.parent, log=log, timeout_s=timeout_s)
+
+
+_NATIVE = frozenset({".image", ".pb", ".residual", ".model", ".psf"})
+
+
+def imager_named(name: str) -> Imager:
+    """Return the engine of that name.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    if name != TcleanImager.name:
+        raise UsageError(f"no imaging engine {name!r}", fix=f"choose {TcleanImager.name}")
+    return TcleanImager()
+
+
+def _split_arguments(request: ImageRequest, averaged: Path) -> dict[str, Any]:
+    options = request.options
+    return {
+        "vis": request.ms.absolute(),
+        "outputvis": averaged,
+        "datacolumn": request.datacolumn,
+        "field": options.field,
+        "spw": options.spw,
+        "uvrange": options.uvrange,
+        "antenna": _CROSS,
+        "width": request.width,
+        "keepflags": False,
+    }
+
+
+def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) -> dict[str, Any]:
+    options = request.options
+    selection: dict[str, Any] = (
+        {"vis": averaged, "datacolumn": "data"}
+        if averaged
+        else {
+            "vis": request.ms.absolute(),
+            "datacolumn": request.datacolumn,
+            "field": options.field,
+            "spw": options.spw,
+            "uvrange": options.uvrange,
+            "antenna": _CROSS,
+        }
+    )
+    return selection | {
+        "imagename": stem,
+        "imsize": [options.imsize, options.imsize],
+        "cell": [f"{request.cell_arcsec:.6f}arcsec"],
+        "phasecenter": options.phasecenter,
+        "specmode": "mfs",
+        "stokes": "I",
+        "gridder": options.gridder,
+        "wprojplanes": options.wprojplanes if options.gridder == "wproject" else 1,
+        # A positive limit would put a mask on image and residual; ours ends only the corrected image.
+        "pblimit": -abs(options.pblimit),
+        "deconvolver": options.deconvolver,
+        "weighting": options.weighting,
+        "robust": options.robust,
+        "niter": options.niter,
+        "threshold": f"{options.threshold_jy!r}Jy",
+        "interactive": False,
+        "savemodel": "none",
+        "parallel": False,
+        "pbcor": False,  # corrected by our own beam, once it is known
+        "restart": False,
+    }
+
+
+def _export_arguments(stem: Path, kind: ImageKind) -> dict[str, Any]:
+    return {
+        "imagename": product_path(stem, kind, fits=False),
+        "fitsimage": product_path(stem, kind),
+        "overwrite": True,
+        "history": kind == "image",
+    }
