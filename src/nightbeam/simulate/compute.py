@@ -230,7 +230,7 @@ def clock_offsets(rng: np.random.Generator, subbands: int) -> NDArray[np.int64]:
         return np.zeros(1, np.int64)
     ranges = [(0, 0), (1, 1), (2, 12), (13, 22), (59, 82)]
     low, high = ranges[rng.choice(5, p=np.array([31, 1867, 112, 186, 12]) / 2208)]
-    spread = min(int(rng.integers(low, high + 1)), 20 * (subbands - 1))
+    spread = min(int(rng.integers(low, high + 1)), 10 * (subbands - 1))  # few clocks cannot bridge a wide one
     while True:
         offsets = rng.integers(0, spread + 1, subbands)
         offsets[rng.choice(subbands, 2, replace=False)] = (0, spread)
