@@ -1,1 +1,19 @@
-"""Which files belong to one group of subbands, and whether they are ready."""
+"""From files to groups: which subbands are ready, and which belong together."""
+
+from __future__ import annotations
+
+from nightbeam.ingest.compute import chain, group_arrivals
+from nightbeam.ingest.files import group_files, scan_directory
+from nightbeam.ingest.model import Arrival, BadFile, Scan, SubbandGroup, Unready
+
+__all__ = [
+    "Arrival",
+    "BadFile",
+    "Scan",
+    "SubbandGroup",
+    "Unready",
+    "chain",
+    "group_arrivals",
+    "group_files",
+    "scan_directory",
+]

@@ -1,0 +1,188 @@
+"""The directory where subbands arrive: what is ready, what is on its way, what is no subband."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError
+from nightbeam.core.keys import SubbandName
+from nightbeam.ingest.compute import group_arrivals
+from nightbeam.ingest.model import Arrival, BadFile, Scan, SubbandGroup, Unready
+
+if TYPE_CHECKING:
+    from nightbeam.uvh5.model import SubbandHeader
+
+    ReadHeader = Callable[[Path], SubbandHeader]
+
+__all__ = ["group_files", "scan_directory"]
+
+
+def scan_directory(
+    directory: Path,
+    *,
+    known: Container[Path] = frozenset(),
+    rejected: Mapping[Path, tuple[int | None, float | None]] | None = None,
+    settle_s: float = 2.0,
+    read: ReadHeader | None = None,
+    now: float | None = None,
+) -> Scan:
+    """Look at the subband files that lie directly in a directory.
+
+    Files that are still being written (``_incomplete``), hidden ones and spectral-line products are
+    no business of ours. A file is ready when its name is final, it has not changed for
+    ``settle_s``, and its header can be read and is complete; it is bad when it has settled and
+    cannot. A bad file is looked at again only after it changed.
+
+    Parameters
+    ----------
+    directory
+        Where files arrive; directories in it are not entered.
+    known
+        Paths recorded before, which are not opened again.
+    rejected
+        Bad files of before, with the size and time that they had then.
+    settle_s
+        How long a file must have been as it is.
+    read
+        Reads and checks a header; `nightbeam.uvh5.check_subband` by default.
+    now
+        Epoch seconds.
+
+    Raises
+    ------
+    MissingError
+        If there is no such directory.
+    StorageError
+        If it cannot be read.
+    """
+    now = time.time() if now is None else now
+    read = read or _default_reader()
+    ready: list[Arrival] = []
+    unready: list[Unready] = []
+    bad: list[BadFile] = []
+    for path, name in _subbands_in(directory):
+        if path in known:
+            continue
+        found = _look(path, name, (rejected or {}).get(path), settle_s, read, now)
+        if isinstance(found, Arrival):
+            ready.append(found)
+        elif isinstance(found, Unready):
+            unready.append(found)
+        elif found is not None:
+            bad.append(found)
+    return Scan(tuple(ready), tuple(unready), tuple(bad))
+
+
+def group_files(
+    paths: Iterable[Path], *, gap_s: float = 90.0, strict: bool = True, read: ReadHeader | None = None
+) -> list[SubbandGroup]:
+    """Return the groups that some files form.
+
+    Parameters
+    ----------
+    paths
+        Subband files.
+    gap_s
+        See `group_arrivals`.
+    strict
+        Whether a file whose header cannot be read is an error; otherwise its name decides.
+    read
+        Reads and checks a header; `nightbeam.uvh5.check_subband` by default.
+
+    Raises
+    ------
+    InputError
+        If a file is unreadable (``strict``), or nothing says which subband it is.
+    MissingError
+        If there is no such file.
+    """
+    read = read or _default_reader()
+    arrivals = []
+    for path in paths:
+        name = SubbandName.parse(path.name)
+        try:
+            arrivals.append(_arrival(path, name, read(path)))
+        except InputError:
+            if strict or name is None:
+                raise
+            arrivals.append(Arrival(path, name.stamp, name.subband))
+    return group_arrivals(arrivals, gap_s=gap_s)
+
+
+def _subbands_in(directory: Path) -> list[tuple[Path, SubbandName]]:
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries)
+    except FileNotFoundError as error:
+        raise MissingError(f"no input directory {directory}", fix="create it or set contimg.input_dir") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {directory}: {error.strerror}", fix="check the mount and its owner") from error
+    parsed = ((directory / name, SubbandName.parse(name)) for name in names)
+    return [(path, name) for path, name in parsed if name is not None]
+
+
+def _look(
+    path: Path,
+    name: SubbandName,
+    before: tuple[int | None, float | None] | None,
+    settle_s: float,
+    read: ReadHeader,
+    now: float,
+) -> Arrival | Unready | BadFile | None:
+    try:
+        first = path.stat()
+    except OSError:
+        return Unready(path, "it went away while we looked")
+    if before == (first.st_size, first.st_mtime):
+        return None
+    # A clock ahead of ours may date a file in the future; its change of status is dated by our own kernel.
+    age = now - max(when for when in (first.st_ctime, first.st_mtime) if when <= now or when == first.st_ctime)
+    if age < settle_s:
+        return Unready(path, f"changed {max(age, 0.0):.1f} s ago")
+    try:
+        if first.st_size == 0:
+            raise InputError("0 bytes", fix="copy it again")
+        arrival = _arrival(path, name, read(path))
+        last = path.stat()
+    except (InputError, MissingError) as error:
+        return BadFile(path, error.what, first.st_size, first.st_mtime)
+    except NightbeamError as error:  # the disk or a lock: a later look may succeed
+        return Unready(path, error.what)
+    except OSError as error:
+        return Unready(path, f"cannot be read: {error.strerror or error}")
+    if (last.st_size, last.st_mtime) != (first.st_size, first.st_mtime):
+        return Unready(path, "it changed while we looked")
+    return arrival
+
+
+def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arrival:
+    subband = header.subband if name is None else name.subband
+    if subband is None:
+        raise InputError(f"{path} does not say which subband it is", fix="name it YYYY-MM-DDTHH:MM:SS_sbNN.hdf5")
+    if header.subband is not None and header.subband != subband:
+        raise InputError(
+            f"{path.name} is named sb{subband:02d} and holds the frequencies of sb{header.subband:02d}",
+            fix="give it its right name",
+        )
+    stat = path.stat()
+    return Arrival(
+        path=path,
+        stamp=None if name is None else name.stamp,
+        subband=subband,
+        start_jd=float(header.start_jd),
+        mid_jd=float(header.mid_mjd) + 2400000.5,
+        dec_deg=math.degrees(header.dec_rad),
+        size_bytes=stat.st_size,
+        mtime=stat.st_mtime,
+    )
+
+
+def _default_reader() -> ReadHeader:
+    from nightbeam.uvh5.files import check_subband
+
+    return check_subband
