@@ -1,1 +1,1 @@
-"""What a Prefect server of ours must hold, and the scripts that bring it there."""
+"""What a Prefect server of ours must hold, and the script that brings it there."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from nightbeam.core.errors import BusyError
 from nightbeam.core.times import iso_z, utc_now
 
-__all__ = ["lock_holder", "sole_owner"]
+__all__ = ["is_held", "lock_holder", "sole_owner"]
 
 
 @contextmanager
@@ -56,6 +56,22 @@ def lock_holder(path: Path) -> dict[str, str | int]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_held(path: Path) -> bool:
+    """Say whether somebody holds the lock just now, without taking it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
 
 
 def _acquire(handle: int, path: Path, wait_s: float, what: str) -> None:

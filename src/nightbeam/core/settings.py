@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nightbeam.core.errors import ConfigError
 
@@ -125,6 +125,13 @@ class ImageSettings(_Section):
     wprojplanes: int = Field(-1, description="-1: chosen by CASA.")
     pblimit: float = Field(0.2, description="Beam level where the primary-beam corrected image ends.")
     chanbin: int = Field(8, ge=1, description="Channels averaged before imaging.")
+    max_smearing: float = Field(0.05, gt=0, lt=1, description="Fewer channels are averaged where more would be lost.")
+    beam_model: Literal["auto", "engine", "dsacalib", "gaussian", "airy"] = Field(
+        "auto", description="Primary beam; auto: dsacalib averaged over the drift for DSA-110, else the imager's own."
+    )
+    datacolumn: Literal["auto", "corrected", "data"] = Field("auto", description="auto: CORRECTED_DATA if it has any.")
+    timeout_s: float = Field(1800.0, gt=0, description="The imager is stopped after this long.")
+    threads: int = Field(2, ge=1, description="Threads of the imager.")
     quick: bool = Field(False, description="At most 512 pixels and 300 components.")
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 
@@ -152,6 +159,11 @@ class PlatformSettings(_Section):
     api_url: str | None = Field(None, description="An existing Prefect server to use instead of our own.")
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
+    pools: dict[str, PositiveInt] = Field(
+        default={"batch": 4, "casa": 1, "example-service": 1},
+        description="Work pools that this machine serves, and how many runs of each it bears at a time.",
+    )
+    keep_runs_days: int = Field(30, ge=1, description="How long Prefect remembers a run that is over.")
 
 
 class Settings(_Section):

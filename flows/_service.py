@@ -1,0 +1,213 @@
+"""The one place that knows how a long-lived service lives in a flow run.
+
+A service is a library function ``loop(stop: threading.Event)`` that knows nothing of Prefect. Its flow is
+ten lines: make the objects, call `run_service`. What happens when a process, a worker or the server is
+killed is written down in docs/explanations/decisions/0006-long-lived-services.md.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import Abort, TerminationSignal
+from prefect.runtime import deployment as this_deployment
+from prefect.runtime import flow_run as this_run
+from prefect.states import Cancelled, Completed
+
+from nightbeam.core.locks import sole_owner
+
+__all__ = ["run_service"]
+
+logger = logging.getLogger("nightbeam.service")
+
+#: Prefect kills a cancelled run after 30 s, and this is not adjustable.
+DRAIN_S = 25.0
+#: An orphan notices within `fence_s` that its run is over, and may drain; its successor waits that long for the lock.
+TAKEOVER_S = 45.0
+#: So many unhappy ends in so short a time, and the service gives up instead of restarting.
+MOST_CRASHES = 5
+CRASH_WINDOW_S = 600.0
+
+Loop = Callable[[threading.Event], Any]
+Counters = Callable[[], Mapping[str, Any]]
+
+
+def run_service(
+    loop: Loop,
+    *,
+    lock: Path,
+    name: str,
+    counters: Counters | None = None,
+    counters_every_s: float = 60.0,
+    fence_s: float = 10.0,
+) -> State[Any]:
+    """Run a loop until it is asked to stop, as the only one that does.
+
+    Parameters
+    ----------
+    loop
+        Works until its event is set, then flushes and returns within 25 s.
+    lock
+        Lock file beside the output. It is what prevents two writers: Prefect may believe that nothing
+        runs while a process whose worker was killed still writes.
+    name
+        What people call the service.
+    counters
+        Numbers to show at the run, asked for every ``counters_every_s``.
+    fence_s
+        How often to ask the server whether this run is still supposed to run.
+
+    Returns
+    -------
+    State
+        Completed when the loop ended by itself, or (``GaveUp``) after too many crashes; Cancelled when
+        the run was cancelled and no worker was there to say so.
+
+    Raises
+    ------
+    BusyError
+        If another process still holds the output.
+    TerminationSignal
+        When asked to stop, after draining; Prefect decides whether that is Cancelled or Crashed.
+    """
+    crashes = _recent_crashes()
+    if crashes >= MOST_CRASHES:
+        message = f"{name} ended badly {crashes} times in {CRASH_WINDOW_S / 60:.0f} minutes and is not restarted"
+        logger.critical("%s; mend the cause, then run the deployment by hand", message)
+        return Completed(name="GaveUp", message=message)
+    stop = threading.Event()
+    fence = _Fence(stop, every_s=fence_s)
+    fence.start()
+    try:
+        with sole_owner(lock, wait_s=TAKEOVER_S, what=f"the output of {name}"):
+            _work(loop, stop, name=name, counters=counters, counters_every_s=counters_every_s)
+    finally:
+        stop.set()
+    return fence.verdict()
+
+
+def _work(loop: Loop, stop: threading.Event, *, name: str, counters: Counters | None, counters_every_s: float) -> None:
+    failed: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            loop(stop)
+        except BaseException as error:  # raised again by the flow, below
+            failed.append(error)
+
+    # A bare thread has no run context, and its log records would not reach the server.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(body,), name=name)
+    thread.start()
+    board = _Board(name, counters, counters_every_s)
+    try:
+        while thread.is_alive():
+            thread.join(0.5)
+            board.show()
+    except TerminationSignal:
+        logger.warning("%s was asked to stop and drains", name)
+        raise
+    finally:
+        stop.set()
+        thread.join(DRAIN_S)
+        if thread.is_alive():
+            logger.error("%s did not drain within %.0f s", name, DRAIN_S)
+    if failed:
+        raise failed[0]
+
+
+class _Fence(threading.Thread):
+    """Asks the server for this run's own state, and stops the loop when the run is over.
+
+    An orphan, whose worker is gone, is told by nobody else. An error of the API is no answer: a server
+    that is away has not told anybody to stop.
+    """
+
+    def __init__(self, stop: threading.Event, *, every_s: float) -> None:
+        super().__init__(daemon=True, name="fence")
+        self._stop_loop = stop
+        self._every_s = every_s
+        self._run_id = this_run.id
+        self._found: State[Any] | None = None
+
+    def run(self) -> None:
+        if self._run_id is None:
+            return
+        with get_client(sync_client=True) as api:
+            while not self._stop_loop.wait(self._every_s):
+                try:
+                    state = api.read_flow_run(self._run_id).state
+                except Exception:  # any failure to ask, whatever httpx or Prefect call it
+                    continue
+                if state is not None and not state.is_running():
+                    self._found = state
+                    logger.warning("this run is %s: stopping", state.name)
+                    self._stop_loop.set()
+
+    def verdict(self) -> State[Any]:
+        """Return the state that this run should end in."""
+        if self._found is None:
+            return Completed()
+        if self._found.is_cancelling() or self._found.is_cancelled():
+            return Cancelled(message="stopped by its own fence")
+        # Somebody else has closed this run, and perhaps started the next: say nothing more about it.
+        raise Abort(f"this run was already {self._found.name}")
+
+
+class _Board:
+    """One table at the run that is brought up to date, not a new one each minute."""
+
+    def __init__(self, name: str, counters: Counters | None, every_s: float) -> None:
+        self._key = f"service-{name}"
+        self._counters = counters
+        self._every_s = every_s
+        self._next = 0.0
+        self._id: Any = None
+
+    def show(self) -> None:
+        if self._counters is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._every_s
+        rows = [dict(self._counters())]
+        try:
+            if self._id is None:
+                self._id = create_table_artifact(rows, key=self._key)
+            else:
+                with get_client(sync_client=True) as api:
+                    api.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
+        except Exception as error:  # the server may be away; the service goes on
+            logger.warning("the counters cannot be shown: %s", error)
+
+
+def _recent_crashes() -> int:
+    """Return how many runs of this deployment have ended badly of late; 0 for a run without deployment."""
+    if this_deployment.id is None:
+        return 0
+    with get_client(sync_client=True) as api:
+        return _count_unhappy(api, this_deployment.id)
+
+
+def _count_unhappy(api: SyncPrefectClient, deployment_id: str) -> int:
+    since = datetime.now(UTC) - timedelta(seconds=CRASH_WINDOW_S)
+    runs = api.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
+        flow_run_filter=FlowRunFilter.model_validate(
+            {"state": {"type": {"any_": ["FAILED", "CRASHED"]}}, "end_time": {"after_": since.isoformat()}}
+        ),
+        sort=FlowRunSort.END_TIME_DESC,
+        limit=MOST_CRASHES,
+    )
+    return len(runs)

@@ -1,0 +1,83 @@
+"""Finds flow runs that claim to run although their process is gone."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run as this_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
+
+from nightbeam.platform.processes import process_lives
+
+logger = logging.getLogger("nightbeam.sweep")
+
+
+@flow(name="sweep-zombies")
+def sweep_zombies(grace_s: float = 20.0, pending_s: float = 600.0) -> list[str]:
+    """Mark as crashed every run whose process is dead; return their names.
+
+    Prefect's own watch (the automation crash-zombie-flows) needs ten minutes and never finds a run that
+    died before its first heartbeat, or that was silent when the automation was made.
+
+    Parameters
+    ----------
+    grace_s
+        A run younger than this is left alone.
+    pending_s
+        A run that has been about to start for longer than this never will.
+
+    Notes
+    -----
+    A process number means something only on the machine that gave it. It is looked at where the server
+    is on this machine, and so are all processes; otherwise only `pending_s` counts.
+    """
+    swept = []
+    with get_client(sync_client=True) as api:
+        for run in _active_runs(api):
+            why = _why_dead(run, here=_server_is_here(), grace_s=grace_s, pending_s=pending_s)
+            if why and _still_active(api, run):
+                logger.warning("run %s: %s", run.name, why)
+                api.set_flow_run_state(run.id, Crashed(message=why), force=True)
+                swept.append(run.name)
+    logger.info("%d zombies", len(swept))
+    return swept
+
+
+def _active_runs(api: SyncPrefectClient) -> list[FlowRun]:
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}})
+    found = api.read_flow_runs(flow_run_filter=wanted, limit=200)
+    return [run for run in found if run.deployment_id is not None and str(run.id) != this_run.id]
+
+
+def _why_dead(run: FlowRun, *, here: bool, grace_s: float, pending_s: float) -> str:
+    now = datetime.now(UTC)
+    since = run.state.timestamp if run.state is not None else now
+    age_s = (now - since).total_seconds()
+    if age_s < grace_s:
+        return ""
+    pid = int(run.infrastructure_pid) if (run.infrastructure_pid or "").isdigit() else None
+    if pid is not None and here:
+        began = run.start_time or since
+        if not process_lives(pid, born_before=began.timestamp() + 1.0):
+            return f"its process {pid} is gone"
+        return ""
+    if pid is None and run.state is not None and run.state.is_pending() and age_s > pending_s:
+        return f"it has been about to start for {age_s:.0f} s"
+    return ""
+
+
+def _still_active(api: SyncPrefectClient, run: FlowRun) -> bool:
+    # A process reports the end of its run before it ends: asked after we saw it dead, the answer is final.
+    state = api.read_flow_run(run.id).state
+    return state is not None and not state.is_final()
+
+
+def _server_is_here() -> bool:
+    return urlsplit(PREFECT_API_URL.value() or "").hostname in ("127.0.0.1", "localhost", "::1")

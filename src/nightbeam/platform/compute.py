@@ -1,0 +1,171 @@
+"""Which programs run with which environment, and when to stop trying. Pure functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nightbeam.core.settings import CONFIG_VARIABLE, PREFIX, SEED_VARIABLES, PlatformSettings
+from nightbeam.platform.model import Layout, Program
+
+__all__ = [
+    "api_url_of",
+    "apply_argv",
+    "backoff_s",
+    "client_environment",
+    "gave_up",
+    "server_program",
+    "worker_programs",
+]
+
+#: A process that lived this long was well started; its next death counts from nought.
+WELL_STARTED_S = 60.0
+#: Deaths in a row, each before it was well started, after which a part is given up.
+MOST_FAST_DEATHS = 6
+
+#: What a person's shell may hold for another Prefect; ours is set explicitly or not at all.
+_FOREIGN = (
+    "PREFECT_API_URL",
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_HOME",
+    "PREFECT_PROFILE",
+    "PREFECT_PROFILES_PATH",
+    "PREFECT__FLOW_RUN_ID",
+    "PYTHONDONTWRITEBYTECODE",  # would compile our modules anew in each flow process
+)
+
+#: Nothing leaves the machine. The V2 page asks an outside address once per load even with analytics off.
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+
+#: Batched, one server digests 75 to 135 task runs a second instead of 30.
+_BATCHES = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
+}
+
+
+def api_url_of(host: str, port: int) -> str:
+    """Return the address of the API of a server that listens at ``host`` and ``port``.
+
+    One that listens everywhere is spoken to by loopback.
+    """
+    host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"http://[{host}]:{port}/api" if ":" in host else f"http://{host}:{port}/api"
+
+
+def server_program(layout: Layout, port: int, *, platform: PlatformSettings, environ: Mapping[str, str]) -> Program:
+    """Return how the Prefect server of a state directory is started."""
+    env = _without_foreign(environ) | _QUIET | _BATCHES
+    database = platform.database_url or f"sqlite+aiosqlite:///{layout.prefect_home / 'prefect.db'}"
+    env |= {
+        "PREFECT_HOME": str(layout.prefect_home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+        # A run that waits for a place in its deployment looks again this often (default 30 s).
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",
+        # A schedule of 30 s makes 2,880 runs a day, and Prefect keeps them for ever by default.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(platform.keep_runs_days * 86400),
+    }
+    if platform.auth_string:
+        env["PREFECT_SERVER_API_AUTH_STRING"] = platform.auth_string
+    argv = (sys.executable, "-m", "prefect", "server", "start", "--host", platform.host, "--port", str(port))
+    return Program("server", argv, env, layout.log_of("server"))
+
+
+def client_environment(
+    layout: Layout, api_url: str, *, platform: PlatformSettings, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment of whatever speaks to the server: apply, workers and, through them, flows.
+
+    All settings travel in the resolved file. Variables that name settings are taken out, because a
+    relative path in one of them would mean something else where the flow stands.
+    """
+    env = {
+        name: value
+        for name, value in _without_foreign(environ).items()
+        if not name.startswith(PREFIX) and name not in SEED_VARIABLES
+    }
+    env |= {
+        CONFIG_VARIABLE: str(layout.config),
+        "PREFECT_HOME": str(layout.prefect_home),
+        "PREFECT_API_URL": api_url,
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(layout.results),
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "nightbeam",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        # `python -m prefect.engine` of the pool templates must be this environment's Python.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),
+        "HDF5_USE_FILE_LOCKING": "FALSE",
+        "DO_NOT_TRACK": "1",
+    }
+    env.setdefault("OMP_NUM_THREADS", "2")
+    if platform.auth_string:
+        env["PREFECT_API_AUTH_STRING"] = platform.auth_string
+    return env
+
+
+def worker_programs(layout: Layout, pools: Mapping[str, int], *, env: Mapping[str, str], host: str) -> list[Program]:
+    """Return one worker for each pool.
+
+    Parameters
+    ----------
+    pools
+        Name of the pool and how many runs its worker may have at a time; a worker without a limit has none.
+    host
+        The machine's name, part of the worker's.
+    """
+    programs = []
+    for pool, limit in pools.items():
+        argv = (
+            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-{host}"),
+            *("--limit", str(limit), "--install-policy", "never", "--type", "process"),
+        )
+        programs.append(Program(f"worker-{pool}", argv, dict(env), layout.log_of(f"worker-{pool}")))
+    return programs
+
+
+def apply_argv(*, schedules: bool) -> list[str]:
+    """Return the command that brings the server to what prefect.yaml says."""
+    return [sys.executable, "-m", "deployments.apply", *([] if schedules else ["--no-schedules"])]
+
+
+def backoff_s(fast_deaths: int) -> float:
+    """Return how long to wait before the next start: 1, 2, 4 ... 30 s."""
+    return float(min(30, 2 ** max(0, fast_deaths - 1)))
+
+
+def gave_up(lifetimes_s: Sequence[float]) -> bool:
+    """Say whether a part has died too often in a row before it was well started.
+
+    Parameters
+    ----------
+    lifetimes_s
+        How long each of its processes lived, oldest first.
+    """
+    return fast_deaths(lifetimes_s) >= MOST_FAST_DEATHS
+
+
+def fast_deaths(lifetimes_s: Sequence[float]) -> int:
+    """Return how many processes have died in a row before they were well started."""
+    count = 0
+    for lived in reversed(lifetimes_s):
+        if lived >= WELL_STARTED_S:
+            break
+        count += 1
+    return count
+
+
+def _without_foreign(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name not in _FOREIGN}

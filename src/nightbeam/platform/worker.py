@@ -1,0 +1,456 @@
+"""The supervisor: starts the server and the workers, mends what dies, stops them in the order that loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import yaml
+
+from nightbeam.core.children import run_child
+from nightbeam.core.errors import MissingError, NightbeamError, ToolError, UnavailableError
+from nightbeam.core.locks import sole_owner
+from nightbeam.core.log import set_up_logging
+from nightbeam.core.settings import Settings
+from nightbeam.core.times import iso_z, utc_now
+from nightbeam.platform import compute
+from nightbeam.platform.files import read_paused, read_report, write_flow_settings, write_paused, write_report
+from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Program, Report
+from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all
+from nightbeam.platform.remote import ACTIVE, PrefectApi
+
+__all__ = ["Part", "Supervisor", "main"]
+
+logger = logging.getLogger(__name__)
+
+#: A fresh database takes 10 s on an idle machine.
+SERVER_START_S = 150.0
+#: A server that lives but does not answer for this long is replaced.
+SERVER_SILENT_S = 90.0
+#: Prefect kills a run 30 s after it was told to end; ours flush within 25.
+RUNS_END_S = 50.0
+APPLY_S = 300.0
+_CHECK_HEALTH_EVERY_S = 5.0
+_TICK_S = 0.5
+
+
+class Part:
+    """One program that should always run."""
+
+    def __init__(self, program: Program, *, cwd_of: Layout, clock: Callable[[], float] = time.monotonic) -> None:
+        self.program = program
+        self.process: Process | None = None
+        self.restarts = 0
+        self.given_up = False
+        self.last_exit = ""
+        self._cwd = cwd_of.state_dir
+        self._clock = clock
+        self._since = ""
+        self._lifetimes_s: list[float] = []
+        self._next_start = 0.0
+
+    def start(self) -> None:
+        """Start it now."""
+        self.process = Process.start(self.program, cwd=self._cwd)
+        self._since = iso_z(utc_now())
+        logger.info("%s started as process %d", self.program.name, self.process.pid)
+
+    def adopt(self, known: PartStatus) -> bool:
+        """Go on with the process of an earlier supervisor, if it lives and is the one we would start."""
+        process = Process.find(known.pid, known.created)
+        if process is None:
+            return False
+        if not process.runs(self.program.argv):
+            logger.warning("%s runs with another command; it is replaced", self.program.name)
+            process.stop(grace_s=20.0)
+            return False
+        self.process, self.restarts, self._since = process, known.restarts, known.since
+        logger.info("%s goes on as process %d", self.program.name, process.pid)
+        return True
+
+    def mend(self) -> bool:
+        """Notice a death and start again when it is time; say whether anything changed."""
+        if self.given_up:
+            return False
+        if self.process is not None:
+            if self.process.alive():
+                return False
+            self._bury()
+            return True
+        if self._clock() < self._next_start:
+            return False
+        self.restarts += 1
+        self.start()
+        return True
+
+    def kill(self, why: str) -> None:
+        """End a process that lives but does not work; `mend` starts the next."""
+        logger.error("%s is replaced: %s", self.program.name, why)
+        if self.process is not None:
+            self.process.stop(grace_s=5.0)
+
+    def stop(self, *, grace_s: float) -> None:
+        """End it for good."""
+        if self.process is not None:
+            self.process.stop(grace_s=grace_s)
+            self.last_exit = self.process.exit_words()
+            self.process = None
+
+    def status(self) -> PartStatus:
+        """Return what there is to say."""
+        state = PartState.RUNNING if self.process else PartState.GIVEN_UP if self.given_up else PartState.WAITING
+        return PartStatus(
+            name=self.program.name,
+            state=state,
+            pid=self.process.pid if self.process else None,
+            created=self.process.created if self.process else None,
+            since=self._since,
+            restarts=self.restarts,
+            last_exit=self.last_exit,
+            log=str(self.program.log),
+        )
+
+    def _bury(self) -> None:
+        assert self.process is not None
+        self._lifetimes_s.append(self.process.lived_s())
+        self.last_exit = f"{self.process.exit_words()} at {iso_z(utc_now())}"
+        self.process = None
+        if compute.gave_up(self._lifetimes_s):
+            self.given_up = True
+            logger.critical(
+                "%s died %d times in a row, last: %s. GIVEN UP; read %s, then `nightbeam down` and `nightbeam up`",
+                *(self.program.name, compute.MOST_FAST_DEATHS, self.last_exit, self.program.log),
+            )
+            return
+        wait_s = compute.backoff_s(compute.fast_deaths(self._lifetimes_s))
+        self._next_start = self._clock() + wait_s
+        logger.error("%s died (%s); next start in %.0f s", self.program.name, self.last_exit, wait_s)
+
+
+class Supervisor:
+    """Keeps one platform running. One for each state directory.
+
+    Parameters
+    ----------
+    settings
+        Resolved settings.
+    schedules
+        False leaves every schedule inactive (for tests and for work by hand).
+    """
+
+    def __init__(self, settings: Settings, *, schedules: bool = True) -> None:
+        self._settings = settings
+        self._schedules = schedules
+        self._layout = Layout(settings.state_dir)
+        self._phase = Phase.STARTING
+        self._problem = ""
+        self._stop = threading.Event()
+        self._port: int | None = None
+        self._api_url = settings.platform.api_url or ""
+        self._server: Part | None = None
+        self._workers: list[Part] = []
+        self._silent_since: float | None = None
+        self._next_health = 0.0
+
+    def run(self) -> None:
+        """Start everything, watch it until asked to stop, stop everything.
+
+        Raises
+        ------
+        BusyError
+            If another supervisor has this state directory.
+        ToolError, UnavailableError
+            If the platform does not come up; it is stopped again.
+        """
+        # Somebody who only looks at the lock holds it for a moment.
+        with sole_owner(self._layout.lock, wait_s=2.0, what=f"the platform of {self._layout.state_dir}"):
+            try:
+                self._start()
+                self._watch()
+            except NightbeamError as error:
+                self._problem = str(error)
+                logger.critical("%s", error)
+                raise
+            finally:
+                self.stop_everything()
+
+    def ask_to_stop(self) -> None:
+        """Make `run` end."""
+        self._stop.set()
+
+    # ---------------------------------------------------------------- start
+
+    def _start(self) -> None:
+        platform = self._settings.platform
+        before = read_report(self._layout)
+        self._layout.results.mkdir(parents=True, exist_ok=True)
+        write_flow_settings(self._layout.config, self._settings)
+        if not platform.api_url:
+            self._start_server(before)
+        env = compute.client_environment(self._layout, self._api_url, platform=platform, environ=os.environ)
+        self._report()
+        self._await_health()
+        self._apply(env)
+        self._resume_pools()
+        self._start_workers(env, before)
+        self._await_workers()
+        if not self._stop.is_set():
+            self._phase = Phase.RUNNING
+            self._report()
+            logger.info("up at %s", self._api_url)
+
+    def _start_server(self, before: Report | None) -> None:
+        platform = self._settings.platform
+        known = {part.name: part for part in before.parts} if before else {}
+        if before and before.port and "server" in known and platform.port in (None, before.port):
+            self._port = before.port
+            self._server = self._server_part(before.port)
+            self._api_url = compute.api_url_of(platform.host, before.port)
+            if self._server.adopt(known["server"]):
+                return
+        self._port = self._choose_port(before.port if before else None)
+        self._api_url = compute.api_url_of(platform.host, self._port)
+        self._server = self._server_part(self._port)
+        self._server.start()
+
+    def _server_part(self, port: int) -> Part:
+        program = compute.server_program(self._layout, port, platform=self._settings.platform, environ=os.environ)
+        return Part(program, cwd_of=self._layout)
+
+    def _choose_port(self, remembered: int | None) -> int:
+        platform = self._settings.platform
+        if platform.port is not None:
+            if not is_free(platform.host, platform.port):
+                raise ToolError(
+                    f"port {platform.port} on {platform.host} is taken", fix="stop what listens there, or name another"
+                )
+            return platform.port
+        if remembered and is_free(platform.host, remembered):
+            return remembered
+        return free_port(platform.host, 4200)
+
+    def _api(self) -> PrefectApi:
+        return PrefectApi(self._api_url, auth_string=self._settings.platform.auth_string)
+
+    def _await_health(self) -> None:
+        until = time.monotonic() + SERVER_START_S
+        while not self._stop.wait(_TICK_S):
+            if self._api().healthy():
+                return
+            if self._server is not None:
+                if self._server.mend():
+                    self._report()
+                if self._server.given_up:
+                    raise ToolError("the Prefect server does not start", fix=f"read {self._server.program.log}")
+            if time.monotonic() > until:
+                raise UnavailableError(
+                    f"the Prefect server at {self._api_url} did not answer within {SERVER_START_S:.0f} s",
+                    fix=f"read {self._layout.log_of('server')}",
+                )
+
+    def _apply(self, env: dict[str, str]) -> None:
+        if self._stop.is_set():
+            return
+        run_child(
+            compute.apply_argv(schedules=self._schedules),
+            log=self._layout.log_of("apply"),
+            timeout_s=APPLY_S,
+            cwd=self._layout.state_dir,
+            env=env,
+            what="deployments.apply",
+        )
+
+    def _resume_pools(self) -> None:
+        for pool in read_paused(self._layout):
+            with suppress(MissingError):
+                self._api().pause_pool(pool, False)
+                logger.info("pool %s goes on (it was paused by the last stop)", pool)
+        write_paused(self._layout, [])
+
+    def _start_workers(self, env: dict[str, str], before: Report | None) -> None:
+        known = {part.name: part for part in before.parts} if before else {}
+        programs = compute.worker_programs(
+            self._layout, self._settings.platform.pools, env=env, host=socket.gethostname()
+        )
+        for program in programs:
+            if self._stop.is_set():
+                return
+            part = Part(program, cwd_of=self._layout)
+            if not (program.name in known and part.adopt(known[program.name])):
+                part.start()
+            self._workers.append(part)
+        self._report()
+
+    def _await_workers(self) -> None:
+        until = time.monotonic() + 60.0
+        waiting = set(self._settings.platform.pools)
+        while waiting and not self._stop.wait(_TICK_S):
+            with suppress(UnavailableError, MissingError):
+                waiting -= {p for p in waiting if _online(self._api().workers(p))}
+            for part in self._workers:
+                part.mend()
+            if time.monotonic() > until:
+                logger.error("no worker of %s has reported yet", ", ".join(sorted(waiting)))
+                return
+
+    # ---------------------------------------------------------------- watch
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            changed = False
+            for part in [*([self._server] if self._server else []), *self._workers]:
+                try:
+                    if part.mend():
+                        changed = True
+                        if part in self._workers and part.process is not None:
+                            self._sweep()
+                except ToolError as error:
+                    logger.error("%s", error)
+            self._check_health()
+            if changed:
+                self._report()
+
+    def _sweep(self) -> None:
+        """Have the runs looked for that the dead worker left behind."""
+        try:
+            self._api().run_deployment("sweep-zombies/default", run_name="after a worker's death")
+        except NightbeamError as error:
+            logger.warning("no sweep for zombies after a worker's death: %s", error.what)
+
+    def _check_health(self) -> None:
+        now = time.monotonic()
+        if now < self._next_health:
+            return
+        self._next_health = now + _CHECK_HEALTH_EVERY_S
+        if self._api().healthy():
+            if self._silent_since is not None:
+                logger.info("the server answers again after %.0f s", now - self._silent_since)
+            self._silent_since = None
+            return
+        if self._silent_since is None:
+            self._silent_since = now
+            logger.warning("the server at %s does not answer", self._api_url)
+        server = self._server
+        if server is None or server.process is None or server.process.lived_s() < SERVER_START_S:
+            return
+        if now - self._silent_since > SERVER_SILENT_S:
+            server.kill(f"it has not answered for {SERVER_SILENT_S:.0f} s")
+            self._silent_since = None
+
+    # ---------------------------------------------------------------- stop
+
+    def adopt_leftovers(self) -> None:
+        """Take over what a dead supervisor left running, to be stopped."""
+        before = read_report(self._layout)
+        for known in before.parts if before else ():
+            process = Process.find(known.pid, known.created)
+            if process is None:
+                continue
+            part = Part(Program(known.name, (), {}, self._layout.log_of(known.name)), cwd_of=self._layout)
+            part.process = process
+            if known.name == "server":
+                self._server = part
+            else:
+                self._workers.append(part)
+        if before and not self._api_url:
+            self._api_url = before.api_url
+
+    def stop_everything(self) -> None:
+        """Pause the pools, cancel the runs, wait for them, then end workers, stragglers and server."""
+        failed = bool(self._problem)
+        self._phase = Phase.STOPPING
+        self._report()
+        if self._workers:
+            try:
+                self._pause_pools()
+                self._drain()
+            except NightbeamError as error:
+                logger.error("the server cannot be asked to end the runs: %s", error.what)
+        for part in self._workers:
+            part.stop(grace_s=20.0)
+        killed = stop_all(flow_processes(self._layout.prefect_home), grace_s=30.0)
+        if killed:
+            logger.error("some processes of flow runs had to be killed")
+        if self._server is not None:
+            self._server.stop(grace_s=20.0)
+        self._workers = []
+        self._server = None
+        self._phase = Phase.FAILED if failed else Phase.STOPPED
+        self._report()
+        logger.info("down")
+
+    def _pause_pools(self) -> None:
+        ours = self._settings.platform.pools
+        pause = [p["name"] for p in self._api().pools() if p["name"] in ours and not p["is_paused"]]
+        # Written first: a stop that is cut short must not leave pools paused for ever.
+        write_paused(self._layout, sorted({*read_paused(self._layout), *pause}))
+        for pool in pause:
+            self._api().pause_pool(pool, True)
+
+    def _drain(self) -> None:
+        pools = tuple(self._settings.platform.pools)
+        for run in self._api().flow_runs(types=("PENDING", "RUNNING"), pools=pools):
+            logger.info("cancelling run %s", run["name"])
+            with suppress(MissingError):
+                self._api().cancel(run["id"])
+        until = time.monotonic() + RUNS_END_S
+        while time.monotonic() < until:
+            if not self._api().count_runs(types=ACTIVE, pools=pools) and not flow_processes(self._layout.prefect_home):
+                return
+            time.sleep(_TICK_S)
+        logger.error("some runs did not end within %.0f s; their processes are ended now", RUNS_END_S)
+
+    def _report(self) -> None:
+        parts = [*([self._server] if self._server else []), *self._workers]
+        report = Report(
+            phase=self._phase,
+            pid=os.getpid(),
+            api_url=self._api_url,
+            port=self._port,
+            problem=self._problem,
+            schedules=self._schedules,
+            parts=tuple(part.status() for part in parts),
+        )
+        write_report(self._layout, report)
+
+
+def _online(workers: list[dict[str, object]]) -> bool:
+    return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def supervise(settings: Settings, *, schedules: bool = True) -> None:
+    """Run a supervisor in this process until it gets SIGTERM or SIGINT."""
+    supervisor = Supervisor(settings, schedules=schedules)
+
+    def stop(_number: int, _frame: object) -> None:
+        supervisor.ask_to_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        supervisor.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run as ``python -m nightbeam.platform.worker``: settings as YAML on standard input, log on standard error."""
+    given = yaml.safe_load(sys.stdin.read())
+    sys.stdin.close()
+    settings = Settings.model_validate(given["settings"])
+    set_up_logging(settings.log_level)
+    try:
+        supervise(settings, schedules=given["schedules"])
+    except NightbeamError as error:
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

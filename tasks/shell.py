@@ -1,0 +1,39 @@
+"""Programs of the system, by prefect-shell. For short questions to tools; long work goes through the library's
+own child processes, which die with their parent and have a time limit."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+
+from prefect_shell import ShellOperation
+
+from tasks._policy import pure
+
+__all__ = ["run_shell", "tool_version"]
+
+
+def run_shell(command: Sequence[str], *, working_dir: str | None = None) -> list[str]:
+    """Run one program by prefect-shell and return its lines; its failure is an error.
+
+    Parameters
+    ----------
+    command
+        Program and arguments; they are quoted here, so that nothing in them is taken for shell.
+    """
+    with ShellOperation(commands=[shlex.join(command)], working_dir=working_dir, stream_output=False) as operation:
+        process = operation.trigger()
+        process.wait_for_completion()
+        if process.return_code != 0:
+            raise RuntimeError(f"{shlex.join(command)} ended with exit code {process.return_code}")
+        return list(process.fetch_result())
+
+
+@pure(task_run_name="{program}-version")
+def tool_version(program: str, option: str = "--version") -> str | None:
+    """Return the first line that a program says of itself, or None where it is not installed."""
+    if shutil.which(program) is None:
+        return None
+    lines = [line for line in run_shell([program, option]) if line.strip()]
+    return lines[0].strip() if lines else "(says nothing)"
