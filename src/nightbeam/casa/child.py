@@ -38,7 +38,7 @@ def main(job_file: str) -> int:
         try:
             value = getattr(casatasks, name)(**kwargs)
         except Exception:
-            _say(f"{name} raised:\n{traceback.format_exc()}")
+            _say(f"{name} raised:\n{_told_briefly(traceback.format_exc())}")
             return 3
         results.append({"task": name, "seconds": time.perf_counter() - begin, "value": to_plain(value)})
     answer = Path(job["answer"])
@@ -61,6 +61,11 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy arrays and scalars
         return to_plain(value.tolist())
     return str(value)
+
+
+def _told_briefly(text: str) -> str:
+    """Return a traceback without the lines of carets, which CASA's one-line calls make a thousand columns wide."""
+    return "\n".join(line[:240] for line in text.splitlines() if line.strip(" ^~"))
 
 
 def _say(text: str) -> None:

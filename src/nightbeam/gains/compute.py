@@ -290,7 +290,11 @@ def _spread(solutions: CalSolutions, good: NDArray[np.bool_]) -> tuple[float | N
 
 
 def accept(
-    tables: Sequence[TableStats], limits: Acceptance, *, corrected_over_model: float | None
+    tables: Sequence[TableStats],
+    limits: Acceptance,
+    *,
+    corrected_over_model: float | None = None,
+    coherence: float | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return why a set fails and what it is warned of; no reasons mean that it is accepted."""
     reasons: list[str] = []
@@ -299,6 +303,11 @@ def accept(
         reasons.append("no table was solved")
     for table in tables:
         _judge(table, limits, reasons, warnings)
+    if coherence is not None and coherence < limits.fail_coherence:
+        reasons.append(
+            f"the calibrated data hold no coherent fringe: {coherence:.3f} of 1 follows the model "
+            f"(limit {limits.fail_coherence:g})"
+        )
     if corrected_over_model is not None:
         ratio = corrected_over_model
         off = max(ratio, 1.0 / ratio) if ratio > 0 and np.isfinite(ratio) else np.inf

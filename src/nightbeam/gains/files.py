@@ -35,6 +35,7 @@ KEPT_FLAGS = "FLAG_BEFORE_GAINS"
 
 _BLOCK_ROWS = 32768
 _DEAD = 0.95
+_ABSURD = 1e4
 _LENGTHS_M = (0.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0)
 
 
@@ -99,7 +100,7 @@ def _blocks(ddid: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def flag_bad_data(ms: Path, *, clip_above: float | None = None) -> FlagReport:
-    """Flag what cannot be data (zeros, NaN, infinities, amplitudes beyond a limit) and count all flags.
+    """Flag what cannot be data (zeros, NaN, infinities, absurd or clipped amplitudes) and count all flags.
 
     Flags that are there stay. A baseline is counted in both of its antennas; autocorrelations are neither
     flagged nor counted.
@@ -120,16 +121,21 @@ def flag_bad_data(ms: Path, *, clip_above: float | None = None) -> FlagReport:
     with open_table(ms, write=True) as table:
         ant1, ant2 = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
         ddid, row_flag = table.getcol("DATA_DESC_ID"), table.getcol("FLAG_ROW")
+        counts.judge_weights(np.asarray(table.getcol("WEIGHT"))[ant1 != ant2])
         keep = KEPT_FLAGS in layout.columns
         for start, count in _blocks(ddid):
             rows = slice(start, start + count)
             data, flags = table.getcol("DATA", start, count), table.getcol("FLAG", start, count)
-            # comparisons on the two parts, not abs(): half the time of the whole pass
             bad = ~np.isfinite(data.real + data.imag) | (data == 0)
-            if clip_above is not None:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    bad |= np.abs(data) > clip_above
-            bad &= (ant1[rows] != ant2[rows])[:, None, None]
+            cross = (ant1[rows] != ant2[rows])[:, None, None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                amplitude = np.abs(data)
+                absurd = (amplitude > _ABSURD * _typical(amplitude, bad | flags)) & ~bad & ~flags & cross
+                bad |= absurd
+                if clip_above is not None:
+                    bad |= amplitude > clip_above
+            bad &= cross
+            counts.absurd += int(absurd.sum())
             fresh = int((bad & ~flags).sum())
             if fresh:
                 flags |= bad
@@ -141,6 +147,12 @@ def flag_bad_data(ms: Path, *, clip_above: float | None = None) -> FlagReport:
     return counts.report(layout)
 
 
+def _typical(amplitude: NDArray[np.floating], bad: NDArray[np.bool_]) -> float:
+    """Return the median of some of the good amplitudes; infinity where there is none."""
+    sample = amplitude.reshape(-1)[::17][~bad.reshape(-1)[::17]]
+    return float(np.median(sample)) if sample.size else float("inf")
+
+
 class _Counts:
     """Samples, all and flagged, by baseline and window."""
 
@@ -149,7 +161,14 @@ class _Counts:
         self.total = np.zeros((windows, antennas * antennas))
         self.flagged = np.zeros((windows, antennas * antennas))
         self.unflagged_hand = np.zeros((hands, antennas * antennas))
-        self.fresh = 0
+        self.fresh = self.absurd = 0
+        self.bad_weights = 0.0
+        self.weight_example: float | None = None
+
+    def judge_weights(self, weights: NDArray[np.floating]) -> None:
+        bad = ~(np.isfinite(weights) & (weights > 0)).all(axis=1)
+        if bad.any():
+            self.bad_weights, self.weight_example = float(bad.mean()), float(weights[bad][0, 0])
 
     def add(self, ant1: NDArray[Any], ant2: NDArray[Any], window: int, flags: NDArray[np.bool_], fresh: int) -> None:
         cross = ant1 != ant2
@@ -183,6 +202,9 @@ class _Counts:
             by_window={w: _ratio(self.flagged[w].sum(), t.sum()) for w, t in enumerate(self.total) if t.sum()},
             by_length=_by_length(lengths[live], flagged[live], total[live]),
             dead=tuple(names[i] for i in dead),
+            absurd=self.absurd,
+            bad_weights=self.bad_weights,
+            weight_example=self.weight_example,
             unflagged_baselines={names[i]: int((total > flagged)[i].sum()) for i in range(n)},
             receptor_samples=tuple(tuple(int(v) for v in row) for row in per_receptor),
         )

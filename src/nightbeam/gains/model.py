@@ -144,6 +144,7 @@ class Acceptance:
     min_antennas: int = 10
     warn_ratio: float = 1.5
     fail_ratio: float = 5.0
+    fail_coherence: float = 0.1
     fail_unsolved: float = 0.50
 
 
@@ -228,7 +229,9 @@ class FlagReport:
 
     ``by_antenna`` is over the baselines to antennas that are not dead; ``dead`` are those flagged above
     95 %; ``active_fraction`` leaves the dead out. ``by_length`` maps "0-50 m" and so on.
-    ``receptor_samples`` counts the unflagged samples of each antenna and parallel hand.
+    ``receptor_samples`` counts the unflagged samples of each antenna and parallel hand. ``absurd`` samples
+    were flagged because they are ten thousand times the typical amplitude; rows of ``bad_weights`` (zero, negative
+    or not finite) are left to whoever judges, since CASA drops them without a word.
     """
 
     fraction: float
@@ -238,6 +241,9 @@ class FlagReport:
     by_window: dict[int, float]
     by_length: dict[str, float]
     dead: tuple[str, ...]
+    absurd: int = 0
+    bad_weights: float = 0.0
+    weight_example: float | None = None
     unflagged_baselines: dict[str, int] = field(repr=False, default_factory=dict)
     receptor_samples: tuple[tuple[int, ...], ...] = field(repr=False, default=())
 

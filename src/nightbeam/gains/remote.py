@@ -140,7 +140,7 @@ def solve_gains(
     try:
         with storage_errors(staging):
             staging.mkdir(parents=True)
-        steps = _chain(ms.absolute(), staging / out_prefix.name, refant.name, field, options)
+        steps = _chain(ms.absolute(), staging / out_prefix.name, _casa_antenna(layout, refant), field, options)
         complaint = _run_chain(steps, options, work_dir, log)
         made = _made_tables(steps, str(field), refant.name)
         report = judge_tables(
@@ -156,6 +156,13 @@ def solve_gains(
         return SolutionSet(_publish(made, out_prefix), report, calibrator)
     finally:
         remove(staging)
+
+
+def _casa_antenna(layout: MsLayout, refant: RefantChoice) -> str:
+    """Return what CASA takes for this antenna: it reads "1c" as a quantity with a unit, but knows its number."""
+    if re.fullmatch(r"\d+|[A-Za-z]\w*", refant.name) or str(refant.index) in layout.antenna_names:
+        return refant.name
+    return str(refant.index)
 
 
 def _require_field(layout: MsLayout, field: int) -> None:
@@ -183,12 +190,20 @@ def flag_data(ms: Path, *, options: SolveOptions, work_dir: Path, log: Path) -> 
 
 
 def refuse_flagged(ms: Path, flags: FlagReport, limit: float) -> None:
-    """Raise RejectedError when more of the data of living antennas is flagged than ``limit``."""
+    """Raise RejectedError, with every reason, when the data of living antennas are not worth solving on."""
+    reasons = []
+    if flags.bad_weights > limit:
+        reasons.append(
+            f"{flags.bad_weights:.1%} of the rows have a weight that is not positive ({flags.weight_example:.3g})"
+        )
     if flags.active_fraction > limit:
         dead = f", {len(flags.dead)} antennas dead" if flags.dead else ""
+        reasons.append(f"{flags.active_fraction:.1%} of the data is flagged{dead} (limit {limit:.0%})")
+    if reasons:
+        if flags.absurd:
+            reasons.append(f"{flags.absurd} visibilities are ten thousand times the typical amplitude")
         raise RejectedError(
-            f"{flags.active_fraction:.1%} of {ms.name} is flagged{dead} (limit {limit:.0%})",
-            fix="look at the data, or raise max_flagged_fraction",
+            f"{ms.name} is not worth solving on: {'; '.join(reasons)}", fix="look at how the data were taken"
         )
 
 
@@ -347,7 +362,7 @@ def judge_tables(
     ratio, coherence = None, None
     if stats and len(stats) == len(tables) and not extra_reasons:
         ratio, coherence = calibrator_ratio(ms, solutions, field=field)
-    failed, warnings = accept(stats, options.acceptance, corrected_over_model=ratio)
+    failed, warnings = accept(stats, options.acceptance, corrected_over_model=ratio, coherence=coherence)
     reasons += [reason for reason in failed if reason not in reasons and not (extra_reasons and "no table" in reason)]
     return SolutionReport(
         accepted=not reasons,
