@@ -1,0 +1,139 @@
+"""What calibration reads from and writes to a Measurement Set."""
+
+import numpy as np
+import pytest
+
+from nightbeam.casa.tables import array_column, create_table, open_table, scalar_column
+from nightbeam.core.errors import InputError, MissingError
+from nightbeam.gains import ModelSource, SolveOptions, flag_bad_data, read_caltable, write_model
+from nightbeam.gains.files import KEPT_FLAGS, fill_model, read_layout, read_sample, read_times, restore_flags
+
+
+def edit(ms, column, change, rows=slice(None)):
+    with open_table(ms, write=True) as table:
+        values = table.getcol(column)
+        values[rows] = change(values[rows])
+        table.putcol(column, values)
+
+
+def test_the_layout_is_read(made):
+    layout = read_layout(made.path)
+    assert layout.antenna_names == tuple(made.names)
+    assert layout.telescope == "OVRO_MMA"
+    assert layout.parallel == (0, 1)
+    assert np.allclose(layout.channel_hz[1], made.freqs[1])
+    assert np.allclose(read_times(made.path), 60000.0 + np.arange(3) * 13.0 / 86400.0)
+
+
+def test_good_data_get_no_flags_and_autocorrelations_are_not_counted(made):
+    report = flag_bad_data(made.path)
+    assert (report.fraction, report.newly_flagged, report.dead, report.bad_weights) == (0.0, 0, (), 0.0)
+    # 11 baselines x 2 windows x 3 times x 8 channels for each receptor
+    assert set(np.ravel(report.receptor_samples)) == {11 * 2 * 3 * 8}
+    assert set(report.unflagged_baselines.values()) == {11}
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, 1e33])
+def test_what_cannot_be_data_is_flagged_and_counted_once(made, value):
+    with open_table(made.path, write=True) as table:
+        data = table.getcell("DATA", 1)  # antennas 101-102, first time, first window
+        data[3, 0] = value
+        table.putcell("DATA", 1, data)
+    report = flag_bad_data(made.path)
+    samples = 66 * 2 * 3 * 8 * 2
+    assert report.newly_flagged == 1
+    assert report.fraction == pytest.approx(1 / samples)
+    assert report.by_window == {0: pytest.approx(2 / samples), 1: 0.0}
+    assert report.absurd == (1 if value == 1e33 else 0)
+    assert flag_bad_data(made.path).newly_flagged == 0
+
+
+def test_a_dead_antenna_is_left_out_of_the_active_fraction(made):
+    with open_table(made.path) as table:
+        touched = (table.getcol("ANTENNA1") == 4) | (table.getcol("ANTENNA2") == 4)
+    edit(made.path, "DATA", lambda d: d * 0, touched)
+    report = flag_bad_data(made.path)
+    assert report.dead == ("105",)
+    assert report.active_fraction == 0.0
+    assert report.fraction == pytest.approx(2 * 11 / (12 * 11))
+    assert report.by_antenna["101"] == 0.0
+    assert report.receptor_samples[4] == (0, 0)
+
+
+def test_a_limit_on_the_amplitude_flags_what_is_above_it(made):
+    assert flag_bad_data(made.path, clip_above=1e9).newly_flagged == 0
+    assert flag_bad_data(made.path, clip_above=1e-9).active_fraction == 1.0
+
+
+def test_weights_that_are_not_positive_are_reported(made):
+    edit(made.path, "WEIGHT", lambda w: w * 0 - 1.2e12)
+    report = flag_bad_data(made.path)
+    assert report.bad_weights == 1.0
+    assert report.weight_example == pytest.approx(-1.2e12, rel=1e-6)
+
+
+def test_the_model_is_the_source_where_it_stands_in_every_row(made, sky):
+    write_model(made.path, [ModelSource("s", *sky.offset, sky.flux)], options=SolveOptions(drift=False))
+    with open_table(made.path) as table:
+        model, data = table.getcol("MODEL_DATA"), table.getcol("DATA")
+        i, j = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+    expected = data / (made.gains[i] * made.gains[j].conj())[:, None, :]
+    # 0.0224 deg off centre, where the beam of a 4.65 m dish is 0.9996
+    assert np.abs(model - expected).max() < 0.003 * sky.flux
+    assert np.abs(np.angle(model / expected)).max() < 1e-4
+
+
+def test_rows_of_another_field_get_one_and_virtual_models_go(made):
+    with open_table(made.path, write=True) as table:
+        table.putkeyword("definedmodel_field_0", "x")
+    edit(made.path, "FIELD_ID", lambda f: f + 1, slice(0, 3))
+    fill_model(made.path, [ModelSource("s", 150.0, 33.0, 2.0)], field=0)
+    with open_table(made.path) as table:
+        model = table.getcol("MODEL_DATA")
+        assert "definedmodel_field_0" not in table.keywordnames()
+    assert np.all(model[:3] == 1.0)
+    assert np.allclose(model[3:], 2.0)
+
+
+def test_flags_from_before_any_calibration_come_back(made):
+    edit(made.path, "FLAG", lambda f: ~f, slice(0, 2))
+    restore_flags(made.path)
+    edit(made.path, "FLAG", lambda f: f | True)
+    restore_flags(made.path)
+    with open_table(made.path) as table:
+        flags = table.getcol("FLAG")
+        assert KEPT_FLAGS in table.colnames()
+    assert flags[:2].all()
+    assert not flags[2:].any()
+
+
+def test_samples_hold_cross_correlations_of_every_window(made):
+    samples = read_sample(made.path, ["DATA"], rows_per_window=40, pieces=2)
+    assert {s.window for s in samples} == {0, 1}
+    assert all((s.antenna1 != s.antenna2).all() for s in samples)
+    assert all(len(s.antenna1) == 20 for s in samples)
+    with pytest.raises(InputError, match="no column CORRECTED_DATA"):
+        read_sample(made.path, ["CORRECTED_DATA"])
+
+
+def test_a_measurement_set_that_was_cut_short_is_an_input_error(made):
+    with open_table(made.path) as table:
+        number = table.getdminfo("DATA")["SEQNR"]
+    victim = next(p for p in sorted(made.path.glob(f"table.f{number}*")) if p.stat().st_size > 4096)
+    with victim.open("r+b") as data:
+        data.truncate(victim.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"made\.ms"):
+        flag_bad_data(made.path)
+
+
+def test_a_missing_caltable_and_one_of_another_kind_are_told_apart(tmp_path, made):
+    with pytest.raises(MissingError):
+        read_caltable(tmp_path / "no_bpcal")
+    with pytest.raises(InputError, match="no calibration table"):
+        read_caltable(made.path)
+    with create_table(
+        tmp_path / "empty_gacal", [array_column("CPARAM", 1j, ndim=2), scalar_column("SPECTRAL_WINDOW_ID", 1)]
+    ):
+        pass
+    with pytest.raises(InputError, match="no solutions"):
+        read_caltable(tmp_path / "empty_gacal")
