@@ -33,7 +33,7 @@ from nightbeam.catalog.model import (
     State,
     SubbandRow,
 )
-from nightbeam.catalog.remote import Database, upsert
+from nightbeam.catalog.remote import Database, insert_once, upsert
 from nightbeam.catalog.schema import (
     AttemptTable,
     BadFileTable,
@@ -132,7 +132,7 @@ class Queue:
         )
         row = connection.execute(query).mappings().first()
         if row is None:
-            upsert(
+            insert_once(
                 connection,
                 _Q,
                 {"group_id": group.group_id},

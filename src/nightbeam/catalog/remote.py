@@ -27,7 +27,7 @@ from nightbeam.core.errors import (
 from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["Database", "DatabaseName", "upsert"]
+__all__ = ["Database", "DatabaseName", "insert_once", "upsert"]
 
 DatabaseName = Literal["queue", "registry", "products"]
 
@@ -206,11 +206,20 @@ def upsert(connection: Connection, table: Any, key: Mapping[str, Any], values: M
     """
     if _update(connection, table, key, values):
         return False
+    if insert_once(connection, table, key, values):
+        return True
+    _update(connection, table, key, values)
+    return False
+
+
+def insert_once(connection: Connection, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Insert a row unless there is one with this key, which then stays as it is; returns whether it was inserted."""
     try:
+        # SQLite's writers come one by one, so it needs no savepoint to survive a clash (and sqlite3 makes bad ones).
         with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
             connection.execute(sa.insert(table).values(**key, **values))
     except exc.IntegrityError:
-        if not _update(connection, table, key, values):
+        if not _update(connection, table, key, {}):
             raise
         return False
     return True
