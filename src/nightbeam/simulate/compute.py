@@ -185,7 +185,7 @@ def draw_sources(
         If so many do not fit.
     """
     found: list[SkySource] = []
-    for _ in range(1000 * max(count, 1)):
+    for _ in range(100 * max(count, 1)):
         if len(found) == count:
             return found
         distance, bearing = radius_deg * math.sqrt(rng.random()), 360.0 * rng.random()

@@ -122,18 +122,32 @@ def write_incomplete(path: Path, block: SubbandBlock) -> Path:
     The layout is that of ``dsamfs.uvh5_utils`` (old UVH5: a spectral-window axis, single-precision uvw,
     resizable arrays with the chunks that h5py chooses for them when they are empty).
     """
-    import h5py
-
     part = incomplete_path(path)
+    image = _image(block)
     with storage_errors(path):
         try:
-            with h5py.File(part, "w", locking=False) as out:
-                _write_header(out.create_group("Header"), block)
-                _write_data(out.create_group("Data"), block)
+            part.write_bytes(image)
+        except FileNotFoundError as error:
+            raise MissingError(f"no directory {path.parent}", fix="create it or correct the path") from error
         except BaseException:
             part.unlink(missing_ok=True)
             raise
     return part
+
+
+def _image(block: SubbandBlock) -> bytes:
+    """Return the bytes of a subband file.
+
+    HDF5 makes them in memory: on a full disk its own writing fails late, with no usable error, and may
+    take the process down when it exits.
+    """
+    import h5py
+
+    with h5py.File("subband", "w", driver="core", backing_store=False, block_size=1 << 24) as out:
+        _write_header(out.create_group("Header"), block)
+        _write_data(out.create_group("Data"), block)
+        out.flush()
+        return bytes(out.id.get_file_image())
 
 
 def _write_header(header: h5py.Group, block: SubbandBlock) -> None:
