@@ -39,7 +39,7 @@ def draw_image(sky: SkyImage, *, title: str = "", inches: float = 6.0) -> Any:
         norm=AsinhNorm(linear_width=3.0 * noise, vmin=-3.0 * noise, vmax=top),
         interpolation="none" if max(sky.data.shape) < 400 else "antialiased",
     )
-    bar = figure.colorbar(shown, ax=axes, shrink=0.9)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.9, format="%g")
     bar.set_label("mJy/beam")
     ra, dec = axes.coords[0], axes.coords[1]
     ra.set_axislabel("right ascension (ICRS)" if sky.wcs.wcs.radesys == "ICRS" else "right ascension (J2000)")
@@ -84,5 +84,7 @@ def _quantised(data: bytes) -> bytes:
 
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").quantize(colors=32).save(out, format="PNG", optimize=True)
+        image.convert("RGB").quantize(colors=64, method=Image.Quantize.FASTOCTREE).save(
+            out, format="PNG", optimize=True
+        )
     return out.getvalue()

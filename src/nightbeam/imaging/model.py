@@ -314,11 +314,10 @@ class ImageProduct:
     @property
     def path(self) -> Path:
         """The file that stands for the product: the corrected image where there is one."""
-        for mapping in (self.fits, self.native):
-            for name in ("pbcor", "image"):
-                if name in mapping:
-                    return mapping[name]
-        return self.png
+        for path in (self.fits.get("pbcor"), self.fits.get("image"), self.native.get("image.pbcor")):
+            if path is not None:
+                return path
+        return self.native.get("image", self.png)
 
     def to_json(self) -> dict[str, Any]:
         """Return the product as JSON types, files by name only, so that its directory can be moved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,14 @@ def draw_flags(by_antenna: Mapping[str, float], by_window: Mapping[int, float]) 
         axes.bar(range(len(names)), [100.0 * f for f in bars.values()], color="tab:gray")
         step = max(1, len(names) // 32)
         axes.set_xticks(range(0, len(names), step), names[::step], fontsize="x-small", rotation=90 if step > 1 else 0)
-        axes.set(xlabel=label, ylabel="flagged (%)", ylim=(0, 100), xlim=(-0.7, max(len(names), 1) - 0.3))
+        axes.set(
+            xlabel=label, ylabel="flagged (%)", ylim=(0, _top(bars.values())), xlim=(-0.7, max(len(names), 1) - 0.3)
+        )
     return figure
+
+
+def _top(fractions: Iterable[float]) -> float:
+    return min(100.0, max(5.0, 110.0 * max(fractions, default=0.0)))
 
 
 def draw_uv(sample: VisibilitySample) -> Any:
@@ -45,7 +51,8 @@ def draw_uv(sample: VisibilitySample) -> Any:
     figure = _figure(4.2, 4.0)
     axes = figure.add_subplot()
     for sign in (1, -1):
-        axes.plot(sign * sample.u_klambda, sign * sample.v_klambda, ",", color="black", alpha=0.5)
+        dots = {"marker": ",", "alpha": 0.5} if len(sample.u_klambda) > 2000 else {"marker": ".", "markersize": 2}
+        axes.plot(sign * sample.u_klambda, sign * sample.v_klambda, linestyle="", color="black", **dots)
     axes.set(xlabel="u (kilo-wavelengths)", ylabel="v (kilo-wavelengths)", aspect="equal")
     axes.invert_xaxis()  # east to the left, as on the sky
     return figure
@@ -122,7 +129,7 @@ def draw_sky(sky: SkyImage, sources: Sequence[SourceFit] = (), *, title: str = "
         x, y = sky.to_pixel(source.ra_deg, source.dec_deg)
         if np.isfinite(x):
             colour = "tab:green" if source.found else "tab:red"
-            axes.plot([x], [y], "o", fillstyle="none", markersize=9, color=colour)
+            axes.plot([x], [y], "o", fillstyle="none", markersize=11, markeredgewidth=1.8, color=colour)
     if sources:
         axes.set(xlim=(-0.5, sky.data.shape[1] - 0.5), ylim=(-0.5, sky.data.shape[0] - 0.5))
     return figure
