@@ -52,7 +52,13 @@ def lmn(ra: float, dec: float) -> np.ndarray:
 def build(path: Path, *, antennas: int = 12, times: int = 3, noise: float = 0.0, seed: int = 1) -> Made:
     """Write it: UVW = pos(ANTENNA1) - pos(ANTENNA2), V = g1 conj(g2) S exp(+2 pi i (ul + vm + w(n-1)) nu/c)."""
     rng = np.random.default_rng(seed)
-    new_ms(path, columns=[array_column("DATA", 1j, ndim=2), array_column("WEIGHT_SPECTRUM", 1.0, ndim=2)])
+    new_ms(
+        path,
+        columns=[
+            array_column("DATA", 1j, ndim=2, valuetype="complex"),
+            array_column("WEIGHT_SPECTRUM", 1.0, ndim=2, valuetype="float"),
+        ],
+    )
     freqs = np.array([1.40e9 + np.arange(8) * 1e6, 1.42e9 + np.arange(8) * 1e6])
     enu = rng.normal(scale=300.0, size=(antennas, 3))
     names = [str(i + 101) for i in range(antennas)]
