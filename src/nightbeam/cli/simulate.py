@@ -11,7 +11,7 @@ import click
 from nightbeam.cli.output import dry_run_option, json_option, show, talk
 
 if TYPE_CHECKING:
-    from nightbeam.simulate import Truth
+    from nightbeam.simulate import TruthGroup
 
 __all__ = ["simulate"]
 
@@ -58,7 +58,7 @@ def subbands(out: Path, overwrite: bool, dry_run: bool, as_json: bool, **asked: 
         truth = plan_simulation(spec)
     else:
         truth = simulate_subbands(out, spec, overwrite=overwrite, on_file=lambda path: talk(f"wrote {path.name}"))
-    show(_rows(out, truth), as_json=as_json)
+    show(truth.groups if as_json else map(_line, truth.groups), as_json=as_json, title=str(out))
 
 
 def _spec(asked: dict[str, Any]) -> Any:
@@ -97,18 +97,12 @@ def _time(text: str) -> datetime:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
-def _rows(out: Path, truth: Truth) -> list[dict[str, Any]]:
-    return [
-        {
-            "group": group.group_id,
-            "files": len(group.files),
-            "missing": list(group.missing),
-            "late": list(group.late),
-            "dead_stations": list(group.dead_stations),
-            "calibrator": group.calibrator,
-            "ra_deg": round(group.ra_deg, 6),
-            "dec_deg": round(group.dec_deg, 6),
-            "directory": out,
-        }
-        for group in truth.groups
-    ]
+def _line(group: TruthGroup) -> dict[str, Any]:
+    wrong = {"missing": group.missing, "late": group.late, "dead": group.dead_stations}
+    return {
+        "group": group.group_id,
+        "files": len(group.files),
+        "calibrator": group.calibrator,
+        "centre (ICRS)": f"{group.ra_deg:.2f} {group.dec_deg:+.2f}",
+        "faults": ", ".join(f"{word} {' '.join(map(str, n))}" for word, n in wrong.items() if n) or None,
+    }

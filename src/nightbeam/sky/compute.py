@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ Floats = NDArray[np.float64]
 
 # Not used by erfa where the pressure is zero, but it wants them: temperature C, humidity, wavelength um.
 _NO_REFRACTION = (0.0, 0.0, 0.0, 200000.0)
+_ERFA_KNOWS_JD = (2437665.5, 2460310.5 + 4 * 365.25)  # 1962 to 2028
 
 
 class EarthOrientation(NamedTuple):
@@ -109,7 +112,7 @@ def lst_rad(jd: ArrayLike, longitude_deg: float) -> Floats:
 
     whole, part = _two_part(jd)
     ut = part + earth_orientation(jd).dut1_s / 86400.0
-    with _dubious_years():
+    with _dubious_years(jd):
         tt = erfa.taitt(*erfa.utctai(whole, part))
         sidereal = erfa.gst06a(whole, ut, *tt)
     return np.asarray((sidereal + np.radians(longitude_deg)) % (2.0 * np.pi), float)
@@ -133,7 +136,7 @@ def apparent_hadec(jd: ArrayLike, ra_deg: ArrayLike, dec_deg: ArrayLike, site: S
     import erfa
 
     astrom = _astrometry(jd, site)
-    with _dubious_years():
+    with _dubious_years(jd):
         ri, di = erfa.atciqz(np.radians(ra_deg), np.radians(dec_deg), astrom)
         _, _, ha, dec, _ = erfa.atioq(ri, di, astrom)
     return np.asarray((ha + np.pi) % (2.0 * np.pi) - np.pi, float), np.asarray(dec, float)
@@ -164,7 +167,7 @@ def meridian_icrs(jd: ArrayLike, dec_apparent_rad: ArrayLike, site: Site) -> tup
     times, dec = np.broadcast_arrays(np.asarray(jd, float), np.asarray(dec_apparent_rad, float))
     whole, part = _two_part(times)
     earth = earth_orientation(times)
-    with _dubious_years():
+    with _dubious_years(times):
         ra, dec_icrs = erfa.atoc13(
             "H", 0.0, dec, whole, part, earth.dut1_s,
             site.longitude_rad, site.latitude_rad, site.height_m,
@@ -314,7 +317,7 @@ def _astrometry(jd: ArrayLike, site: Site) -> Any:
 
     whole, part = _two_part(jd)
     earth = earth_orientation(jd)
-    with _dubious_years():
+    with _dubious_years(jd):
         astrom, _ = erfa.apco13(
             whole, part, earth.dut1_s,
             site.longitude_rad, site.latitude_rad, site.height_m,
@@ -323,9 +326,15 @@ def _astrometry(jd: ArrayLike, site: Site) -> Any:
     return astrom
 
 
-class _dubious_years(warnings.catch_warnings):  # noqa: N801 - reads like a statement
-    """erfa warns of leap seconds it cannot know, five years after its release; a second is 15 arcsec."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextmanager
+def _dubious_years(jd: ArrayLike) -> Iterator[None]:
+    # erfa warns of leap seconds that it cannot know, five years after its release; one is 15 arcsec of
+    # rotation, and UT1 is clipped by then anyway. Filters of warnings are not safe between threads, so they
+    # are left alone for the years in which it never warns.
+    times = np.asarray(jd, float)
+    if bool(np.all((times > _ERFA_KNOWS_JD[0]) & (times < _ERFA_KNOWS_JD[1]))):
+        yield
+        return
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*dubious year.*")
+        yield

@@ -26,10 +26,19 @@ def test_files_and_truth_are_written_and_each_group_is_one_line_of_json(
     code, text, talk = _run(capsys, str(out), *SMALL, "--groups", "2", "--fault", "missing-subband:1@1", "--json")
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0
-    assert [(r["files"], r["missing"]) for r in rows] == [(2, []), (1, [1])]
+    assert [(len(r["files"]), r["missing"]) for r in rows] == [(2, []), (1, [1])]
     assert len(list(out.glob("*.hdf5"))) == 3
     assert (out / "truth.json").is_file()
     assert talk.count("wrote") == 3
+
+
+def test_people_see_one_line_a_group_in_eighty_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _, text, _ = _run(
+        capsys, str(tmp_path / "out"), *SMALL, "--fault", "missing-subband:1", "--fault", "late-subband:0"
+    )
+    line = next(line for line in text.splitlines() if "2025-10-03T11:48:57" in line)
+    assert "missing 1, late 0" in line
+    assert "54.5" in line
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,7 +55,7 @@ def test_a_sky_of_ones_own_no_noise_and_no_gains(tmp_path: Path, capsys: pytest.
     code, text, _ = _run(capsys, str(tmp_path / "out"), *words, "--json")
     truth = json.loads((tmp_path / "out" / "truth.json").read_text())
     assert code == 0
-    assert json.loads(text)["group"] == "2025-10-03T12:00:00"
+    assert json.loads(text)["group_id"] == "2025-10-03T12:00:00"
     assert [s["name"] for s in truth["sources"]] == ["A"]
     assert (truth["noise_jy"], truth["gains"]) == (None, {})
 
