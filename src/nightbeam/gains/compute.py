@@ -265,7 +265,8 @@ def table_stats(
         flagged_fraction=working_flagged / n_working if n_working else 1.0,
         antennas_with_solutions=int(alive.any(axis=1).sum()),
         unsolved_fraction=unsolved,
-        median_snr=float(np.median(solutions.snr[good])) if good.any() else None,
+        # CASA writes no SNR for delays: the column is 0
+        median_snr=float(np.median(solutions.snr[good])) if solutions.snr[good].any() else None,
         median_amplitude=amplitude,
         amplitude_scatter=scatter,
         phase_scatter_deg=phase,
@@ -320,7 +321,7 @@ def accept(
 
 
 def _judge(table: TableStats, limits: Acceptance, reasons: list[str], warnings: list[str]) -> None:
-    if table.working_solutions == 0 or table.median_snr is None:
+    if table.working_solutions == table.working_flagged:
         reasons.append(f"{table.name}: every solution is flagged")
         return
     bandpass = table.kind == "BP"
@@ -336,7 +337,10 @@ def _judge(table: TableStats, limits: Acceptance, reasons: list[str], warnings: 
         reasons.append(
             f"{table.name}: {table.antennas_with_solutions} antennas have solutions, fewer than {limits.min_antennas}"
         )
-    if not np.isfinite(table.median_snr) or table.median_snr < limits.fail_snr:
+    if table.median_snr is None:
+        if table.kind != "K":
+            reasons.append(f"{table.name}: the solutions have no SNR")
+    elif not table.median_snr >= limits.fail_snr:
         reasons.append(f"{table.name}: median SNR {table.median_snr:.2g} (limit {limits.fail_snr:g})")
     elif table.median_snr < limits.warn_snr:
         warnings.append(f"{table.name}: median SNR {table.median_snr:.2g}")
