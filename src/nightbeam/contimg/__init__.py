@@ -1,1 +1,68 @@
-"""One group of subbands from arrival to image: the steps, in the order in which they run."""
+"""One group of subbands from arrival to image: the steps, in the order in which they run.
+
+Each step can be run again: what it finished before is found, checked and kept. The same functions are
+called by ``nightbeam groups run`` in one process and by the tasks of the flow ``group-imaging``.
+"""
+
+from __future__ import annotations
+
+from nightbeam.contimg.arrivals import scan_arrivals, take_dispatchable, wake_waiting
+from nightbeam.contimg.model import (
+    STEPS,
+    ApplyReceipt,
+    ArrivalReport,
+    CalibrateReceipt,
+    Claim,
+    ConvertReceipt,
+    GroupOutcome,
+    ImageReceipt,
+    QaReceipt,
+    Receipt,
+    RecordReceipt,
+)
+from nightbeam.contimg.owners import this_process
+from nightbeam.contimg.run import run_group
+from nightbeam.contimg.site import Site
+from nightbeam.contimg.steps import (
+    apply_step,
+    calibrate_or_find,
+    claim_group,
+    convert_group_step,
+    fail_group,
+    finish,
+    image_step,
+    qa_step,
+    record_step,
+)
+from nightbeam.contimg.tools import TOOLS, Tools
+
+__all__ = [
+    "STEPS",
+    "TOOLS",
+    "ApplyReceipt",
+    "ArrivalReport",
+    "CalibrateReceipt",
+    "Claim",
+    "ConvertReceipt",
+    "GroupOutcome",
+    "ImageReceipt",
+    "QaReceipt",
+    "Receipt",
+    "RecordReceipt",
+    "Site",
+    "Tools",
+    "apply_step",
+    "calibrate_or_find",
+    "claim_group",
+    "convert_group_step",
+    "fail_group",
+    "finish",
+    "image_step",
+    "qa_step",
+    "record_step",
+    "run_group",
+    "scan_arrivals",
+    "take_dispatchable",
+    "this_process",
+    "wake_waiting",
+]

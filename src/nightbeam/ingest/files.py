@@ -175,7 +175,7 @@ def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arr
         stamp=None if name is None else name.stamp,
         subband=subband,
         start_jd=float(header.start_jd),
-        mid_jd=float(header.mid_mjd) + 2400000.5,
+        mid_jd=float(header.mid_jd),
         dec_deg=math.degrees(header.dec_rad),
         size_bytes=stat.st_size,
         mtime=stat.st_mtime,

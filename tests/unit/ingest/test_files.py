@@ -19,7 +19,7 @@ JD = 2460950.5430
 class Header:
     subband: int | None = None
     start_jd: float = JD
-    mid_mjd: float = JD - 2400000.5 + 0.0018
+    mid_jd: float = JD + 0.0018
     dec_rad: float = 0.5
 
 

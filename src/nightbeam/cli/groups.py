@@ -1,0 +1,133 @@
+"""``nightbeam groups``: the queue and what is in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nightbeam.cli.output import dry_run_option, json_option, settings_of, show, talk
+
+if TYPE_CHECKING:
+    from nightbeam.contimg import Site
+
+__all__ = ["groups"]
+
+STATES = ("collecting", "pending", "in_progress", "completed", "failed")
+
+
+@click.group("groups")
+def groups() -> None:
+    """List, show, run and reprocess groups of subbands.
+
+    A group is named by the second at which its data start, such as 2025-10-02T01:02:03.
+    """
+
+
+@groups.command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only groups in this state.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest so many.")
+@json_option
+@click.pass_context
+def list_groups(ctx: click.Context, state: str | None, limit: int, as_json: bool) -> None:
+    """List the groups of the queue, newest data first."""
+    from nightbeam.contimg.report import group_lines
+
+    show(group_lines(_site(ctx), state=state, limit=limit), as_json=as_json, title="groups")
+
+
+@groups.command("show")
+@click.argument("group")
+@json_option
+@click.pass_context
+def show_group(ctx: click.Context, group: str, as_json: bool) -> None:
+    """Show GROUP: its files, attempts with their errors, finished steps, times and products."""
+    from nightbeam.contimg.report import group_report
+
+    report = group_report(_site(ctx), _name(group))
+    if as_json:
+        show([report], as_json=True)
+        return
+    show([{"field": name, "value": value} for name, value in report["group"].items()], title=group)
+    for part in ("files", "duplicates", "attempts", "steps", "times", "images", "qa"):
+        if report[part]:
+            show(report[part], title=part)
+
+
+@groups.command("scan")
+@json_option
+@dry_run_option
+@click.pass_context
+def scan(ctx: click.Context, as_json: bool, dry_run: bool) -> None:
+    """Look at the input directory once and bring the queue up to date."""
+    from nightbeam.contimg import scan_arrivals
+    from nightbeam.contimg.report import look
+
+    site = _site(ctx)
+    if dry_run:
+        show(look(site), as_json=as_json, title=f"would be recorded from {site.input_dir}")
+        return
+    report = scan_arrivals(site)
+    if as_json:
+        show([report], as_json=True)
+        return
+    for path, reason in report.bad.items():
+        talk(f"bad: {path}: {reason}")
+    for path, reason in report.unready.items():
+        talk(f"not ready: {path}: {reason}")
+    show([{"new_files": report.new_files, "became_pending": report.became_pending, **report.counts}], title="queue")
+
+
+@groups.command("run")
+@click.argument("group", required=False)
+@click.option("--next", "take_next", is_flag=True, help="The pending group with the oldest data.")
+@json_option
+@dry_run_option
+@click.pass_context
+def run(ctx: click.Context, group: str | None, take_next: bool, as_json: bool, dry_run: bool) -> None:
+    """Take GROUP through every step that it has not been through, here and now.
+
+    What it finished before is kept. Nothing of Prefect is needed or told.
+    """
+    from nightbeam.contimg import run_group
+    from nightbeam.contimg.report import next_group, plan
+
+    if (group is None) == (not take_next):
+        raise click.UsageError("give GROUP or --next")
+    site = _site(ctx)
+    name = _name(group) if group is not None else next_group(site)
+    if dry_run:
+        show(plan(site, name), as_json=as_json, title=f"group {name}")
+        return
+    outcome = run_group(site, name, on_step=lambda step, _receipt: talk(f"{name}: {step} done"))
+    show([outcome], as_json=as_json)
+
+
+@groups.command("reprocess")
+@click.argument("group", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Also one that is being worked on, or that lacks subbands.")
+@json_option
+@dry_run_option
+@click.pass_context
+def reprocess(ctx: click.Context, group: tuple[str, ...], force: bool, as_json: bool, dry_run: bool) -> None:
+    """Make each GROUP pending again, to be done from the beginning with a new set of attempts."""
+    from nightbeam.contimg.report import line_of
+
+    queue = _site(ctx).queue()
+    names = [_name(text) for text in group]
+    rows = [queue.group(name) for name in names]  # all of them exist, or nothing is changed
+    if not dry_run:
+        rows = [queue.reprocess(name, force=force) for name in names]
+    show([line_of(row) for row in rows], as_json=as_json)
+
+
+def _site(ctx: click.Context) -> Site:
+    from nightbeam.contimg import Site
+
+    return Site.from_settings(settings_of(ctx))
+
+
+def _name(text: str) -> str:
+    from nightbeam.core.keys import GroupId
+
+    return str(GroupId.parse(text))

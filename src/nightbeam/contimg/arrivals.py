@@ -1,0 +1,157 @@
+"""From the input directory to the queue, and from the queue to whoever starts the work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nightbeam.catalog.model import Dispatch, FileFact, GroupFact, GroupRow, Recorded, State
+from nightbeam.contimg.model import ArrivalReport
+from nightbeam.contimg.owners import is_dead, remove_dead_scratch
+from nightbeam.contimg.site import Site
+from nightbeam.contimg.tools import TOOLS, Tools
+from nightbeam.core.errors import InputError
+from nightbeam.core.times import JD_OF_MJD_ZERO
+from nightbeam.ingest import SubbandGroup, group_arrivals, scan_directory
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import Queue, Registry
+    from nightbeam.ingest import Arrival, Scan
+
+__all__ = ["scan_arrivals", "take_dispatchable", "wake_waiting"]
+
+logger = logging.getLogger(__name__)
+
+
+def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None) -> ArrivalReport:
+    """Look once at the input directory and at the queue, and bring the queue up to date.
+
+    New ready files are recorded in their groups, unreadable ones with the reason; groups of dead workers
+    come back, those incomplete for too long are failed, and those that wait for gains are woken
+    where there is a set now. Two who scan at once do no harm.
+
+    Raises
+    ------
+    MissingError
+        If there is no input directory.
+    StorageError
+        If it cannot be read.
+    """
+    now = time.time() if now is None else now
+    queue = site.queue()
+    recovered = _recover(site, queue, now)
+    scan = scan_directory(
+        site.input_dir,
+        known=queue.known_paths(),
+        rejected={Path(b.path): (b.size_bytes, b.mtime) for b in queue.bad_files()},
+        settle_s=site.ingest.settle_s,
+        read=tools.read_header,
+    )
+    bad = {str(b.path): b.reason for b in scan.bad}
+    for item in scan.bad:
+        queue.record_bad_file(item.path, item.reason, size_bytes=item.size_bytes, mtime=item.mtime, now=now)
+    groups = group_arrivals(scan.ready, gap_s=site.ingest.name_gap_s)
+    before = {row.group_id for row in queue.groups(state=State.PENDING)}
+    what: dict[Path, Recorded] = {}
+    for group in groups:
+        what |= _record(site, queue, group, bad, now)
+    expired = queue.expire_collecting(site.ingest.collecting_timeout_s, now=now)
+    pending = {row.group_id for row in queue.groups(state=State.PENDING)}
+    report = ArrivalReport(
+        new_files=sum(w is Recorded.NEW for w in what.values()),
+        duplicates=_paths(what, Recorded.DUPLICATE),
+        late=_paths(what, Recorded.LATE),
+        bad=bad,
+        unready={str(u.path): u.reason for u in scan.unready},
+        groups=tuple(str(g.group_id) for g in groups),
+        became_pending=tuple(sorted(pending - before)),
+        recovered=tuple(recovered),
+        expired=tuple(expired),
+        stale=tuple(r.group_id for r in queue.stale_collecting(site.ingest.collecting_warn_s, now=now)),
+        woken=wake_waiting(site),
+        counts=queue.counts(),
+    )
+    _talk(report, scan)
+    return report
+
+
+def take_dispatchable(site: Site, limit: int, *, resend_after_s: float | None = 120.0) -> list[Dispatch]:
+    """Wake what can be calibrated now, then take pending groups to be started elsewhere, oldest data first.
+
+    Each attempt at a group has one idempotency key: a group is given again, ``resend_after_s`` after it was
+    taken and not claimed, with the same key.
+    """
+    wake_waiting(site)
+    return site.queue().take_dispatchable(limit, resend_after_s=resend_after_s)
+
+
+def wake_waiting(site: Site) -> tuple[str, ...]:
+    """Let groups that wait for gains go on where the registry has a set for their time; returns which."""
+    queue = site.queue()
+    waiting = queue.waiting_for_gains()
+    if not waiting:
+        return ()
+    registry = site.registry()
+    return tuple(r.group_id for r in waiting if _has_gains(site, registry, r) and queue.wake(r.group_id))
+
+
+def _has_gains(site: Site, registry: Registry, row: GroupRow) -> bool:
+    mjd = row.mid_mjd if row.mid_mjd is not None else row.start_mjd
+    if mjd is None:
+        return False
+    borrow = site.calibrate.borrow_days
+    return registry.find_set(mjd, dec_deg=row.dec_deg, borrow_days=borrow) is not None
+
+
+def _recover(site: Site, queue: Queue, now: float) -> list[str]:
+    recovered = queue.recover(is_dead, lease_s=site.ingest.in_progress_timeout_s, now=now)
+    if recovered:
+        logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
+    held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]
+    for path in remove_dead_scratch(site.scratch_dir, site.output_dir, site.output_dir / "caltables", keep=held):
+        logger.info("removed %s, left behind by a process that is gone", path)
+    return recovered
+
+
+def _record(site: Site, queue: Queue, group: SubbandGroup, bad: dict[str, str], now: float) -> dict[Path, Recorded]:
+    fact = _fact(group)
+    files = [FileFact(a.subband, a.path, a.size_bytes, a.mtime) for a in group.arrivals]
+    expected, minutes = site.ingest.expected_subbands, site.ingest.chunk_minutes
+    try:
+        return queue.record(fact, files, expected_subbands=expected, chunk_minutes=minutes, now=now)
+    except InputError as error:
+        for arrival in group.arrivals:
+            bad[str(arrival.path)] = error.what
+            queue.record_bad_file(arrival.path, error.what, size_bytes=arrival.size_bytes, mtime=arrival.mtime, now=now)
+        return {}
+
+
+def _fact(group: SubbandGroup) -> GroupFact:
+    first: Arrival = group.arrivals[0]
+    # From the headers: a scan hands over only files whose header was read.
+    start_jd = group.start_jd if group.start_jd is not None else 0.0
+    return GroupFact(
+        group_id=str(group.group_id),
+        start_mjd=start_jd - JD_OF_MJD_ZERO,
+        mid_mjd=None if first.mid_jd is None else first.mid_jd - JD_OF_MJD_ZERO,
+        dec_deg=first.dec_deg,
+    )
+
+
+def _paths(what: dict[Path, Recorded], kind: Recorded) -> tuple[str, ...]:
+    return tuple(str(path) for path, found in what.items() if found is kind)
+
+
+def _talk(report: ArrivalReport, scan: Scan) -> None:
+    for item in scan.bad:
+        logger.warning("%s is no readable subband: %s", item.path, item.reason)
+    for path in report.duplicates:
+        logger.warning("%s is a second file for its subband; the first is kept", path)
+    for path in report.late:
+        logger.warning("%s came after its group had been taken", path)
+    for group_id in report.stale:
+        logger.warning("group %s is still incomplete", group_id)
+    for group_id in report.expired:
+        logger.error("group %s is failed: incomplete for too long", group_id)

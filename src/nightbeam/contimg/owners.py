@@ -1,0 +1,133 @@
+"""Who works on a group: who we are, whether another one is still alive, and how we say that we are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from nightbeam.catalog.model import GroupRow, Owner
+from nightbeam.core.errors import NightbeamError
+from nightbeam.core.files import remove, scratch_directory
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import Queue
+
+__all__ = ["is_dead", "keeping_lease", "owned_scratch", "remove_dead_scratch", "this_process"]
+
+logger = logging.getLogger(__name__)
+
+_SAME_START_S = 2.0
+#: As `owned_scratch` and `core.files.part_path` name them.
+_SCRATCH = re.compile(r"(?P<host>.+)\.\d{4}-\d\d-\d\dT[\d:]+\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
+_PART = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+
+
+def this_process(name: str | None = None) -> Owner:
+    """Return this process as an owner.
+
+    Parameters
+    ----------
+    name
+        What survives a restart, such as the id of a flow run: an owner of the same name may take up its
+        own group again. By default the process itself, which nobody else is.
+    """
+    host, pid = socket.gethostname(), os.getpid()
+    started = float(psutil.Process(pid).create_time())
+    return Owner(name or f"{host}:{pid}:{started:.0f}", host, pid, started)
+
+
+def is_dead(row: GroupRow) -> bool:
+    """Return whether the process that holds a group is certainly gone; of another machine nothing is certain."""
+    if row.owner_host != socket.gethostname() or row.owner_pid is None:
+        return False
+    return not _alive(row.owner_pid, row.owner_started)
+
+
+def _alive(pid: int, started: float | None) -> bool:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return started is None or abs(process.create_time() - started) < _SAME_START_S
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+@contextmanager
+def keeping_lease(queue: Queue, group_id: str, owner: Owner, *, every_s: float) -> Iterator[None]:
+    """Renew the lease on a group while the block runs.
+
+    Raises
+    ------
+    BusyError
+        At the end, if the group is no longer ours: what the block did must not be recorded.
+    """
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(every_s):
+            try:
+                queue.heartbeat(group_id, owner)
+            except NightbeamError as error:
+                # Said again, and for good, by the heartbeat at the end of the block.
+                logger.warning("the lease on %s was not renewed: %s", group_id, error.what)
+
+    thread = threading.Thread(target=beat, name=f"lease-{group_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    queue.heartbeat(group_id, owner)
+
+
+@contextmanager
+def owned_scratch(root: Path, group_id: str, step: str) -> Iterator[Path]:
+    """Yield a scratch directory that is removed at the end, or by `remove_dead_scratch` if we die."""
+    path = scratch_directory(root, owner=f"{socket.gethostname()}.{group_id}.{step}")
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+def remove_dead_scratch(*roots: Path, keep: Collection[str] = ()) -> list[Path]:
+    """Remove what processes of this machine left half-written when they died; returns what was removed.
+
+    Only names that say which process made them are touched, and only where that process is gone.
+
+    Parameters
+    ----------
+    roots
+        Directories to look in; those below them are not entered.
+    keep
+        Groups that another machine works on: what carries their name may be its own.
+    """
+    removed = []
+    for root in roots:
+        for path in sorted(root.iterdir()) if root.is_dir() else []:
+            pid = _maker(path.name)
+            if pid is None or any(group_id in path.name for group_id in keep) or _alive(pid, None):
+                continue
+            remove(path)
+            removed.append(path)
+    return removed
+
+
+def _maker(name: str) -> int | None:
+    if found := _SCRATCH.fullmatch(name):
+        return int(found["pid"]) if found["host"] == socket.gethostname() else None
+    found = _PART.fullmatch(name)
+    return int(found["pid"]) if found else None

@@ -1,0 +1,119 @@
+"""One place where groups are worked on: its directories, its databases and its ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from nightbeam.core.errors import ConfigError
+from nightbeam.core.settings import CalibrateSettings, ConvertSettings, ImageSettings, IngestSettings, Settings
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import Products, Queue, Registry
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a site's files lie and how its groups are worked on.
+
+    Attributes
+    ----------
+    state_dir
+        Locks, logs, QA.
+    input_dir
+        Where subbands arrive.
+    output_dir
+        Measurement Sets, ``caltables/`` and ``images/``.
+    scratch_dir
+        Work in progress.
+    queue_url, registry_url, products_url
+        SQLAlchemy URLs.
+    threads
+        Of each child process.
+    step_timeout_s
+        After which a child of CASA is stopped.
+    """
+
+    state_dir: Path
+    input_dir: Path
+    output_dir: Path
+    scratch_dir: Path
+    queue_url: str
+    registry_url: str
+    products_url: str
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    convert: ConvertSettings = field(default_factory=ConvertSettings)
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    image: ImageSettings = field(default_factory=ImageSettings)
+    threads: int = 2
+    step_timeout_s: float = 1800.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return the site of some settings, resolved or not."""
+        resolved = settings.resolved()
+        c = resolved.contimg
+        if not (c.input_dir and c.output_dir and c.scratch_dir and c.queue_db and c.registry_db and c.products_db):
+            raise ConfigError("the settings of contimg leave a path open", fix="see docs/reference/settings.md")
+        return cls(
+            state_dir=resolved.state_dir,
+            input_dir=c.input_dir,
+            output_dir=c.output_dir,
+            scratch_dir=c.scratch_dir,
+            queue_url=c.queue_db,
+            registry_url=c.registry_db,
+            products_url=c.products_db,
+            ingest=c.ingest,
+            convert=c.convert,
+            calibrate=c.calibrate,
+            image=c.image,
+        )
+
+    # -- databases ----------------------------------------------------------------------------------------------
+
+    def queue(self) -> Queue:
+        """Open the queue."""
+        from nightbeam.catalog import Queue
+
+        return Queue(self.queue_url, max_retries=self.ingest.max_retries)
+
+    def registry(self) -> Registry:
+        """Open the calibration registry."""
+        from nightbeam.catalog import Registry
+
+        return Registry(self.registry_url)
+
+    def products(self) -> Products:
+        """Open the products."""
+        from nightbeam.catalog import Products
+
+        return Products(self.products_url)
+
+    # -- names --------------------------------------------------------------------------------------------------
+
+    def ms_path(self, group_id: str) -> Path:
+        """Return where the Measurement Set of a group lies."""
+        return self.output_dir / f"{group_id}.ms"
+
+    def caltable_prefix(self, group_id: str, cal_field: str = "0") -> Path:
+        """Return what the names of the tables solved on a group begin with."""
+        return self.output_dir / "caltables" / f"{group_id}_{cal_field}"
+
+    def image_stem(self, group_id: str) -> Path:
+        """Return what the names of the images of a group begin with."""
+        return self.output_dir / "images" / f"{group_id}.img"
+
+    def qa_dir(self) -> Path:
+        """Return where groups have their QA directories."""
+        return self.state_dir / "qa"
+
+    def log(self, group_id: str, step: str) -> Path:
+        """Return where the children of a step write what they say."""
+        return self.state_dir / "logs" / "groups" / group_id / f"{step}.log"
+
+    def group_lock(self, group_id: str) -> Path:
+        """Return the lock that keeps two processes of this machine off one group."""
+        return self.state_dir / "locks" / f"group-{group_id}.lock"

@@ -1,0 +1,635 @@
+"""The steps of a group. Each keeps the lease while it works, and leaves a receipt when it is done.
+
+A step that left a receipt before is not done again while what it made is still there; where it is not,
+that step and all after it are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nightbeam import __version__
+from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Owner, SetSpec, State, TableSpec
+from nightbeam.contimg.model import (
+    STEPS,
+    ApplyReceipt,
+    CalibrateReceipt,
+    Claim,
+    ConvertReceipt,
+    ImageReceipt,
+    QaReceipt,
+    Receipt,
+    RecordReceipt,
+)
+from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
+from nightbeam.contimg.site import Site
+from nightbeam.contimg.tools import TOOLS, Tools
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    RejectedError,
+    UsageError,
+)
+from nightbeam.core.files import require_space
+from nightbeam.core.locks import sole_owner
+from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import Queue, Registry
+
+__all__ = [
+    "apply_step",
+    "calibrate_or_find",
+    "claim_group",
+    "convert_group_step",
+    "fail_group",
+    "finish",
+    "image_step",
+    "qa_step",
+    "record_step",
+]
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Receipt)
+#: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
+_SPACE_OF_INPUT = 3.2
+#: How long a step waits for another process of this machine that still works on the group.
+_LOCK_WAIT_S = 20.0
+#: The data are at fault, not the moment: no other attempt can end differently.
+_FINAL = (InputError, RejectedError, UsageError)
+
+
+def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
+    """Take a group, unless somebody living has it or there is nothing to take.
+
+    A group whose owner is a dead process of this machine is taken back first, which counts as a
+    retry; an owner of the same name takes up its own group where it was.
+
+    Returns
+    -------
+    Claim
+        ``claimed`` says whether it is ours; if not, ``reason`` and ``state`` say why.
+
+    Raises
+    ------
+    MissingError
+        If the queue has no such group.
+    """
+    queue = site.queue()
+    row = queue.group(group_id)
+    if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row):
+        queue.recover(lambda r: r.group_id == group_id and is_dead(r))
+    try:
+        row = queue.claim(group_id, owner)
+    except (BusyError, InputError) as error:
+        row = queue.group(group_id)
+        return Claim(group_id, owner.name, False, row.state, row.attempts, error.what)
+    return Claim(group_id, owner.name, True, row.state, row.attempts)
+
+
+def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ConvertReceipt:
+    """Write the subbands of a group as one verified Measurement Set.
+
+    Raises
+    ------
+    StorageError
+        If there is no room for it.
+    MissingError, InputError, RejectedError, ToolError
+        From the converter.
+    """
+
+    def work(queue: Queue) -> ConvertReceipt:
+        row = queue.group(group_id)
+        files = [Path(s.path) for s in queue.subbands(group_id)]
+        ms = site.ms_path(group_id)
+        site.output_dir.mkdir(parents=True, exist_ok=True)
+        require_space(site.output_dir, _space_for(files), what=f"group {group_id}")
+        expected = len(files) if row.partial else row.expected_subbands or site.ingest.expected_subbands
+        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
+            report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
+        receipt = _converted(group_id, report)
+        site.products().upsert_ms(
+            ms,
+            group_id=group_id,
+            partial=row.partial,
+            status="in_progress",
+            stage="concatenated",
+            cal_applied=0,
+            version=__version__,
+            start_mjd=receipt.start_mjd,
+            mid_mjd=receipt.mid_mjd,
+            end_mjd=receipt.end_mjd,
+            ra_deg=receipt.ra_deg,
+            dec_deg=receipt.dec_deg,
+            flagged_fraction=receipt.flagged_fraction,
+            n_rows=receipt.rows,
+            n_spw=receipt.n_spw,
+            writer_type=receipt.writer_type,
+        )
+        return receipt
+
+    def good(receipt: ConvertReceipt) -> None:
+        tools.verify_ms(site, Path(receipt.ms), receipt.rows)
+
+    return _step(site, group_id, "convert", ConvertReceipt, owner, work, good)
+
+
+def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> CalibrateReceipt:
+    """Solve on a calibrator in the field where there is one worth it, and choose the set for the group's time.
+
+    Returns
+    -------
+    CalibrateReceipt
+        Where there is no set, it says ``waiting`` and the group has been put aside: stop here.
+
+    Raises
+    ------
+    RejectedError
+        If the solutions were turned down and no other set serves.
+    ToolError
+        If CASA failed.
+    """
+    converted = _required(site, group_id, "convert", ConvertReceipt)
+
+    def work(queue: Queue) -> CalibrateReceipt:
+        row, registry = queue.group(group_id), site.registry()
+        begin = time.perf_counter()
+        matches = tools.match(site, converted.ra_deg, converted.dec_deg)
+        queue.set_calibrators(group_id, [m.stored() for m in matches])
+        worth = [m for m in matches if m.weighted_flux >= site.calibrate.min_flux_jy]
+        solved, rejected = False, None
+        if worth:
+            try:
+                _solve_and_register(site, registry, row, converted, worth[0], tools)
+                solved = True
+            except RejectedError as error:
+                rejected = error.what
+                _note_rejection(registry, row, converted, worth[0].name, rejected)
+        found = registry.find_set(
+            converted.mid_mjd, dec_deg=_strip(row, converted), borrow_days=site.calibrate.borrow_days
+        )
+        if found is None and rejected is not None:
+            raise RejectedError(f"{rejected}; and no other set serves this time", fix="look at the calibrator's data")
+        name = worth[0].name if worth else None
+        return _chosen(group_id, found, solved, name, rejected, time.perf_counter() - begin)
+
+    def good(receipt: CalibrateReceipt) -> None:
+        site.registry().verify(_tables(site, receipt))
+
+    receipt = _step(site, group_id, "calibrate", CalibrateReceipt, owner, work, good, keep=lambda r: not r.waiting)
+    if receipt.waiting:
+        reason = f"no calibration set for MJD {converted.mid_mjd:.5f}"
+        site.products().upsert_ms(Path(converted.ms), status="skipped_no_caltables")
+        site.queue().wait_for_gains(group_id, owner, reason)
+        logger.warning("group %s waits: %s", group_id, reason)
+    return receipt
+
+
+def apply_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ApplyReceipt:
+    """Apply the chosen set; CORRECTED_DATA is proved to hold something.
+
+    Raises
+    ------
+    MissingError, InputError
+        If a table is gone, has changed or does not fit.
+    RejectedError
+        If what came out is empty.
+    ToolError
+        If CASA failed.
+    """
+    converted = _required(site, group_id, "convert", ConvertReceipt)
+    calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
+    ms = Path(converted.ms)
+
+    def work(_queue: Queue) -> ApplyReceipt:
+        products = site.products()
+        tables = _tables(site, calibrated)
+        products.upsert_ms(ms, status="in_progress", stage="calibrated")
+        try:
+            site.registry().verify(tables)
+            with owned_scratch(site.scratch_dir, group_id, "apply") as scratch:
+                report = tools.apply(site, ms, tables, work=scratch, log=site.log(group_id, "apply"))
+        except NightbeamError:
+            products.upsert_ms(ms, stage="applycal_failed", cal_applied=0)
+            raise
+        products.upsert_ms(
+            ms,
+            stage="applycal_done",
+            cal_applied=1,
+            calibration_set=calibrated.set_name,
+            cal_age_days=calibrated.age_days,
+            cal_borrowed=int(calibrated.borrowed),
+            flagged_fraction=report.flagged_fraction,
+        )
+        return ApplyReceipt(
+            group_id, str(ms), str(calibrated.set_name), float(report.flagged_fraction), float(report.seconds)
+        )
+
+    def good(receipt: ApplyReceipt) -> None:
+        if receipt.set_name != calibrated.set_name:
+            raise InputError(f"{receipt.set_name} was applied, {calibrated.set_name} is wanted")
+        tools.verify_ms(site, ms, converted.rows)
+
+    return _step(site, group_id, "apply", ApplyReceipt, owner, work, good)
+
+
+def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ImageReceipt:
+    """Make the image and judge it.
+
+    Raises
+    ------
+    RejectedError
+        With every reason, if it is not good.
+    ToolError
+        If the imager failed.
+    """
+    converted = _required(site, group_id, "convert", ConvertReceipt)
+    calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
+    applied = _required(site, group_id, "apply", ApplyReceipt)
+    stem = site.image_stem(group_id)
+
+    def work(_queue: Queue) -> ImageReceipt:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with owned_scratch(site.scratch_dir, group_id, "image") as scratch:
+            product = tools.image(
+                site,
+                Path(applied.ms),
+                stem,
+                provenance=_provenance(group_id, converted, calibrated),
+                work=scratch,
+                log=site.log(group_id, "image"),
+            )
+        _require_good(site, product, tools)
+        return _imaged(group_id, product)
+
+    def good(_receipt: ImageReceipt) -> None:
+        tools.finished_image(stem)
+
+    return _step(site, group_id, "image", ImageReceipt, owner, work, good)
+
+
+def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> RecordReceipt:
+    """Check once more what was made, and write the rows of the products and of the measured times.
+
+    Raises
+    ------
+    MissingError, InputError, RejectedError
+        If the Measurement Set or the image is not what the receipts say.
+    """
+    converted = _required(site, group_id, "convert", ConvertReceipt)
+    calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
+    imaged = _required(site, group_id, "image", ImageReceipt)
+    ms, stem = Path(converted.ms), Path(imaged.stem)
+
+    def work(queue: Queue) -> RecordReceipt:
+        tools.verify_ms(site, ms, converted.rows)
+        product = tools.finished_image(stem)
+        _require_good(site, product, tools)
+        products = site.products()
+        row = products.upsert_image(
+            product.path, ms_path=ms, **_image_columns(queue.group(group_id), product, calibrated)
+        )
+        products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
+        queue.put_performance(group_id, **_performance(queue, group_id))
+        return RecordReceipt(group_id, str(ms), row.path, row.id)
+
+    def good(receipt: RecordReceipt) -> None:
+        if not any(image.path == receipt.image for image in site.products().images(group_id=group_id)):
+            raise MissingError(f"the products have no row for {receipt.image}")
+
+    return _step(site, group_id, "record", RecordReceipt, owner, work, good)
+
+
+def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> QaReceipt:
+    """Write the QA figures and report, and their rows."""
+    converted = _required(site, group_id, "convert", ConvertReceipt)
+    calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
+    imaged = _required(site, group_id, "image", ImageReceipt)
+
+    def work(_queue: Queue) -> QaReceipt:
+        product = tools.finished_image(Path(imaged.stem))
+        tables = _tables(site, calibrated)
+        made = tools.write_qa(site, group_id, ms=Path(converted.ms), tables=tables, product=product)
+        products = site.products()
+        for artifact in made:
+            products.put_qa_artifact(group_id, artifact.name, artifact.path)
+        return QaReceipt(group_id, {artifact.name: str(artifact.path) for artifact in made})
+
+    def good(receipt: QaReceipt) -> None:
+        gone = [path for path in receipt.artifacts.values() if not Path(path).is_file()]
+        if gone:
+            raise MissingError(f"{gone[0]} is gone")
+
+    return _step(site, group_id, "qa", QaReceipt, owner, work, good)
+
+
+def finish(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> None:
+    """Complete a group, once every step has left its receipt and its image is there and unchanged.
+
+    Raises
+    ------
+    MissingError, InputError
+        If a step is missing, or the image is.
+    """
+    queue = site.queue()
+    done = {receipt.step for receipt in queue.receipts(group_id)}
+    missing = [step for step in STEPS if step not in done]
+    if missing:
+        raise MissingError(f"group {group_id} has not been through {', '.join(missing)}", fix="run those steps first")
+    imaged = _required(site, group_id, "image", ImageReceipt)
+    tools.finished_image(Path(imaged.stem))
+    seconds = sum(receipt.seconds or 0.0 for receipt in queue.receipts(group_id))
+    queue.put_performance(group_id, group_time=seconds)
+    queue.complete(group_id, owner)
+    logger.info("group %s is completed: %s", group_id, imaged.path)
+
+
+def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner) -> GroupRow:
+    """End an attempt with its error, in the queue and in the index of Measurement Sets.
+
+    Malformed or rejected data are failed at once; anything else is tried again while attempts are left.
+    """
+    queue = site.queue()
+    text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
+    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL))
+    products = site.products()
+    if row.state == State.FAILED and products.ms(site.ms_path(group_id)) is not None:
+        products.upsert_ms(site.ms_path(group_id), status="failed")
+    logger.error("group %s is %s: %s", group_id, row.state, text)
+    return row
+
+
+# -- inside -----------------------------------------------------------------------------------------------------
+
+
+def _step(
+    site: Site,
+    group_id: str,
+    name: str,
+    kind: type[R],
+    owner: Owner,
+    work: Callable[[Queue], R],
+    good: Callable[[R], None],
+    *,
+    keep: Callable[[R], bool] = lambda _receipt: True,
+) -> R:
+    queue = site.queue()
+    queue.heartbeat(group_id, owner, step=name)
+    lock = site.group_lock(group_id)
+    with (
+        sole_owner(lock, wait_s=_LOCK_WAIT_S, what=f"group {group_id}"),
+        keeping_lease(queue, group_id, owner, every_s=min(30.0, site.ingest.in_progress_timeout_s / 5.0)),
+    ):
+        found = _finished(queue, group_id, name, kind, good)
+        if found is not None:
+            logger.info("group %s: %s was done before", group_id, name)
+            return found
+        begin = time.perf_counter()
+        receipt = work(queue)
+        seconds = time.perf_counter() - begin
+    if keep(receipt):
+        queue.put_receipt(group_id, owner, name, receipt.to_json(), seconds=seconds)
+    logger.info("group %s: %s took %.1f s", group_id, name, seconds)
+    return receipt
+
+
+def _finished(queue: Queue, group_id: str, name: str, kind: type[R], good: Callable[[R], None]) -> R | None:
+    content = queue.receipt(group_id, name)
+    receipt = None if content is None else kind.from_json(content)
+    if receipt is not None:
+        try:
+            good(receipt)
+        except (InputError, MissingError, RejectedError) as error:
+            logger.warning("group %s: %s is done again: %s", group_id, name, error.what)
+        else:
+            return receipt
+    queue.drop_receipts(group_id, STEPS[STEPS.index(name) :])
+    return None
+
+
+def _required(site: Site, group_id: str, name: str, kind: type[R]) -> R:
+    content = site.queue().receipt(group_id, name)
+    receipt = None if content is None else kind.from_json(content)
+    if receipt is None:
+        raise MissingError(f"group {group_id} has no receipt of {name}", fix=f"run the step {name} first")
+    return receipt
+
+
+def _space_for(files: list[Path]) -> int:
+    try:
+        return int(_SPACE_OF_INPUT * sum(path.stat().st_size for path in files))
+    except OSError as error:
+        raise MissingError(f"cannot find {error.filename}", fix="was the file moved after it was recorded?") from error
+
+
+def _converted(group_id: str, report: Any) -> ConvertReceipt:
+    def seconds(name: str) -> float | None:
+        value = getattr(report, name)
+        return None if value is None else float(value)
+
+    return ConvertReceipt(
+        group_id=group_id,
+        ms=str(report.ms),
+        writer_type=str(report.writer_type),
+        rows=int(report.rows),
+        n_spw=int(report.n_spw),
+        missing_subbands=tuple(int(n) for n in report.missing_subbands),
+        start_mjd=float(report.start_mjd),
+        mid_mjd=float(report.mid_mjd),
+        end_mjd=float(report.end_mjd),
+        ra_deg=float(report.ra_deg),
+        dec_deg=float(report.dec_deg),
+        flagged_fraction=float(report.flagged_fraction),
+        load_s=seconds("load_s"),
+        phase_s=seconds("phase_s"),
+        write_s=seconds("write_s"),
+        total_s=float(report.total_s),
+    )
+
+
+def _strip(row: GroupRow, converted: ConvertReceipt) -> float:
+    """Return the declination of the strip: the apparent one of the headers, by which all groups are known."""
+    return row.dec_deg if row.dec_deg is not None else converted.dec_deg
+
+
+def _set_name(group_id: str) -> str:
+    return f"calset_{group_id}"
+
+
+def _solve_and_register(
+    site: Site, registry: Registry, row: GroupRow, converted: ConvertReceipt, calibrator: Any, tools: Tools
+) -> None:
+    group_id, ms = row.group_id, Path(converted.ms)
+    prefix = site.caltable_prefix(group_id)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with owned_scratch(site.scratch_dir, group_id, "calibrate") as scratch:
+        solved = tools.solve(
+            site, ms, calibrator, prefix, dec_deg=row.dec_deg, work=scratch, log=site.log(group_id, "calibrate")
+        )
+    half = site.calibrate.validity_minutes * 60.0 / SECONDS_PER_DAY
+    tables = tuple(
+        TableSpec(Path(t.path), str(t.kind), int(t.order_index), t.cal_field or None, t.refant or None)
+        for t in solved.tables
+    )
+    spec = SetSpec(
+        name=_set_name(group_id),
+        tables=tables,
+        valid_start_mjd=converted.mid_mjd - half,
+        valid_end_mjd=converted.mid_mjd + half,
+        mid_mjd=converted.mid_mjd,
+        dec_deg=_strip(row, converted),
+        group_id=group_id,
+        calibrator=calibrator.name,
+        notes=f"solved on {calibrator.name} by nightbeam {__version__}",
+        report=_report_of(solved),
+    )
+    registry.register_set(spec)
+
+
+def _report_of(solved: Any) -> dict[str, Any]:
+    report = getattr(solved, "report", None)
+    names = ("corrected_over_model", "coherence", "refant", "seconds")
+    plain = {name: getattr(report, name, None) for name in names}
+    return {**plain, "warnings": list(getattr(report, "warnings", ()))}
+
+
+def _note_rejection(registry: Registry, row: GroupRow, converted: ConvertReceipt, calibrator: str, reason: str) -> None:
+    registry.register_failure(
+        _set_name(row.group_id),
+        reason,
+        group_id=row.group_id,
+        calibrator=calibrator,
+        mid_mjd=converted.mid_mjd,
+        dec_deg=_strip(row, converted),
+    )
+    logger.warning("group %s: %s", row.group_id, reason)
+
+
+def _chosen(
+    group_id: str,
+    found: CalSet | None,
+    solved: bool,
+    calibrator: str | None,
+    rejected: str | None,
+    seconds: float,
+) -> CalibrateReceipt:
+    if found is None:
+        return CalibrateReceipt(group_id, None, calibrator=calibrator, seconds=seconds)
+    return CalibrateReceipt(
+        group_id=group_id,
+        set_name=found.set_name,
+        tables=tuple(t.path for t in found.tables),
+        kinds=tuple(t.table_type for t in found.tables),
+        mid_mjd=found.mid_mjd,
+        age_days=found.age_days,
+        borrowed=found.borrowed,
+        solved=solved,
+        calibrator=calibrator,
+        rejected=rejected,
+        seconds=seconds,
+    )
+
+
+def _tables(site: Site, calibrated: CalibrateReceipt) -> tuple[CalTableRow, ...]:
+    rows = {t.path: t for t in site.registry().tables(calibrated.set_name) if t.status == "active"}
+    gone = [path for path in calibrated.tables if path not in rows]
+    if gone:
+        raise MissingError(
+            f"the set {calibrated.set_name} no longer has {gone[0]} among its active tables",
+            fix="another set will be chosen when the group is tried again",
+        )
+    return tuple(rows[path] for path in calibrated.tables)
+
+
+def _provenance(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
+    made = "" if calibrated.mid_mjd is None else iso_z(datetime_from_mjd(calibrated.mid_mjd))
+    return {
+        "group": group_id,
+        "calibration_set": calibrated.set_name or "",
+        "calibration_date": made,
+        "calibration_age_days": f"{calibrated.age_days or 0.0:.5f}",
+        "calibration_borrowed": "yes" if calibrated.borrowed else "no",
+        "writer": converted.writer_type,
+        "missing_subbands": ",".join(f"sb{n:02d}" for n in converted.missing_subbands) or "none",
+        "nightbeam": __version__,
+    }
+
+
+def _require_good(site: Site, product: Any, tools: Tools) -> None:
+    verdict = tools.judge(site, product)
+    if not verdict.good:
+        raise RejectedError(
+            f"the image {Path(product.stem).name} is not good: {'; '.join(verdict.reasons)}",
+            fix="look at its QA figures and at the calibration set",
+        )
+
+
+def _imaged(group_id: str, product: Any) -> ImageReceipt:
+    path = Path(product.path)
+    return ImageReceipt(
+        group_id=group_id,
+        stem=str(product.stem),
+        path=str(path),
+        sha256=product.sha256.get(path.name),
+        noise_jy=float(product.noise_jy),
+        peak_jy=float(product.peak_jy),
+        dynamic_range=float(product.dynamic_range),
+        beam_major_arcsec=float(product.beam_major_arcsec),
+        seconds=float(product.seconds),
+    )
+
+
+def _image_columns(row: GroupRow, product: Any, calibrated: CalibrateReceipt) -> dict[str, Any]:
+    measured = (
+        "beam_major_arcsec",
+        "beam_minor_arcsec",
+        "beam_pa_deg",
+        "noise_jy",
+        "noise_centre_jy",
+        "peak_jy",
+        "dynamic_range",
+        "ra_deg",
+        "dec_deg",
+        "cell_arcsec",
+        "freq_hz",
+        "bandwidth_hz",
+        "integration_s",
+        "mid_mjd",
+    )
+    path = Path(product.path)
+    return {
+        **{name: float(getattr(product, name)) for name in measured},
+        "imsize": int(product.imsize),
+        "group_id": row.group_id,
+        "pbcor": int("pbcor" in product.fits),
+        "partial": row.partial,
+        "calibration_set": calibrated.set_name,
+        "cal_age_days": calibrated.age_days,
+        "cal_borrowed": int(calibrated.borrowed),
+        "files": {kind: str(file) for kind, file in product.fits.items()} | {"png": str(product.png)},
+        "parameters": dict(product.parameters),
+        "version": product.version,
+        "sha256": product.sha256.get(path.name),
+    }
+
+
+def _performance(queue: Queue, group_id: str) -> dict[str, Any]:
+    taken = {receipt.step: receipt.seconds for receipt in queue.receipts(group_id)}
+    converted = queue.receipt(group_id, "convert") or {}
+    return {
+        "load_time": converted.get("load_s"),
+        "phase_time": converted.get("phase_s"),
+        "write_time": converted.get("write_s"),
+        "total_time": converted.get("total_s"),
+        "writer_type": converted.get("writer_type"),
+        "calibrate_time": taken.get("calibrate"),
+        "apply_time": taken.get("apply"),
+        "image_time": taken.get("image"),
+    }

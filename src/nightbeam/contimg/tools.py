@@ -1,0 +1,151 @@
+"""What the steps use to work on data, by default the real things; loaded when a step needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nightbeam.contimg.site import Site
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import CalTableRow
+    from nightbeam.gains import ApplyReport, CalibratorMatch, CalTable, SolutionSet
+    from nightbeam.imaging import ImageProduct, Verdict
+    from nightbeam.qa import QaArtifact
+    from nightbeam.uvh5.model import ConvertReport, SubbandHeader
+
+__all__ = ["TOOLS", "Tools"]
+
+
+def _read_header(path: Path) -> SubbandHeader:
+    from nightbeam.uvh5.files import check_subband
+
+    return check_subband(path)
+
+
+def _convert(site: Site, files: Sequence[Path], ms: Path, *, expected_subbands: int, scratch: Path) -> ConvertReport:
+    from nightbeam.uvh5.convert import convert_group
+
+    c = site.convert
+    return convert_group(
+        files,
+        ms,
+        writer=c.writer,
+        max_workers=c.max_workers,
+        scratch_dir=scratch,
+        expected_subbands=expected_subbands,
+        stage_to_tmpfs=c.stage_to_tmpfs,
+        tmpfs_path=c.tmpfs_path,
+    )
+
+
+def _verify_ms(site: Site, ms: Path, rows: int) -> None:
+    from nightbeam.ms import MsExpectation, verify_ms
+
+    verify_ms(ms, MsExpectation(rows=rows, max_flagged_fraction=site.convert.max_flagged_fraction))
+
+
+def _match(site: Site, ra_deg: float, dec_deg: float) -> list[CalibratorMatch]:
+    from nightbeam.gains import match_calibrators
+    from nightbeam.sky import read_calibrators
+
+    c = site.calibrate
+    catalogue = read_calibrators(c.catalogue)
+    return match_calibrators(
+        catalogue, ra_deg=ra_deg, dec_deg=dec_deg, radius_deg=c.match_radius_deg, topn=c.match_topn
+    )
+
+
+def _solve(
+    site: Site, ms: Path, calibrator: CalibratorMatch, prefix: Path, *, dec_deg: float | None, work: Path, log: Path
+) -> SolutionSet:
+    from nightbeam.gains import SolveOptions, solve_gains
+
+    c = site.calibrate
+    options = SolveOptions(
+        refants=c.refants,
+        solve_delays=c.solve_delays,
+        bp_minsnr=c.bp_minsnr,
+        gain_minsnr=c.gain_minsnr,
+        uvrange=c.uvrange,
+        max_flagged_fraction=c.max_flagged_fraction,
+        pointing_dec_deg=dec_deg,
+        timeout_s=site.step_timeout_s,
+        threads=site.threads,
+    )
+    return solve_gains(ms, calibrator, prefix, options=options, work_dir=work, log=log)
+
+
+def _apply(site: Site, ms: Path, tables: Sequence[CalTableRow], *, work: Path, log: Path) -> ApplyReport:
+    from nightbeam.gains import apply_gains
+
+    known = [_cal_table(row) for row in tables]
+    return apply_gains(ms, known, work_dir=work, log=log, timeout_s=site.step_timeout_s, threads=site.threads)
+
+
+def _cal_table(row: CalTableRow) -> CalTable | Path:
+    from nightbeam.gains import CalTable, TableKind
+
+    if row.table_type not in set(TableKind):
+        return Path(row.path)  # a seed's own kind: its name says what it corrects, or it is refused
+    return CalTable(Path(row.path), TableKind(row.table_type), row.order_index, row.cal_field or "", row.refant or "")
+
+
+def _image(site: Site, ms: Path, stem: Path, *, provenance: Mapping[str, str], work: Path, log: Path) -> ImageProduct:
+    from nightbeam.imaging import ImageOptions, image_ms
+
+    return image_ms(
+        ms,
+        stem,
+        options=ImageOptions.from_mapping({**site.image.model_dump(), "datacolumn": "corrected"}),
+        work_dir=work,
+        provenance=provenance,
+        log=log,
+        timeout_s=site.step_timeout_s,
+        threads=site.threads,
+    )
+
+
+def _judge(site: Site, product: ImageProduct) -> Verdict:
+    from nightbeam.imaging import judge_image
+
+    return judge_image(product, min_peak_over_noise=site.image.min_peak_over_noise)
+
+
+def _finished_image(stem: Path) -> ImageProduct:
+    from nightbeam.imaging import read_product, verify_product
+
+    product = read_product(stem)
+    verify_product(product)
+    return product
+
+
+def _write_qa(
+    site: Site, group_id: str, *, ms: Path, tables: Sequence[CalTableRow], product: ImageProduct
+) -> list[QaArtifact]:
+    from nightbeam.gains import CalTable
+    from nightbeam.qa import write_qa
+
+    known = [table for table in map(_cal_table, tables) if isinstance(table, CalTable)]
+    return write_qa(group_id, site.qa_dir(), ms=ms, tables=known, product=product, verdict=_judge(site, product))
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The functions that touch data; tests put others in their place."""
+
+    read_header: Callable[[Path], Any] = _read_header
+    convert: Callable[..., Any] = _convert
+    verify_ms: Callable[..., None] = _verify_ms
+    match: Callable[..., Any] = _match
+    solve: Callable[..., Any] = _solve
+    apply: Callable[..., Any] = _apply
+    image: Callable[..., Any] = _image
+    judge: Callable[..., Any] = _judge
+    finished_image: Callable[[Path], Any] = _finished_image
+    write_qa: Callable[..., Any] = _write_qa
+
+
+TOOLS = Tools()

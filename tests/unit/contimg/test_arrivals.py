@@ -1,0 +1,157 @@
+"""Looking at the input directory and bringing the queue up to date."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nightbeam.catalog import Owner
+from nightbeam.contimg import Site, Tools, scan_arrivals, take_dispatchable
+from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, this_process
+from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.settings import Settings
+
+G = "2025-10-02T01:02:03"
+START_JD = 2460950.5 + (3723.25 / 86400)
+
+
+def read(path: Path) -> Any:
+    text = path.read_text()
+    if not text.startswith("+"):
+        raise InputError(f"{path.name} is not HDF5")
+    start = START_JD + float(text) / 86400
+    return SimpleNamespace(subband=None, start_jd=start, mid_jd=start + 0.0018, dec_rad=0.5)
+
+
+TOOLS = Tools(read_header=read)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = Site.from_settings(
+        Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+    )
+    site.input_dir.mkdir(parents=True)
+    return site
+
+
+def put(site: Site, sb: int, *, second: int = 1, text: str = "+0.0") -> Path:
+    path = site.input_dir / f"2025-10-02T01:02:{second:02d}_sb{sb:02d}.hdf5"
+    path.write_text(text)
+    return path
+
+
+def test_a_group_becomes_pending_with_its_last_subband_and_is_dispatched_once(site: Site):
+    for sb in range(15):
+        put(site, sb, second=sb)
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.new_files, report.groups, report.became_pending) == (15, (G,), ())
+    assert take_dispatchable(site, 9) == []
+    put(site, 15, second=40)
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.new_files, report.became_pending, report.counts["pending"]) == (1, (G,), 1)
+    assert [d.group_id for d in take_dispatchable(site, 9)] == [G]
+    assert scan_arrivals(site, tools=TOOLS).new_files == 0
+    assert take_dispatchable(site, 9) == []
+
+
+def test_bad_files_are_kept_with_their_reason_and_the_rest_goes_on(site: Site):
+    bad = put(site, 3, text="rubbish")
+    put(site, 4)
+    report = scan_arrivals(site, tools=TOOLS)
+    assert report.bad == {str(bad): f"{bad.name} is not HDF5"}
+    assert report.new_files == 1
+    assert [b.reason for b in site.queue().bad_files()] == [f"{bad.name} is not HDF5"]
+    assert scan_arrivals(site, tools=TOOLS).bad == {}
+
+
+def test_a_subband_from_another_time_is_a_group_of_its_own_or_refused(site: Site):
+    put(site, 0)
+    scan_arrivals(site, tools=TOOLS)
+    put(site, 1, text="+309.24")
+    stray = put(site, 2, text="+0.4")  # within the same second: the same name, another start
+    report = scan_arrivals(site, tools=TOOLS)
+    assert sorted(report.groups) == [G, "2025-10-02T01:07:12"]
+    assert "start +0.400 s from the others" in report.bad[str(stray)]
+
+
+def test_duplicates_and_late_files_are_said(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    again = put(site, 5, second=30)
+    assert scan_arrivals(site, tools=TOOLS).duplicates == (str(again),)
+    assert scan_arrivals(site, tools=TOOLS).duplicates == ()
+
+
+def test_groups_that_stay_incomplete_are_warned_of_and_failed(site: Site):
+    put(site, 0)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=1700.0).stale == (G,)
+    assert scan_arrivals(site, tools=TOOLS, now=90000.0).expired == (G,)
+    assert "1 of 16 subbands" in (site.queue().group(G).error or "")
+
+
+def test_groups_and_scratch_of_dead_processes_are_taken_back(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    site.queue().claim(G, Owner("gone", socket.gethostname(), dead.pid, 1.0))
+    host = socket.gethostname()
+    left = site.scratch_dir / f"{host}.{G}.image.pid{dead.pid}.abc12345"
+    left.mkdir(parents=True)
+    site.output_dir.mkdir()
+    part = site.output_dir / f".{G}.ms.{dead.pid}.00ff00ff.part"
+    part.mkdir()
+    kept = [
+        site.scratch_dir / f"{host}.{G}.image.pid{os.getpid()}.abc12345",
+        site.scratch_dir / f"elsewhere.{G}.image.pid{dead.pid}.abc12345",
+        site.scratch_dir / "people.keep.this",
+    ]
+    for path in kept:
+        path.mkdir()
+    assert scan_arrivals(site, tools=TOOLS).recovered == (G,)
+    assert not left.exists()
+    assert not part.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_what_another_machine_works_on_is_not_removed(site: Site):
+    part = site.scratch_dir / f".{G}.ms.{2**22 + 5}.00ff00ff.part"
+    part.mkdir(parents=True)
+    assert remove_dead_scratch(site.scratch_dir, keep=[G]) == []
+    assert remove_dead_scratch(site.scratch_dir) == [part]
+
+
+def test_this_process_is_alive_and_a_recycled_pid_is_not(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    queue, mine = site.queue(), this_process("me")
+    queue.claim(G, mine)
+    assert not is_dead(queue.group(G))
+    queue.claim(G, Owner("me", mine.host, mine.pid, (mine.started or 0.0) - 1000.0))
+    assert is_dead(queue.group(G))
+    queue.claim(G, Owner("me", "another-machine", 1, 1.0))
+    assert not is_dead(queue.group(G))
+
+
+def test_scratch_is_gone_after_the_step(tmp_path: Path):
+    with owned_scratch(tmp_path / "scratch", G, "image") as path:
+        (path / "x").write_text("x")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_missing_input_directory_is_named(site: Site):
+    site.input_dir.rmdir()
+    with pytest.raises(MissingError, match="no input directory"):
+        scan_arrivals(site, tools=TOOLS)

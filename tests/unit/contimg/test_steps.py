@@ -1,0 +1,390 @@
+"""The steps of a group with stand-ins for the tools: order, receipts, failures, waiting, what the databases say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nightbeam.catalog import Owner, Registry, SetSpec, State, TableSpec
+from nightbeam.contimg import Site, Tools, claim_group, finish, run_group, scan_arrivals, take_dispatchable
+from nightbeam.contimg import this_process as me
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    RejectedError,
+    StorageError,
+    ToolError,
+)
+
+G = "2025-10-02T01:02:03"
+START_JD = 2460950.5 + (3723.25 / 86400)
+MID = 60950.0 + (3723.25 / 86400) + 0.0018
+
+
+@dataclass
+class Fakes:
+    """Stand-ins that leave files, count their calls, and fail where they are told to."""
+
+    fail: dict[str, Exception] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    calibrator: bool = True
+    good: bool = True
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail:
+            raise self.fail[name]
+
+    def read_header(self, path: Path) -> Any:
+        if not path.read_text():
+            raise InputError(f"{path.name} is empty")
+        return SimpleNamespace(subband=None, start_jd=START_JD, mid_jd=START_JD + 0.0018, dec_rad=0.5773)
+
+    def convert(self, site: Site, files: Any, ms: Path, *, expected_subbands: int, scratch: Path) -> Any:
+        self._called("convert")
+        ms.mkdir(parents=True, exist_ok=True)
+        (ms / "table.dat").write_text("ms")
+        return SimpleNamespace(
+            ms=ms, writer_type="direct-subband", rows=48, n_spw=len(files), missing_subbands=(), start_mjd=MID - 0.0018,
+            mid_mjd=MID, end_mjd=MID + 0.0018, ra_deg=71.0, dec_deg=33.1, flagged_fraction=0.01,
+            load_s=1.0, phase_s=2.0, write_s=3.0, total_s=6.5,
+        )  # fmt: skip
+
+    def verify_ms(self, site: Site, ms: Path, rows: int) -> None:
+        if not (ms / "table.dat").is_file():
+            raise MissingError(f"no Measurement Set {ms}")
+
+    def match(self, site: Site, ra_deg: float, dec_deg: float) -> list[Any]:
+        self._called("match")
+        found = SimpleNamespace(name="3C48", weighted_flux=12.0, stored=lambda: {"name": "3C48", "weighted_flux": 12.0})
+        return [found] if self.calibrator else []
+
+    def solve(self, site: Site, ms: Path, calibrator: Any, prefix: Path, **_: Any) -> Any:
+        self._called("solve")
+        tables = []
+        for kind, order in (("BP", 30), ("GA", 40)):
+            path = prefix.with_name(f"{prefix.name}_{kind.lower()}cal")
+            path.mkdir(exist_ok=True)
+            (path / "table.dat").write_text(kind)
+            tables.append(SimpleNamespace(path=path, kind=kind, order_index=order, cal_field="0", refant="103"))
+        return SimpleNamespace(tables=tables, report=None)
+
+    def apply(self, site: Site, ms: Path, tables: Any, *, work: Path, log: Path) -> Any:
+        self._called("apply")
+        assert work.is_dir()
+        return SimpleNamespace(flagged_fraction=0.02, seconds=0.5)
+
+    def image(self, site: Site, ms: Path, stem: Path, *, provenance: Any, work: Path, log: Path) -> Any:
+        self._called("image")
+        fits = stem.with_name(stem.name + ".image.pbcor.fits")
+        fits.write_text(json.dumps(dict(provenance)))
+        return self.finished_image(stem)
+
+    def finished_image(self, stem: Path) -> Any:
+        fits = stem.with_name(stem.name + ".image.pbcor.fits")
+        if not fits.is_file():
+            raise MissingError(f"{fits} is gone")
+        return SimpleNamespace(
+            stem=stem, path=fits, fits={"pbcor": fits}, png=fits.with_suffix(".png"),
+            sha256={fits.name: "ab"},
+            noise_jy=0.01, noise_centre_jy=0.009, peak_jy=5.0, dynamic_range=500.0, beam_major_arcsec=30.0,
+            beam_minor_arcsec=20.0, beam_pa_deg=10.0, ra_deg=71.0, dec_deg=33.1, cell_arcsec=5.0, freq_hz=1.4e9,
+            bandwidth_hz=1.8e8, integration_s=309.2, mid_mjd=MID, imsize=512, parameters={"niter": 5}, version="1",
+            seconds=1.5,
+        )  # fmt: skip
+
+    def judge(self, site: Site, product: Any) -> Any:
+        reasons = () if self.good else ("peak 2.0 times the noise", "beam 500 arcsec")
+        return SimpleNamespace(good=self.good, reasons=reasons)
+
+    def write_qa(self, site: Site, group_id: str, **_: Any) -> list[Any]:
+        self._called("qa")
+        path = site.qa_dir() / group_id / "image.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("png")
+        return [SimpleNamespace(name="image.png", path=path)]
+
+    def tools(self) -> Tools:
+        return Tools(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Tools)})
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    from nightbeam.core.settings import Settings
+
+    monkeypatch.setattr("nightbeam.catalog.registry.check_table", lambda path: None)
+    monkeypatch.setattr(Site, "registry", lambda self: Registry(self.registry_url, check=_is_there))
+    monkeypatch.setattr("nightbeam.contimg.steps._LOCK_WAIT_S", 0.1)
+    settings = Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+    site = Site.from_settings(settings)
+    site.input_dir.mkdir(parents=True)
+    return site
+
+
+def _is_there(path: Path) -> None:
+    if not path.is_dir():
+        raise MissingError(f"no calibration table {path}")
+
+
+def arrive(site: Site, n: int = 16) -> None:
+    for sb in range(n):
+        (site.input_dir / f"2025-10-02T01:02:{sb % 7:02d}_sb{sb:02d}.hdf5").write_text("data")
+
+
+@pytest.fixture
+def fakes(site: Site) -> Fakes:
+    fakes = Fakes()
+    arrive(site)
+    scan_arrivals(site, tools=fakes.tools())
+    return fakes
+
+
+def put_set(site: Site, name: str, mid: float) -> None:
+    path = site.output_dir / f"{name}_bpcal"
+    path.mkdir(parents=True, exist_ok=True)
+    spec = SetSpec(name, (TableSpec(path, "BP", 30),), mid - 0.02, mid + 0.02, mid_mjd=mid, dec_deg=33.1)
+    site.registry().register_set(spec)
+
+
+def test_a_group_goes_from_files_to_an_image_and_every_table_says_so(site: Site, fakes: Fakes):
+    outcome = run_group(site, G, tools=fakes.tools())
+    assert (outcome.state, outcome.calibration_set) == ("completed", f"calset_{G}")
+    assert fakes.calls == ["convert", "match", "solve", "apply", "image", "qa"]
+    row = site.queue().group(G)
+    assert (row.state, row.processing_stage, row.owner, row.has_calibrator) == ("completed", "completed", None, 1)
+    (image,) = site.products().images()
+    assert (image.group_id, image.noise_jy, image.pbcor, image.type) == (G, 0.01, 1, "5min")
+    assert (image.calibration_set, image.cal_borrowed) == (f"calset_{G}", 0)
+    (ms,) = site.products().ms_index()
+    assert (ms.stage, ms.status, ms.cal_applied, ms.n_rows) == ("imaged", "done", 1, 48)
+    assert ms.imagename == str(site.image_stem(G))
+    measured = site.queue().performance(G)
+    assert measured is not None
+    assert (measured.load_time, measured.phase_time, measured.write_time, measured.total_time) == (1.0, 2.0, 3.0, 6.5)
+    assert [a.name for a in site.products().qa_artifacts(G)] == ["image.png"]
+    said = json.loads(Path(image.path).read_text())
+    assert (said["calibration_set"], said["calibration_borrowed"]) == (f"calset_{G}", "no")
+    (line,) = site.registry().sets()
+    assert (line.set, line.active, line.calibrator) == (f"calset_{G}", 2, "3C48")
+    assert list(site.scratch_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["convert", "solve", "apply", "image", "qa"])
+def test_whatever_fails_ends_failed_with_its_reason_after_three_attempts(site: Site, fakes: Fakes, step: str):
+    fakes.fail[step] = ToolError(f"{step} fell over")
+    for attempt in (1, 2, 3):
+        with pytest.raises(ToolError, match="fell over"):
+            run_group(site, G, tools=fakes.tools())
+        assert site.queue().group(G).state == ("failed" if attempt == 3 else "pending")
+    row = site.queue().group(G)
+    assert row.error == f"{step} fell over"
+    assert [a.outcome for a in site.queue().attempts(G)] == ["failed"] * 3
+    assert {m.status for m in site.products().ms_index()} <= {"failed"}
+    with pytest.raises(InputError, match="is failed, not pending"):
+        run_group(site, G, tools=fakes.tools())
+
+
+def test_a_failed_applycal_is_said_in_the_index(site: Site, fakes: Fakes):
+    fakes.fail["apply"] = ToolError("applycal: SEVERE")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    (ms,) = site.products().ms_index()
+    assert (ms.stage, ms.cal_applied) == ("applycal_failed", 0)
+
+
+@pytest.mark.parametrize("error", [InputError("sb03 is not HDF5"), RejectedError("all flagged")])
+def test_data_at_fault_are_failed_at_once(site: Site, fakes: Fakes, error: Exception):
+    fakes.fail["convert"] = error
+    with pytest.raises(type(error)):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).state == "failed"
+    assert len(site.queue().attempts(G)) == 1
+
+
+def test_a_full_disk_is_tried_again(site: Site, fakes: Fakes):
+    fakes.fail["convert"] = StorageError("no space left")
+    with pytest.raises(StorageError):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).state == "pending"
+
+
+def test_a_bad_image_is_not_recorded_and_the_group_is_failed_with_every_reason(site: Site, fakes: Fakes):
+    fakes.good = False
+    with pytest.raises(RejectedError):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert row.state == "failed"
+    assert "peak 2.0 times the noise; beam 500 arcsec" in (row.error or "")
+    assert site.products().images() == []
+
+
+def test_a_retry_goes_on_after_the_last_finished_step(site: Site, fakes: Fakes):
+    fakes.fail["image"] = ToolError("tclean was killed")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    fakes.calls.clear()
+    fakes.fail.clear()
+    assert site.queue().group(G).processing_stage == "resuming"
+    run_group(site, G, tools=fakes.tools())
+    assert fakes.calls == ["image", "qa"]
+
+
+def test_what_was_finished_and_is_gone_is_done_again_with_all_after_it(site: Site, fakes: Fakes):
+    fakes.fail["qa"] = ToolError("no fonts")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    (site.ms_path(G) / "table.dat").unlink()
+    fakes.calls.clear()
+    fakes.fail.clear()
+    run_group(site, G, tools=fakes.tools())
+    assert fakes.calls == ["convert", "match", "solve", "apply", "image", "qa"]
+    assert len(site.products().images()) == 1
+
+
+def test_reprocessing_does_everything_again_and_leaves_one_row(site: Site, fakes: Fakes):
+    run_group(site, G, tools=fakes.tools())
+    with pytest.raises(InputError, match="is completed, not pending"):
+        run_group(site, G, tools=fakes.tools())
+    site.queue().reprocess(G)
+    fakes.calls.clear()
+    run_group(site, G, tools=fakes.tools())
+    assert "solve" in fakes.calls
+    assert len(site.products().images()) == len(site.products().ms_index()) == len(site.registry().sets()) == 1
+
+
+def test_without_any_set_a_group_waits_and_goes_on_when_one_appears(site: Site, fakes: Fakes):
+    fakes.calibrator = False
+    outcome = run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (outcome.state, row.state, row.processing_stage) == ("waiting_for_gains", "pending", "waiting_for_gains")
+    assert row.has_calibrator == 0
+    assert site.products().ms_index()[0].status == "skipped_no_caltables"
+    assert take_dispatchable(site, 5) == []
+    put_set(site, "calset_later", MID + 0.01)
+    (dispatch,) = take_dispatchable(site, 5)
+    assert dispatch.group_id == G
+    assert take_dispatchable(site, 5) == []
+    fakes.calls.clear()
+    assert run_group(site, G, tools=fakes.tools()).calibration_set == "calset_later"
+    assert fakes.calls == ["match", "apply", "image", "qa"]
+    assert site.queue().group(G).retry_count == 0
+
+
+def test_a_set_of_the_strip_is_borrowed_and_every_product_says_so(site: Site, fakes: Fakes):
+    fakes.calibrator = False
+    put_set(site, "calset_yesterday", MID - 0.4)
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+    (image,) = site.products().images()
+    assert (image.calibration_set, image.cal_borrowed) == ("calset_yesterday", 1)
+    assert image.cal_age_days == pytest.approx(0.4)
+    assert json.loads(Path(image.path).read_text())["calibration_borrowed"] == "yes"
+
+
+def test_rejected_solutions_are_noted_and_another_set_serves(site: Site, fakes: Fakes):
+    put_set(site, "calset_before", MID - 0.01)
+    fakes.fail["solve"] = RejectedError("median SNR 2.1")
+    assert run_group(site, G, tools=fakes.tools()).calibration_set == "calset_before"
+    lines = {line.set: line for line in site.registry().sets()}
+    assert (lines[f"calset_{G}"].status, lines[f"calset_{G}"].reason) == ("failed", "median SNR 2.1")
+    receipt = site.queue().receipt(G, "calibrate") or {}
+    assert (receipt["solved"], receipt["rejected"]) == (False, "median SNR 2.1")
+
+
+def test_rejected_solutions_without_another_set_fail_the_group(site: Site, fakes: Fakes):
+    fakes.fail["solve"] = RejectedError("median SNR 2.1")
+    with pytest.raises(RejectedError):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.error) == ("failed", "median SNR 2.1; and no other set serves this time")
+
+
+def test_a_changed_table_is_not_applied(site: Site, fakes: Fakes):
+    fakes.fail["apply"] = ToolError("once")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    (site.output_dir / "caltables" / f"{G}_0_bpcal" / "table.dat").write_text("other")
+    fakes.fail.clear()
+    fakes.calls.clear()
+    run_group(site, G, tools=fakes.tools())
+    assert fakes.calls[:2] == ["match", "solve"]  # the set was no longer what the receipt said: solved again
+
+
+def test_nothing_is_completed_that_has_not_been_through_every_step(site: Site, fakes: Fakes):
+    owner = me("run")
+    claim_group(site, G, owner=owner)
+    with pytest.raises(MissingError, match="has not been through convert, calibrate, apply, image, record, qa"):
+        finish(site, G, owner=owner, tools=fakes.tools())
+    assert site.queue().group(G).state == "in_progress"
+
+
+def test_a_group_that_somebody_living_holds_is_left_alone(site: Site, fakes: Fakes):
+    site.queue().claim(G, me("other"))
+    claim = claim_group(site, G, owner=me("mine"))
+    assert (claim.claimed, claim.state) == (False, "in_progress")
+    with pytest.raises(BusyError, match="is being worked on by other"):
+        run_group(site, G, tools=fakes.tools())
+
+
+def test_a_group_of_a_dead_process_is_taken_back_as_a_retry(site: Site, fakes: Fakes):
+    gone = Owner("gone", socket.gethostname(), 2**22 + 5, 1.0)
+    site.queue().claim(G, gone)
+    run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count) == ("completed", 1)
+    assert [a.outcome for a in site.queue().attempts(G)] == ["lost", "completed"]
+
+
+def test_a_flow_run_that_starts_again_takes_up_its_own_group(site: Site, fakes: Fakes):
+    site.queue().claim(G, Owner("flow-run-1", socket.gethostname(), 2**22 + 5, 1.0))
+    run_group(site, G, owner=me("flow-run-1"), tools=fakes.tools())
+    assert (site.queue().group(G).state, site.queue().group(G).retry_count) == ("completed", 0)
+
+
+def test_an_owner_that_lost_its_group_records_nothing(site: Site, fakes: Fakes):
+    owner = me("slow")
+
+    def stolen(*args: Any, **keywords: Any) -> Any:
+        report = Fakes.convert(fakes, *args, **keywords)
+        site.queue().reprocess(G, force=True)
+        return report
+
+    tools = dataclasses.replace(fakes.tools(), convert=stolen)
+    with pytest.raises(BusyError, match="no longer held by slow"):
+        run_group(site, G, owner=owner, tools=tools)
+    assert (site.queue().group(G).state, site.queue().receipts(G)) == ("pending", [])
+
+
+def test_an_interrupted_group_goes_back_without_a_retry(site: Site, fakes: Fakes):
+    fakes.fail["image"] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count, row.owner) == ("pending", 0, None)
+
+
+def test_two_processes_of_one_machine_never_work_on_one_group_at_once(site: Site, fakes: Fakes):
+    from nightbeam.core.locks import sole_owner
+
+    with sole_owner(site.group_lock(G)), pytest.raises(BusyError, match=f"group {G} is held by process {os.getpid()}"):
+        run_group(site, G, tools=fakes.tools())
+
+
+def test_a_group_whose_files_went_away_says_which(site: Site, fakes: Fakes):
+    next(site.input_dir.iterdir()).unlink()
+    with pytest.raises(MissingError, match="cannot find"):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).state == State.PENDING
+
+
+def test_an_unknown_group_is_missing(site: Site, fakes: Fakes):
+    with pytest.raises(MissingError, match="no group 1999"):
+        run_group(site, "1999-01-01T00:00:00", tools=fakes.tools())
