@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from nightbeam.simulate.compute import expected_sources
 from nightbeam.simulate.files import read_sources, read_stations, read_truth, write_subband
 from nightbeam.simulate.model import (
     FAULT_KINDS,
+    ExpectedSource,
     Fault,
     SimulationSpec,
     SkySource,
@@ -17,6 +19,7 @@ from nightbeam.simulate.worker import plan_simulation, simulate_subbands
 
 __all__ = [
     "FAULT_KINDS",
+    "ExpectedSource",
     "Fault",
     "SimulationSpec",
     "SkySource",
@@ -24,6 +27,7 @@ __all__ = [
     "Truth",
     "TruthArray",
     "TruthGroup",
+    "expected_sources",
     "plan_simulation",
     "read_sources",
     "read_stations",

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightbeam.core.errors import UsageError
-from nightbeam.simulate.model import POLARIZATIONS, Bandpass, Gain, SkySource, StationTable
+from nightbeam.simulate.model import (
+    POLARIZATIONS,
+    Bandpass,
+    ExpectedSource,
+    Gain,
+    SkySource,
+    StationTable,
+    Truth,
+)
 from nightbeam.sky import (
     SPEED_OF_LIGHT_M_S,
     BeamModel,
@@ -40,6 +48,7 @@ __all__ = [
     "draw_delays",
     "draw_receptors",
     "draw_sources",
+    "expected_sources",
     "integration_times",
     "radiometer_noise",
     "source_terms",
@@ -312,3 +321,44 @@ def add_noise(
     system = sigma_jy * math.sqrt(2.0 * width_hz * INTEGRATION_S)
     noise[:, auto] = math.sqrt(2.0) * noise[:, auto].real + system
     vis += noise
+
+
+def expected_sources(truth: Truth, group_id: str, *, within_deg: float = 1.0) -> list[ExpectedSource]:
+    """Return what an image of one group should show, brightest first.
+
+    Parameters
+    ----------
+    truth
+        Of the simulation.
+    group_id
+        One of its groups.
+    within_deg
+        Sources farther from the group's centre are left out.
+
+    Raises
+    ------
+    MissingError
+        If there is no such group.
+    """
+    group, array = truth.group(group_id), truth.array
+    site = Site(array.longitude_deg, array.latitude_deg, array.height_m)
+    near = [s for s in truth.sources if separation(group.ra_deg, group.dec_deg, s.ra_deg, s.dec_deg) <= within_deg]
+    if not near:
+        return []
+    present = [sb for sb in range(array.subbands) if sb not in group.missing]
+    freqs = np.concatenate([channel_freqs(sb, array.channels) for sb in present])
+    times = integration_times(group.start_jd, array.integrations)
+    _, theta = source_terms(near, times, math.radians(array.dec_apparent_deg), site)
+    found = []
+    for k, source in enumerate(near):
+        flux = source.flux_jy * (freqs / truth.reference_freq_hz) ** source.spectral_index
+        beam = beam_attenuation(
+            theta[:, k, np.newaxis], freqs, model=truth.beam["model"], diameter_m=truth.beam["diameter_m"]
+        )
+        sep = separation(group.ra_deg, group.dec_deg, source.ra_deg, source.dec_deg)
+        found.append(
+            ExpectedSource(
+                source.name, source.ra_deg, source.dec_deg, float(sep), float((flux * beam).mean()), float(flux.mean())
+            )
+        )
+    return sorted(found, key=lambda e: -e.apparent_jy)

@@ -11,13 +11,14 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from nightbeam.core.errors import UsageError
+from nightbeam.core.errors import MissingError, UsageError
 from nightbeam.sky import DISH_DIAMETER_M, BeamModel, Site
 
 __all__ = [
     "FAULT_KINDS",
     "POLARIZATIONS",
     "Bandpass",
+    "ExpectedSource",
     "Fault",
     "FaultKind",
     "Gain",
@@ -90,6 +91,22 @@ class SkySource:
     dec_deg: float
     flux_jy: float
     spectral_index: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSource:
+    """What an image of one group should show of a source.
+
+    ``apparent_jy`` is its peak in an image without beam correction, ``flux_jy`` in a perfectly corrected one; both
+    are means over all channels and integrations that the group has. ``sep_deg`` is from the group's centre.
+    """
+
+    name: str
+    ra_deg: float
+    dec_deg: float
+    sep_deg: float
+    apparent_jy: float
+    flux_jy: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +301,18 @@ class Truth:
     version: int = 1
 
     def group(self, group_id: str) -> TruthGroup:
-        """Return the group of that name."""
-        return next(g for g in self.groups if g.group_id == group_id)
+        """Return the group of that name.
+
+        Raises
+        ------
+        MissingError
+            If there is none.
+        """
+        for group in self.groups:
+            if group.group_id == group_id:
+                return group
+        known = ", ".join(g.group_id for g in self.groups)
+        raise MissingError(f"no group {group_id!r} was simulated", fix=f"choose one of {known}")
 
     def receptor_gain(self, freqs_hz: Floats, station: int, pol: str) -> NDArray[np.complex128]:
         """Return the whole response g (gain, bandpass and delay) of one receptor at frequencies.

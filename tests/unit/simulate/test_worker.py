@@ -14,7 +14,15 @@ import pytest
 from nightbeam.core.errors import InputError, MissingError, StorageError, UsageError
 from nightbeam.core.keys import SubbandName
 from nightbeam.core.times import datetime_from_jd
-from nightbeam.simulate import Fault, SimulationSpec, SkySource, Truth, plan_simulation, simulate_subbands
+from nightbeam.simulate import (
+    Fault,
+    SimulationSpec,
+    SkySource,
+    Truth,
+    expected_sources,
+    plan_simulation,
+    simulate_subbands,
+)
 from nightbeam.simulate.compute import CADENCE_S
 from nightbeam.sky import OVRO_DSA110, apparent_hadec, beam_attenuation, separation
 
@@ -139,6 +147,23 @@ def test_a_source_off_centre_is_dimmed_by_the_beam(tmp_path: Path):
     fwhm = np.degrees(1.22 * 299792458.0 / freqs / 4.65)
     assert amps[0, :, 0] == pytest.approx(3.0 * 0.5 ** (4 * (0.8 / fwhm) ** 2), rel=1e-4)
     assert beam_attenuation(np.radians(0.8), freqs, model="gaussian", diameter_m=4.65)[0] < 0.9
+
+
+def test_what_an_image_should_show_is_the_mean_of_what_the_files_hold(tmp_path: Path):
+    plan = plan_simulation(replace(TINY, integrations=24, sources=0))
+    source = SkySource("s", plan.groups[0].ra_deg + 1.2, plan.groups[0].dec_deg, 3.0, -0.7)
+    faults = (Fault("missing-subband", 0),)
+    spec = replace(TINY, integrations=24, sources=(source,), noise=None, gains=False, faults=faults)
+    truth = simulate_subbands(tmp_path / "out", spec)
+    (found,) = expected_sources(truth, truth.groups[0].group_id)
+    amps = np.stack([np.abs(_vis(tmp_path / "out" / name)) for name in truth.groups[0].files])
+    assert found.apparent_jy == pytest.approx(amps.mean(), rel=1e-5)
+    assert found.sep_deg == pytest.approx(1.2 * math.cos(math.radians(54.52)), abs=0.01)
+    # Between sb01 and sb02 the middle is 1.4753 GHz.
+    assert found.flux_jy == pytest.approx(3.0 * (1.4753 / 1.405) ** -0.7, rel=1e-3)
+    assert expected_sources(truth, truth.groups[0].group_id, within_deg=0.5) == []
+    with pytest.raises(MissingError, match="no group '2000"):
+        expected_sources(truth, "2000-01-01T00:00:00")
 
 
 def test_raw_visibilities_are_the_true_ones_times_the_gains_of_the_truth(tmp_path: Path):
