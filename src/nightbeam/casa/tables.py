@@ -10,7 +10,16 @@ from typing import Any
 from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError
 from nightbeam.core.files import storage_errors
 
-__all__ = ["array_column", "create_table", "is_table", "new_ms", "new_ms_subtable", "open_table", "scalar_column"]
+__all__ = [
+    "array_column",
+    "create_table",
+    "is_table",
+    "ms_columns",
+    "new_ms",
+    "new_ms_subtable",
+    "open_table",
+    "scalar_column",
+]
 
 
 @contextmanager
@@ -99,6 +108,13 @@ def create_table(path: Path, columns: Sequence[Any], *, rows: int = 0, dminfo: A
             yield created
         finally:
             created.close()
+
+
+def ms_columns() -> dict[str, Any]:
+    """Return the standard's description of the required columns of a Measurement Set, by name."""
+    from casacore.tables import required_ms_desc
+
+    return {name: column for name, column in required_ms_desc("MAIN").items() if not name.startswith("_")}
 
 
 def new_ms(path: Path, *, columns: Mapping[str, Any] | Sequence[Any] = (), dminfo: Any = None) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ModelFunction", "MsAntenna", "MsExpectation", "MsField", "MsSummary", "RowBlock", "SpectralWindow"]
+__all__ = [
+    "ModelFunction",
+    "MsAntenna",
+    "MsExpectation",
+    "MsField",
+    "MsLayout",
+    "MsSummary",
+    "RowBlock",
+    "SpectralWindow",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +171,61 @@ class RowBlock:
 
 #: From rows to model visibilities (Jy) of a shape that broadcasts to (row, chan, pol).
 ModelFunction = Callable[[RowBlock], NDArray[np.complexfloating]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsLayout:
+    """All of a new Measurement Set but its visibilities, weights, flags and uvw.
+
+    Rows are grouped by window, then by time, then by baseline; all windows have the same number of channels.
+
+    Attributes
+    ----------
+    antennas
+        Absolute ITRF positions.
+    ra_deg, dec_deg
+        The one phase centre, ICRS.
+    windows
+        In ascending frequency.
+    times_mjd : (time,)
+        Days, UTC, mid-integration.
+    antenna1, antenna2 : (baseline,)
+    corr_types
+        Stokes codes of CASA: 9 XX, 12 YY.
+    pointing_deg : (time, 2)
+        Where all dishes pointed, ICRS.
+    """
+
+    telescope: str
+    antennas: tuple[MsAntenna, ...]
+    field_name: str
+    ra_deg: float
+    dec_deg: float
+    windows: tuple[SpectralWindow, ...]
+    times_mjd: NDArray[np.float64]
+    integration_s: float
+    antenna1: NDArray[np.int32]
+    antenna2: NDArray[np.int32]
+    corr_types: tuple[int, ...]
+    pointing_deg: NDArray[np.float64]
+    history: tuple[str, ...]
+
+    @property
+    def n_chan(self) -> int:
+        """Channels of each window."""
+        return len(self.windows[0].freqs_hz)
+
+    @property
+    def n_pol(self) -> int:
+        """Polarization products."""
+        return len(self.corr_types)
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of each window."""
+        return len(self.times_mjd) * len(self.antenna1)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the set."""
+        return len(self.windows) * self.window_rows

@@ -1,0 +1,137 @@
+"""The reference writer: the same conversion by pyuvdata, in as much memory as the data need."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightbeam.casa.tables import open_table
+from nightbeam.core.errors import InputError, NightbeamError
+from nightbeam.ms.files import iterate_blocks
+from nightbeam.uvh5.model import FILE_SIGN, Observation, PhaseTrack, SubbandHeader, WriterTimes
+
+__all__ = ["PyuvdataWriter", "read_phased"]
+
+_NO_CHECKS = {
+    "run_check": False,
+    "run_check_acceptability": False,
+    "check_extra": False,
+}
+
+
+class PyuvdataWriter:
+    """`UVData`: read all, phase, write. An independent way to the same Measurement Set, to hold ours against."""
+
+    name = "pyuvdata"
+
+    def write(self, observation: Observation, track: PhaseTrack, ms: Path, *, max_workers: int) -> WriterTimes:
+        """Write ``ms``; see `nightbeam.uvh5.model.MsWriter`. ``max_workers`` makes no difference."""
+        del max_workers
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an old layout, of missing feeds: known, and mended here
+            try:
+                begin = time.perf_counter()
+                data = _read(observation)
+                load_s = time.perf_counter() - begin
+                begin = time.perf_counter()
+                read_phased(data, track)
+                phase_s = time.perf_counter() - begin
+                begin = time.perf_counter()
+                _write(data, observation, ms)
+                write_s = time.perf_counter() - begin
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, NightbeamError):
+                    raise
+                raise InputError(f"pyuvdata refuses the group: {error}", fix="use --writer direct-subband") from error
+        return WriterTimes(load_s=load_s, phase_s=phase_s, write_s=write_s)
+
+
+def read_phased(data: Any, track: PhaseTrack) -> None:
+    """Bring a `UVData` in which each integration is phased to its own meridian to one centre, in place.
+
+    pyuvdata reads the correlator's files as unprojected and would take out the whole geometric phase a
+    second time. It is told first what was taken out: one centre for each integration.
+    """
+    times, index = np.unique(data.time_array, return_inverse=True)
+    data.phase_center_catalog = {}
+    data.Nphase = 0
+    for k, (ra, dec) in enumerate(np.radians(track.pointing_deg)):
+        data._add_phase_center(
+            f"meridian_{k}", cat_type="sidereal", cat_lon=ra, cat_lat=dec, cat_frame="icrs", cat_id=k
+        )
+    assert len(times) == len(track.pointing_deg)
+    data.phase_center_id_array = index.astype(int)
+    data.set_lsts_from_time_array(astrometry_library="erfa")
+    data._set_app_coords_helper()
+    data.set_uvws_from_antenna_positions(update_vis=False)
+    data.phase(
+        lon=np.radians(track.ra_deg), lat=np.radians(track.dec_deg), phase_frame="icrs", cat_name="meridian",
+        cat_type="sidereal",
+    )  # fmt: skip
+
+
+def _read(observation: Observation) -> Any:
+    from pyuvdata import UVData
+
+    first = observation.first
+    paths = [str(h.path) for h in observation.headers]
+    data = UVData()
+    data.read(
+        paths if len(paths) > 1 else paths[0], file_type="uvh5", axis="freq" if len(paths) > 1 else None,
+        strict_uvw_antpos_check=False, **_NO_CHECKS,
+    )  # fmt: skip
+    data.uvw_array = data.uvw_array.astype(float)
+    data.vis_units = "uncalib"
+    data.telescope.set_feeds_from_x_orientation("east", polarization_array=data.polarization_array)
+    data.telescope.mount_type = ["alt-az"] * len(first.antenna_names)
+    _order_windows(data, observation)
+    _flag(data)
+    if FILE_SIGN < 0:
+        data.data_array = data.data_array.conj()
+    return data
+
+
+def _order_windows(data: Any, observation: Observation) -> None:
+    """One window for each subband, frequencies ascending."""
+    order = np.argsort(data.freq_array)
+    if (np.diff(order) != 1).any():
+        data.reorder_freqs(channel_order="freq", run_check=False)
+    n_freqs = observation.first.n_freqs
+    windows = len(observation.headers)
+    data.Nspws = windows
+    data.spw_array = np.arange(windows)
+    data.flex_spw_id_array = np.repeat(data.spw_array, n_freqs)
+    data.eq_coeffs = None
+
+
+def _flag(data: Any) -> None:
+    vis, samples = data.data_array, data.nsample_array
+    finite = np.isfinite(vis)
+    good = np.isfinite(samples) & (samples > 0)
+    data.flag_array |= ~finite | (vis == 0) | ~good
+    data.flag_array[data.ant_1_array == data.ant_2_array] = True
+    vis[~finite] = 0
+    samples[~good] = 1
+
+
+def _write(data: Any, observation: Observation, ms: Path) -> None:
+    data.write_ms(str(ms), **_NO_CHECKS, strict_uvw_antpos_check=False, clobber=False)
+    _mend(ms, observation.first)
+
+
+def _mend(ms: Path, first: SubbandHeader) -> None:
+    """Put right what pyuvdata leaves to chance: names, scans, states, weights of flagged data."""
+    names = list(first.antenna_names)
+    with open_table(ms / "ANTENNA", write=True) as table:
+        numbers = table.nrows()
+        table.putcol("NAME", names[:numbers])
+        table.putcol("STATION", names[:numbers])
+        table.putcol("MOUNT", ["ALT-AZ"] * numbers)
+        table.putcol("DISH_DIAMETER", first.antenna_diameters_m[:numbers])
+    rows = sum(len(block.rows) for block in iterate_blocks(ms))
+    with open_table(ms, write=True) as table:
+        table.putcol("SCAN_NUMBER", np.ones(rows, np.int32))
