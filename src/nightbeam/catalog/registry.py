@@ -59,12 +59,12 @@ class Registry:
     busy_timeout_s
         How long a locked SQLite file is waited for.
     check
-        Raises for a path that is no usable calibration table.
+        Raises for a path that is no usable calibration table; `check_table` by default.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = 30.0, check: Callable[[Path], None] = check_table) -> None:
+    def __init__(self, url: str, *, busy_timeout_s: float = 30.0, check: Callable[[Path], None] | None = None) -> None:
         self.database = Database(url, "registry", busy_timeout_s=busy_timeout_s)
-        self._check = check
+        self._check = check or check_table
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -176,18 +176,20 @@ class Registry:
         MissingError
             If there is no such set.
         """
+        self.require_set(name)
         with self.database.write() as connection:
             rows = self._select(connection, sa.select(_T).where(_T.set_name == name))
-            if not rows:
-                raise MissingError(
-                    f"the registry has no set {name}", fix="nightbeam registry list shows those there are"
-                )
             for row in rows:
                 notes = f"{row.notes}; {reason}" if row.notes else reason
                 connection.execute(sa.update(_T).where(_T.id == row.id).values(status="retired", notes=notes))
             known = sa.update(CalSetTable).where(CalSetTable.set_name == name)
             connection.execute(known.values(status="retired", reason=reason))
         return len(rows)
+
+    def require_set(self, name: str) -> None:
+        """Raise MissingError unless there is a set of this name, with tables or turned down."""
+        if name not in {line.set for line in self.sets()}:
+            raise MissingError(f"the registry has no set {name}", fix="nightbeam registry list shows those there are")
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["groups"]
 
+#: What fits a terminal of 80 characters; ``--json`` has more.
+_COLUMNS = ("group", "state", "stage", "subbands", "error")
 STATES = ("collecting", "pending", "in_progress", "completed", "failed")
 
 
@@ -33,7 +35,8 @@ def list_groups(ctx: click.Context, state: str | None, limit: int, as_json: bool
     """List the groups of the queue, newest data first."""
     from nightbeam.contimg.report import group_lines
 
-    show(group_lines(_site(ctx), state=state, limit=limit), as_json=as_json, title="groups")
+    lines = group_lines(_site(ctx), state=state, limit=limit)
+    show(lines if as_json else [{name: line[name] for name in _COLUMNS} for line in lines], as_json=as_json)
 
 
 @groups.command("show")

@@ -130,6 +130,7 @@ def retire(ctx: click.Context, db: str | None, name: str, reason: str, dry_run: 
     """Let a set serve no data any more."""
     opened = _open(ctx, db)
     if dry_run:
+        opened.require_set(name)
         show(opened.tables(name), title=f"{name} would be retired")
         return
     talk(f"{opened.retire(name, reason)} tables of {name} are retired")
