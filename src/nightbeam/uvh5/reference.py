@@ -78,13 +78,16 @@ def _read(observation: Observation) -> Any:
     from pyuvdata import UVData
 
     first = observation.first
-    paths = [str(h.path) for h in observation.headers]
-    data = UVData()
-    data.read(
-        paths if len(paths) > 1 else paths[0], file_type="uvh5", axis="freq" if len(paths) > 1 else None,
-        strict_uvw_antpos_check=False, **_NO_CHECKS,
-    )  # fmt: skip
-    data.uvw_array = data.uvw_array.astype(float)
+    parts = []
+    for header in observation.headers:
+        part = UVData()
+        part.read(str(header.path), file_type="uvh5", strict_uvw_antpos_check=False, **_NO_CHECKS)
+        part.uvw_array = part.uvw_array.astype(float)  # single precision fails the check that joining cannot skip
+        parts.append(part)
+    data = parts[0]
+    if len(parts) > 1:
+        data.fast_concat(parts[1:], "freq", inplace=True, **_NO_CHECKS)
+    del parts
     data.vis_units = "uncalib"
     data.telescope.set_feeds_from_x_orientation("east", polarization_array=data.polarization_array)
     data.telescope.mount_type = ["alt-az"] * len(first.antenna_names)
@@ -132,6 +135,21 @@ def _mend(ms: Path, first: SubbandHeader) -> None:
         table.putcol("STATION", names[:numbers])
         table.putcol("MOUNT", ["ALT-AZ"] * numbers)
         table.putcol("DISH_DIAMETER", first.antenna_diameters_m[:numbers])
-    rows = sum(len(block.rows) for block in iterate_blocks(ms))
+    blocks = list(iterate_blocks(ms))
     with open_table(ms, write=True) as table:
-        table.putcol("SCAN_NUMBER", np.ones(rows, np.int32))
+        for block in blocks:
+            first_row, count = int(block.rows[0]), len(block.rows)
+            if int(block.rows[-1]) - first_row + 1 != count:
+                raise InputError(f"{ms}: the windows' rows are mixed", fix="use --writer direct-subband")
+            weight, row_flag = _weights(*(table.getcol(c, first_row, count) for c in ("WEIGHT_SPECTRUM", "FLAG")))
+            table.putcol("WEIGHT", weight, first_row, count)
+            table.putcol("SIGMA", (1.0 / np.sqrt(weight)).astype(np.float32), first_row, count)
+            table.putcol("FLAG_ROW", row_flag, first_row, count)
+            table.putcol("SCAN_NUMBER", np.ones(count, np.int32), first_row, count)
+
+
+def _weights(spectrum: Any, flag: Any) -> tuple[Any, Any]:
+    """Return the mean weight of the unflagged channels (row, pol), and whether all of a row is flagged."""
+    good = (~flag).sum(axis=1)
+    mean = np.where(flag, 0.0, spectrum).sum(axis=1) / np.maximum(good, 1)
+    return np.where(good > 0, mean, 1.0).astype(np.float32), flag.all(axis=(1, 2))
