@@ -62,7 +62,8 @@ def _why_dead(run: FlowRun, *, here: bool, grace_s: float, pending_s: float) -> 
     age_s = (now - since).total_seconds()
     if age_s < grace_s:
         return ""
-    pid = int(run.infrastructure_pid) if (run.infrastructure_pid or "").isdigit() else None
+    told = run.infrastructure_pid or ""
+    pid = int(told) if told.isdigit() else None
     if pid is not None and here:
         began = run.start_time or since
         if not process_lives(pid, born_before=began.timestamp() + 1.0):

@@ -1,5 +1,8 @@
-"""Programs of the system, by prefect-shell. For short questions to tools; long work goes through the library's
-own child processes, which die with their parent and have a time limit."""
+"""Programs of the system, by prefect-shell.
+
+For short questions to tools. Long work goes through the library's own child processes, which die with
+their parent and have a time limit.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from prefect_shell import ShellOperation
 
 from tasks._policy import pure
 
-__all__ = ["run_shell", "tool_version"]
+__all__ = ["ask_version", "run_shell", "tool_version"]
 
 
 def run_shell(command: Sequence[str], *, working_dir: str | None = None) -> list[str]:
@@ -30,10 +33,12 @@ def run_shell(command: Sequence[str], *, working_dir: str | None = None) -> list
         return list(process.fetch_result())
 
 
-@pure(task_run_name="{program}-version")
-def tool_version(program: str, option: str = "--version") -> str | None:
+def ask_version(program: str, option: str = "--version") -> str | None:
     """Return the first line that a program says of itself, or None where it is not installed."""
     if shutil.which(program) is None:
         return None
     lines = [line for line in run_shell([program, option]) if line.strip()]
     return lines[0].strip() if lines else "(says nothing)"
+
+
+tool_version = pure(ask_version, name="tool-version", task_run_name="{program}-version")

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from nightbeam.core.children import log_tail, run_child
-from nightbeam.core.errors import AuthError, BusyError, ToolError, UnavailableError
+from nightbeam.core.errors import AuthError, BusyError, NightbeamError, ToolError, UnavailableError
 from nightbeam.core.locks import is_held, lock_holder, sole_owner
 from nightbeam.core.settings import Settings
 from nightbeam.platform import compute
@@ -27,6 +27,8 @@ from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 __all__ = ["Started", "Stopped", "apply_deployments", "platform_status", "run_in_foreground", "start", "stop"]
 
 _POLL_S = 0.2
+#: Supervisors that this process started and leaves running: without a reference, Python would complain of them.
+_detached: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,14 @@ def _spawn(settings: Settings, layout: Layout, schedules: bool) -> subprocess.Po
     given = yaml.safe_dump({"settings": settings.model_dump(mode="json"), "schedules": schedules})
     with layout.supervisor_log.open("ab") as out:
         child = subprocess.Popen(
-            [sys.executable, "-m", "nightbeam.platform.worker"],
+            [sys.executable, "-m", "nightbeam.platform"],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=layout.state_dir,
             start_new_session=True,
         )
+    _detached.append(child)
     assert child.stdin is not None
     with suppress(BrokenPipeError), child.stdin:
         child.stdin.write(given.encode())
@@ -242,7 +245,12 @@ def _pool(api: PrefectApi, pool: dict[str, Any]) -> PoolStatus:
 
 
 def _groups(settings: Settings) -> dict[str, int]:
-    return {}
+    from nightbeam.contimg import Site
+
+    try:
+        return Site.from_settings(settings).queue().counts()
+    except NightbeamError:
+        return {}
 
 
 def _see(layout: Layout) -> str:

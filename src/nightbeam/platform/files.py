@@ -14,7 +14,7 @@ from nightbeam.core.files import part_path, storage_errors, write_text
 from nightbeam.core.settings import Settings
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Report
 
-__all__ = ["read_paused", "remove_older", "read_report", "write_flow_settings", "write_paused", "write_report"]
+__all__ = ["read_paused", "read_report", "remove_older", "write_flow_settings", "write_paused", "write_report"]
 
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +19,9 @@ ACTIVE = ("PENDING", "RUNNING", "CANCELLING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 _PAGE = 200
+#: SQLite answers "locked" at once where a transaction that has read finds that another has written.
+_OVERLOADED = (429, 500, 502, 503, 504)
+_RETRY_AFTER_S = (0.2, 0.5, 1.0, 2.0)
 
 
 class PrefectApi:
@@ -108,9 +113,11 @@ class PrefectApi:
         run_name: str | None = None,
     ) -> dict[str, Any]:
         """Ask for a run of the deployment ``flow/name``; the same key gives the same run."""
-        body: dict[str, Any] = {"state": {"type": "SCHEDULED"}, "parameters": dict(parameters or {})}
-        if idempotency_key:
-            body["idempotency_key"] = idempotency_key
+        body: dict[str, Any] = {
+            "state": {"type": "SCHEDULED"},
+            "parameters": dict(parameters or {}),
+            "idempotency_key": idempotency_key or str(uuid.uuid4()),
+        }
         if run_name:
             body["name"] = run_name
         made = self._call("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)
@@ -139,12 +146,7 @@ class PrefectApi:
                 return found
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            answer = self._session.request(method, self.url + path, json=body, timeout=self._timeout_s)
-        except requests.RequestException as error:
-            raise UnavailableError(
-                f"no Prefect server answers at {self.url}: {_short(error)}", fix="start it with `nightbeam up`"
-            ) from error
+        answer = self._ask(method, path, body)
         if answer.status_code in (401, 403):
             raise AuthError(
                 f"the Prefect server at {self.url} refuses us ({answer.status_code})",
@@ -152,11 +154,30 @@ class PrefectApi:
             )
         if answer.status_code == 404:
             raise MissingError(f"the Prefect server at {self.url} has no {path}", fix="apply the deployments first")
-        if answer.status_code >= 500 or answer.status_code == 429:
+        if answer.status_code in _OVERLOADED:
             raise UnavailableError(f"the Prefect server answers {answer.status_code} to {path}", fix="read its log")
         if not answer.ok:
             raise InputError(f"the Prefect server does not take {method} {path}: {answer.text[:300]}")
         return answer.json() if answer.content else None
+
+    def _ask(self, method: str, path: str, body: Any) -> requests.Response:
+        """Ask once, and again where a server on SQLite found its database locked.
+
+        Everything we ask for may be asked twice: runs carry a key by which a second request is known.
+        """
+        for wait_s in (*_RETRY_AFTER_S, None):
+            try:
+                answer = self._session.request(method, self.url + path, json=body, timeout=self._timeout_s)
+            except requests.RequestException as error:
+                if wait_s is None or _refused(error):
+                    raise UnavailableError(
+                        f"no Prefect server answers at {self.url}: {_short(error)}", fix="start it with `nightbeam up`"
+                    ) from error
+            else:
+                if wait_s is None or answer.status_code not in _OVERLOADED:
+                    return answer
+            time.sleep(wait_s)
+        raise AssertionError("the last round returns or raises")
 
 
 def _filter(types: tuple[str, ...], names: tuple[str, ...], pools: tuple[str, ...]) -> dict[str, Any]:
@@ -176,3 +197,8 @@ def _filter(types: tuple[str, ...], names: tuple[str, ...], pools: tuple[str, ..
 def _short(error: Exception) -> str:
     inner = error.args[0] if error.args else error
     return str(getattr(inner, "reason", inner))
+
+
+def _refused(error: requests.RequestException) -> bool:
+    """Say whether nobody listens there at all, so that asking again at once is idle."""
+    return isinstance(error, requests.ConnectionError) and "refused" in str(error)

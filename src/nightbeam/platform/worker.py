@@ -192,6 +192,7 @@ class Supervisor:
         before = read_report(self._layout)
         self._layout.results.mkdir(parents=True, exist_ok=True)
         write_flow_settings(self._layout.config, self._settings)
+        self._make_default_directories()
         if not platform.api_url:
             self._start_server(before)
         env = compute.client_environment(self._layout, self._api_url, platform=platform, environ=os.environ)
@@ -205,6 +206,13 @@ class Supervisor:
             self._phase = Phase.RUNNING
             self._report()
             logger.info("up at %s", self._api_url)
+
+    def _make_default_directories(self) -> None:
+        """Make the directories that lie in ours; one that a site has named elsewhere may be a mount that is missing."""
+        contimg = self._settings.contimg
+        for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir):
+            if path is not None and path.is_relative_to(self._layout.state_dir):
+                path.mkdir(parents=True, exist_ok=True)
 
     def _start_server(self, before: Report | None) -> None:
         platform = self._settings.platform
@@ -441,7 +449,7 @@ def supervise(settings: Settings, *, schedules: bool = True) -> None:
 
 
 def main() -> None:
-    """Run as ``python -m nightbeam.platform.worker``: settings as YAML on standard input, log on standard error."""
+    """Run as ``python -m nightbeam.platform``: settings as YAML on standard input, log on standard error."""
     given = yaml.safe_load(sys.stdin.read())
     sys.stdin.close()
     settings = Settings.model_validate(given["settings"])
@@ -450,7 +458,3 @@ def main() -> None:
         supervise(settings, schedules=given["schedules"])
     except NightbeamError as error:
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()
