@@ -65,9 +65,7 @@ def test_a_group_is_shown_with_the_error_of_every_attempt(queue: Queue, capsys: 
     assert "tclean fell over 0" in capsys.readouterr().out.replace("\n", "")
 
 
-@pytest.mark.parametrize(
-    "command", [["show"], ["reprocess"], ["run"], ["run", "--dry-run"], ["reprocess", "--dry-run"]]
-)
+@pytest.mark.parametrize("command", ["show", "reprocess", "run", "run --dry-run", "reprocess --dry-run"])
 def test_an_unknown_group_is_exit_code_66(queue: Queue, command: str, capsys: pytest.CaptureFixture[str]):
     assert run("groups", *command.split(), "1999-01-01T00:00:00") == 66
     assert "the queue has no group 1999-01-01T00:00:00" in capsys.readouterr().err
