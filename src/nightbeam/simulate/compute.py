@@ -57,7 +57,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-Complexes = NDArray[np.complex128]
 
 #: 96 samples of 0.134217728 s.
 INTEGRATION_S = 12.884901888
@@ -273,6 +272,7 @@ def source_terms(sources: Sequence[SkySource], times_jd: Floats, dec_rad: float,
 
 def true_visibilities(
     antenna_uvw_m: Floats,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
     lmn: Floats,
     theta_rad: Floats,
     sources: Sequence[SkySource],
@@ -280,23 +280,27 @@ def true_visibilities(
     *,
     beam: BeamModel,
     diameter_m: float,
-) -> Complexes:
+) -> NDArray[np.complex64]:
     """Return what a perfect array sees of point sources in one integration.
 
     Parameters
     ----------
     antenna_uvw_m : (antenna, 3)
         Antenna positions along u, v, w of the phase centre.
+    pairs : two of (baseline,)
+        Both ends of each baseline as places in ``antenna_uvw_m``.
     lmn, theta_rad : (source, 3), (source,)
         From `source_terms`.
     freqs_hz : (channel,)
 
     Returns
     -------
-    (channel, antenna, antenna), Jy
-        ``V[c, i, j] = sum_s S_s B_s exp(+2 pi i (u l + v m + w (n-1)) nu/c)`` with the baseline from i to j,
-        position j minus position i. Channels are monochromatic and integrations instantaneous.
+    (baseline, channel), Jy
+        ``sum_s S_s B_s exp(+2 pi i (u l + v m + w (n-1)) nu/c)`` where u, v, w are the position of the second
+        end minus that of the first. Channels are monochromatic and integrations instantaneous.
     """
+    from nightbeam.simulate.kernels import sum_sources
+
     flux = np.array([s.flux_jy for s in sources])
     slope = np.array([s.spectral_index for s in sources])
     nu = freqs_hz[:, None]
@@ -305,7 +309,9 @@ def true_visibilities(
     )
     path = antenna_uvw_m @ lmn.T
     phasor = np.exp((2j * np.pi / SPEED_OF_LIGHT_M_S) * freqs_hz[:, None, None] * path)
-    return np.asarray((phasor.conj() * power[:, None, :]) @ phasor.swapaxes(1, 2), complex)
+    vis = np.empty((len(pairs[0]), len(freqs_hz)), np.complex64)
+    sum_sources(phasor, power, *pairs, vis)
+    return vis
 
 
 def add_noise(

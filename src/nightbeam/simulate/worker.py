@@ -437,11 +437,11 @@ def _sky_visibilities(truth: Truth, instrument: _Instrument, index: int, freqs: 
     sources = [truth.sources[k] for k in seen]
     uvw = instrument.antenna_uvw_m
     for t in range(len(times)):
-        matrix = compute.true_visibilities(
-            uvw, lmn[t, seen], theta[t, seen], sources, freqs,
+        seen_now = compute.true_visibilities(
+            uvw, (first, second), lmn[t, seen], theta[t, seen], sources, freqs,
             beam=truth.beam["model"], diameter_m=truth.beam["diameter_m"],
         )  # fmt: skip
-        vis[t] = matrix[:, first, second].T[..., np.newaxis]
+        vis[t] = seen_now[..., np.newaxis]
     return vis
 
 
