@@ -112,6 +112,8 @@ def child_environment(
         TMPDIR=str(tmp),
         MPLCONFIGDIR=str(home),
         MPLBACKEND="Agg",
+        # Threads that wait by spinning starve each other as soon as the machine has other work.
+        OMP_WAIT_POLICY="PASSIVE",
         CASASITECONFIG=str(config),
         HDF5_USE_FILE_LOCKING="FALSE",
         PYTHONNOUSERSITE="1",

@@ -131,7 +131,7 @@ class ImageSettings(_Section):
     )
     datacolumn: Literal["auto", "corrected", "data"] = Field("auto", description="auto: CORRECTED_DATA if it has any.")
     timeout_s: float = Field(1800.0, gt=0, description="The imager is stopped after this long.")
-    threads: int = Field(2, ge=1, description="Threads of the imager.")
+    threads: int = Field(1, ge=1, description="Threads of the imager; more than there are free cores make it slow.")
     quick: bool = Field(False, description="At most 512 pixels and 300 components.")
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 

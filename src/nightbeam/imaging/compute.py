@@ -251,7 +251,8 @@ def fit_source(image: Floats, x: float, y: float, *, beam: Beam, search_px: floa
     beam
         The restoring beam, where the fit begins.
     search_px
-        The brightest pixel within this distance is taken.
+        A peak within this distance is taken: the brightest, after a Gaussian of one major axis (to half) from the
+        place has been laid over it, so that a bright neighbour does not stand in for a fainter source.
 
     Returns
     -------
@@ -260,16 +261,16 @@ def fit_source(image: Floats, x: float, y: float, *, beam: Beam, search_px: floa
 
     Notes
     -----
-    Least squares (`scipy.optimize.curve_fit`) over a square of 1.5 major axes to each side. The widths may lie
+    Least squares (`scipy.optimize.curve_fit`) over a square of 1.25 major axes to each side. The widths may lie
     between 0.5 and 4 beams. The sum under the fit over the beam's area is the integrated flux.
     """
     from scipy.optimize import OptimizeWarning, curve_fit
 
-    start = _brightest(image, x, y, search_px)
+    start = _nearest_peak(image, x, y, reach_px=search_px, prefer_px=beam.major_px)
     if start is None:
         return None
     x0, y0 = start
-    half = max(3, math.ceil(1.5 * beam.major_px))
+    half = max(3, math.ceil(1.25 * beam.major_px))
     ny, nx = image.shape
     ys, xs = slice(max(0, y0 - half), min(ny, y0 + half + 1)), slice(max(0, x0 - half), min(nx, x0 + half + 1))
     cut = image[ys, xs]
@@ -279,8 +280,8 @@ def fit_source(image: Floats, x: float, y: float, *, beam: Beam, search_px: floa
         return None
     s1, s2 = beam.major_px / _FWHM_PER_SIGMA, beam.minor_px / _FWHM_PER_SIGMA
     first = (float(image[y0, x0]), float(x0), float(y0), s1, s2, math.radians(beam.pa_deg))
-    low = (0.0, x0 - half, y0 - half, 0.5 * s2, 0.5 * s2, -10.0)
-    high = (10.0 * first[0], x0 + half, y0 + half, 4.0 * s1, 4.0 * s1, 10.0)
+    low = (0.0, x0 - beam.major_px, y0 - beam.major_px, 0.5 * s2, 0.5 * s2, -10.0)
+    high = (10.0 * first[0], x0 + beam.major_px, y0 + beam.major_px, 4.0 * s1, 4.0 * s1, 10.0)
     import warnings
 
     try:
@@ -295,21 +296,23 @@ def fit_source(image: Floats, x: float, y: float, *, beam: Beam, search_px: floa
     return GaussianFit(amplitude, fx, fy, max(a, b) * _FWHM_PER_SIGMA, min(a, b) * _FWHM_PER_SIGMA)
 
 
-def _brightest(image: Floats, x: float, y: float, radius: float) -> tuple[int, int] | None:
+def _nearest_peak(image: Floats, x: float, y: float, *, reach_px: float, prefer_px: float) -> tuple[int, int] | None:
+    from scipy.ndimage import maximum_filter
+
     ny, nx = image.shape
-    reach = math.ceil(max(radius, 1.0))
+    reach = math.ceil(max(reach_px, 1.0))
     cx, cy = round(x), round(y)
     ys, xs = slice(max(0, cy - reach), min(ny, cy + reach + 1)), slice(max(0, cx - reach), min(nx, cx + reach + 1))
-    cut = image[ys, xs]
+    cut = np.where(np.isfinite(image[ys, xs]), image[ys, xs], -np.inf)
     if cut.size == 0:
         return None
     gy, gx = np.mgrid[ys, xs]
-    usable = np.isfinite(cut) & (np.hypot(gx - x, gy - y) <= max(radius, 1.0))
-    if not usable.any():
+    away = np.hypot(gx - x, gy - y)
+    peak = (cut == maximum_filter(cut, size=3, mode="nearest")) & (cut > 0) & (away <= max(reach_px, 1.0))
+    if not peak.any():
         return None
-    best = int(np.argmax(np.where(usable, cut, -np.inf)))
-    if cut.flat[best] <= 0:
-        return None
+    score = np.where(peak, cut * np.exp(-math.log(2.0) * (away / prefer_px) ** 2), -np.inf)
+    best = int(np.argmax(score))
     return int(gx.flat[best]), int(gy.flat[best])
 
 

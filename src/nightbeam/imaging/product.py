@@ -97,7 +97,7 @@ def image_ms(
     engine: Imager | None = None,
     log: Path | None = None,
     timeout_s: float = 1800.0,
-    threads: int = 2,
+    threads: int = 1,
     force: bool = False,
 ) -> ImageProduct:
     """Make an image of a Measurement Set, check it, measure it and describe it.
@@ -121,7 +121,8 @@ def image_ms(
     log
         The engine's words are appended here; by default ``<stem>.log``.
     timeout_s, threads
-        Of the engine's child process.
+        Of the engine's child process. Its threads wait for each other by spinning: more of them than there are free
+        cores make it many times slower, and a tile gains little from a second.
     force
         Make it again even if a finished product of the same data and options is there.
 

@@ -85,6 +85,13 @@ def test_a_source_between_pixels_is_found_with_its_shape(gaussian):
     assert fit == pytest.approx((3.0, 31.3, 27.8, 6.0, 4.0), rel=1e-6)
 
 
+def test_a_bright_neighbour_does_not_stand_in_for_a_source(gaussian):
+    image = 0.3 * gaussian(80, 30, 30, 6, 6, 0) + 1.2 * gaussian(80, 43, 30, 6, 6, 0)
+    fit = fit_source(image, 30.0, 30.0, beam=Beam(6, 6, 0), search_px=14.0)
+    assert fit.x == pytest.approx(30.0, abs=0.2)
+    assert fit_source(image, 38.0, 30.0, beam=Beam(6, 6, 0), search_px=13.0).x == pytest.approx(43.0, abs=0.1)
+
+
 def test_where_nothing_is_no_source_is_found():
     assert fit_source(np.full((40, 40), -1.0), 20, 20, beam=Beam(5, 5, 0), search_px=5) is None
     assert fit_source(np.full((40, 40), np.nan), 20, 20, beam=Beam(5, 5, 0), search_px=5) is None
