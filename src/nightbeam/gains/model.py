@@ -171,6 +171,8 @@ class SolveOptions:
         Raw amplitudes above this are flagged; None: no limit.
     beam_model, dish_diameter_m, drift
         The primary beam of the model; ``drift`` None: as the telescope's name says.
+    threads
+        Of CASA's child. Its threads wait by spinning: a second one gains little and loses much on a busy machine.
     pointing_dec_deg
         Apparent declination at which a drifting array points; None: that of the phase centre.
     """
@@ -194,7 +196,7 @@ class SolveOptions:
     pointing_dec_deg: float | None = None
     acceptance: Acceptance = Acceptance()
     timeout_s: float = 1800.0
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

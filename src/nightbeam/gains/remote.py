@@ -471,7 +471,7 @@ def apply_gains(
     work_dir: Path,
     log: Path,
     timeout_s: float = 1800.0,
-    threads: int = 2,
+    threads: int = 1,
     calwt: bool = False,
     gainfield: str = "",
 ) -> ApplyReport:
