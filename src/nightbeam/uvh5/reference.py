@@ -14,7 +14,7 @@ from nightbeam.core.errors import InputError, NightbeamError
 from nightbeam.ms.files import iterate_blocks
 from nightbeam.uvh5.model import FILE_SIGN, Observation, PhaseTrack, SubbandHeader, WriterTimes
 
-__all__ = ["PyuvdataWriter", "read_phased"]
+__all__ = ["PyuvdataWriter", "phase_from_meridian", "read_uvdata"]
 
 _NO_CHECKS = {
     "run_check": False,
@@ -35,10 +35,10 @@ class PyuvdataWriter:
             warnings.simplefilter("ignore")  # of an old layout, of missing feeds: known, and mended here
             try:
                 begin = time.perf_counter()
-                data = _read(observation)
+                data = read_uvdata(observation)
                 load_s = time.perf_counter() - begin
                 begin = time.perf_counter()
-                read_phased(data, track)
+                phase_from_meridian(data, track)
                 phase_s = time.perf_counter() - begin
                 begin = time.perf_counter()
                 _write(data, observation, ms)
@@ -50,7 +50,7 @@ class PyuvdataWriter:
         return WriterTimes(load_s=load_s, phase_s=phase_s, write_s=write_s)
 
 
-def read_phased(data: Any, track: PhaseTrack) -> None:
+def phase_from_meridian(data: Any, track: PhaseTrack) -> None:
     """Bring a `UVData` in which each integration is phased to its own meridian to one centre, in place.
 
     pyuvdata reads the correlator's files as unprojected and would take out the whole geometric phase a
@@ -74,7 +74,8 @@ def read_phased(data: Any, track: PhaseTrack) -> None:
     )  # fmt: skip
 
 
-def _read(observation: Observation) -> Any:
+def read_uvdata(observation: Observation) -> Any:
+    """Return all files as one `UVData`: a window for each, frequencies ascending, bad values flagged."""
     from pyuvdata import UVData
 
     first = observation.first
