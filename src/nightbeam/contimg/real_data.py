@@ -173,9 +173,7 @@ def _procedure(fits: Path, ms: Path, phases: Path, band: Path, gain: Path, scale
             "setjy",
             {"vis": ms, "field": "1", "standard": "manual", "fluxdensity": [1.0, 0, 0, 0], "usescratch": True},
         ),
-        CasaCall(
-            "gaincal", {**solve, "caltable": phases, "field": "0", "spw": _INNER, "calmode": "p", "solint": "int"}
-        ),
+        CasaCall("gaincal", {**solve, **first}),
         CasaCall(
             "bandpass",
             {**solve, "caltable": band, "field": "0", "solint": "inf", "combine": "scan", "gaintable": [phases]},
@@ -264,10 +262,8 @@ def reject_ata_pair(radio: Path, out: Path, *, log: Path, timeout_s: float = 600
     with open_table(ms, write=True) as table:
         for column in ("WEIGHT", "SIGMA", "WEIGHT_SPECTRUM"):
             table.putcol(column, np.ones_like(table.getcol(column)))
-    tries.append(
-        _refused(ms, out / "ata_mended", "weights set to 1, amplitudes above 50 clipped", 50.0, log, timeout_s)
-    )
-    return tuple(tries)
+    mended = "weights set to 1, amplitudes above 50 clipped"
+    return (as_is, _refused(ms, out / "ata_mended", mended, 50.0, log, timeout_s))
 
 
 def _write_ata(files: Sequence[Path], ms: Path) -> None:
