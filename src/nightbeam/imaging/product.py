@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import math
 import time
@@ -64,6 +65,7 @@ from nightbeam.imaging.visibilities import (
     is_transit,
     read_visibilities,
 )
+from nightbeam.sky.model import SPEED_OF_LIGHT_M_S
 
 __all__ = ["image_ms", "plan_image"]
 
@@ -158,6 +160,8 @@ def image_ms(
         if not force and (found := _finished(stem, before, options)):
             logger.info("%s is finished already", stem.name)
             return found
+        for stale in stem.parent.glob(f".{glob.escape(stem.name)}.*.part"):  # of one that was killed while publishing
+            remove(stale)
         maker = engine or imager_named(options.engine)
         scratch = scratch_directory(work_dir.absolute(), owner="imaging")
         try:
@@ -186,7 +190,7 @@ def _plan(ms: Path, stem: Path, options: ImageOptions, vis: Visibilities) -> Ima
     cell = options.cell_arcsec or cell_size_arcsec(vis.uv_max_m, vis.freq_hz)
     half_width = math.radians(0.5 * options.imsize * cell / 3600.0)
     # Nothing bright enough to matter lies beyond the half power of the beam.
-    half_power = 0.6 * 299792458.0 / vis.freq_hz / vis.diameter_m if vis.diameter_m > 0 else half_width
+    half_power = 0.6 * SPEED_OF_LIGHT_M_S / vis.freq_hz / vis.diameter_m if vis.diameter_m > 0 else half_width
     width = 1
     if ":" not in options.spw:
         width = averaging_width(

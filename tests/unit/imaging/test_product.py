@@ -165,6 +165,22 @@ def test_a_failed_second_try_leaves_the_first_product(run, painter, tmp_path):
     assert read_product(tmp_path / "images" / STEM) == product
 
 
+def test_one_killed_while_publishing_is_made_again_whole(run, tmp_path, monkeypatch):
+    def killed(product):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nightbeam.imaging.product.write_product", killed)
+        with pytest.raises(SystemExit):
+            run()
+    (tmp_path / "images" / f".{STEM}.image.fits.123.abcd.part").write_text("half")
+    assert f"{STEM}.json" not in names(tmp_path / "images")
+    product, engine = run()
+    assert len(engine.requests) == 1
+    assert read_product(product.stem) == product
+    assert not list((tmp_path / "images").glob(".*.part"))
+
+
 def test_without_correction_there_is_no_corrected_image(run, tmp_path):
     run()
     product, _ = run(ImageOptions(imsize=100, cell_arcsec=3.0, pbcor=False))
