@@ -20,7 +20,7 @@ logger = logging.getLogger("nightbeam.sweep")
 
 
 @flow(name="sweep-zombies")
-def sweep_zombies(grace_s: float = 20.0, pending_s: float = 600.0) -> list[str]:
+def sweep_zombies(grace_s: float = 5.0, pending_s: float = 600.0) -> list[str]:
     """Mark as crashed every run whose process is dead; return their names.
 
     Prefect's own watch (the automation crash-zombie-flows) needs ten minutes and never finds a run that
