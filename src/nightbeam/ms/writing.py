@@ -175,7 +175,7 @@ class _RawSink:
             for name, array in values.columns().items():
                 handle, size = self._columns[name]
                 flat = np.packbits(array, bitorder="little") if name == "FLAG" else array.reshape(-1)
-                _write_all(handle, memoryview(flat.view(np.uint8)), first_row * size)
+                _write_all(handle, flat.view(np.uint8).data, first_row * size)
 
 
 class _TableSink:
@@ -217,8 +217,6 @@ def _patterns(layout: MsLayout, rows: int) -> dict[str, NDArray[Any]]:
 
 def _description(layout: MsLayout) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the columns of the main table and the storage managers that keep them."""
-    from numpy import array
-
     columns = ms_columns()
     spectrum = (layout.n_chan, layout.n_pol)
     shapes = {
@@ -235,7 +233,7 @@ def _description(layout: MsLayout) -> tuple[dict[str, Any], dict[str, Any]]:
         columns[name] = {
             **columns.get(name, {"comment": _COMMENTS.get(name, ""), "keywords": {}, "maxlen": 0}),
             "valueType": kind,
-            "shape": array(shape, np.int32),
+            "shape": np.array(shape, np.int32),
             "ndim": len(shape),
             "option": 5,  # direct and of fixed shape
             "_c_order": True,
@@ -247,18 +245,18 @@ def _description(layout: MsLayout) -> tuple[dict[str, Any], dict[str, Any]]:
             "NAME": group,
             "TYPE": "TiledColumnStMan",
             "SEQNR": number,
-            "COLUMNS": array([name]),
-            "SPEC": {"DEFAULTTILESHAPE": array([*reversed(shape), rows], np.int32), "MAXIMUMCACHESIZE": 0},
+            "COLUMNS": np.array([name]),
+            "SPEC": {"DEFAULTTILESHAPE": np.array([*reversed(shape), rows], np.int32), "MAXIMUMCACHESIZE": 0},
         }
     columns["DATA"]["keywords"] = {"UNIT": "Jy"}
-    columns["UVW"]["keywords"] = {"QuantumUnits": array(["m"] * 3), "MEASINFO": {"type": "uvw", "Ref": "ICRS"}}
+    columns["UVW"]["keywords"] = {"QuantumUnits": np.array(["m"] * 3), "MEASINFO": {"type": "uvw", "Ref": "ICRS"}}
     for name in _ISM:
         columns[name] = {**columns[name], "dataManagerType": "IncrementalStMan", "dataManagerGroup": "Incremental"}
     managers["*7"] = {
         "NAME": "Incremental",
         "TYPE": "IncrementalStMan",
         "SEQNR": 6,
-        "COLUMNS": array(_ISM),
+        "COLUMNS": np.array(_ISM),
         "SPEC": {"BUCKETSIZE": 65536},
     }
     return columns, managers

@@ -90,7 +90,7 @@ def convert_group(
     with storage_errors(ms):
         ms.parent.mkdir(parents=True, exist_ok=True)
     with sole_owner(ms.with_name(f".{ms.name}.lock"), what=f"the conversion to {ms}"):
-        _remove_leftovers(ms, scratch_dir)
+        _remove_leftovers(ms, (scratch_dir, tmpfs_path if stage_to_tmpfs else None))
         record = _record(observation, track, strategy)
         expect = _expectation(observation, track, max_flagged_fraction)
         finished = _finished(ms, record, expect)
@@ -282,9 +282,22 @@ def _beside(part: Path, ms: Path) -> Path:
     return there
 
 
-def _remove_leftovers(ms: Path, scratch_dir: Path | None) -> None:
-    """Remove what a killed conversion to the same set left; we hold its lock, so nobody writes there."""
-    for directory in {ms.parent, scratch_dir or ms.parent}:
+def _remove_leftovers(ms: Path, others: tuple[Path | None, ...]) -> None:
+    """Remove what a killed conversion to the same set left; we hold its lock, so nobody writes there.
+
+    In directories that are shared (scratch, memory) a set of the same name may be made for another place:
+    there only what a dead process of this machine left is removed.
+    """
+    for part in ms.parent.glob(f".{ms.name}.*.part"):
+        _log.warning("removing %s, left by a conversion that was killed", part)
+        remove(part)
+    for directory in {d for d in others if d is not None and d != ms.parent}:
         for part in directory.glob(f".{ms.name}.*.part"):
-            _log.warning("removing %s, left by a conversion that was killed", part)
-            remove(part)
+            if not _is_running(part.name):
+                _log.warning("removing %s, left by a conversion that was killed", part)
+                remove(part)
+
+
+def _is_running(part_name: str) -> bool:
+    pid = part_name.removesuffix(".part").split(".")[-2]
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()

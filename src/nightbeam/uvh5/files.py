@@ -213,7 +213,7 @@ def _read_pieces(handle: int, offsets: NDArray[np.int64], size: int) -> NDArray[
     out = np.empty(len(offsets) * size, np.uint8)
     breaks = np.flatnonzero(np.diff(offsets) != size) + 1
     for first, last in zip(np.r_[0, breaks], np.r_[breaks, len(offsets)], strict=True):
-        view = memoryview(out)[int(first) * size : int(last) * size]
+        view = out.data[int(first) * size : int(last) * size]
         at, done = int(offsets[first]), 0
         while done < len(view):
             got = os.preadv(handle, [view[done:]], at + done)
@@ -338,7 +338,7 @@ def _per_baseline(path: Path, header: h5py.Group, name: str, n_bls: int) -> NDAr
     by_time = rows.reshape(-1, n_bls)
     if (by_time != by_time[:1]).any():
         raise InputError(f"{path}: the antennas of {name} change in mid file", fix="copy the file again")
-    return by_time[0].astype(np.int64)
+    return np.asarray(by_time[0], np.int64)
 
 
 def _frequencies(path: Path, header: h5py.Group) -> tuple[NDArray[np.float64], float]:

@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["gather_chunks", "rotate_rows"]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def gather_chunks(chunks: Any, out: Any) -> None:  # pragma: no cover - compiled
     """Lay chunks (row chunk, chan chunk, pol chunk, row, chan, pol) out as rows (row, chan, pol)."""
     n_rows, n_chans, n_pols = out.shape
@@ -24,7 +24,7 @@ def gather_chunks(chunks: Any, out: Any) -> None:  # pragma: no cover - compiled
                         out[row, c * width + chan, p * depth + pol] = chunks[block, c, p, inside, chan, pol]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def rotate_rows(  # pragma: no cover - compiled
     vis: Any,
     flags: Any,
