@@ -211,3 +211,30 @@ def test_the_command_names_what_is_missing(tmp_path):
     assert done.returncode == 66
     assert "no Measurement Set" in done.stderr
     assert nightbeam("image", tmp_path, "--threshold", "5sigma", cwd=tmp_path).returncode == 64
+
+
+def test_real_data_without_a_fringe_are_never_a_good_image(tmp_path, shared_data):
+    """The ATA pair: negative weights, absurd amplitudes, no coherent fringe (its README)."""
+    import warnings
+
+    from astropy.utils import iers
+    from pyuvdata import UVData
+
+    files = sorted(map(str, (shared_data / "radio").glob("ata*.uvh5")))
+    unchecked = {"run_check": False, "check_extra": False, "run_check_acceptability": False}
+    with warnings.catch_warnings(), iers.conf.set_temp("auto_download", False):
+        warnings.simplefilter("ignore")
+        data = UVData()
+        data.read(files, axis="freq", file_type="uvh5", strict_uvw_antpos_check=False, **unchecked)
+        written = {"strict_uvw_antpos_check": False, "force_phase": True, **unchecked}
+        data.write_ms(str(tmp_path / "negative.ms"), **written)
+        data.nsample_array[:] = 1
+        data.write_ms(str(tmp_path / "ata.ms"), **written)
+    options = ImageOptions(imsize=256, niter=50)
+    with pytest.raises((RejectedError, ToolError), match=r"zero everywhere|no unflagged"):
+        image_ms(tmp_path / "negative.ms", tmp_path / "negative.img", options=options, work_dir=tmp_path / "scratch")
+    verdict = judge_image(
+        image_ms(tmp_path / "ata.ms", tmp_path / "x.img", options=options, work_dir=tmp_path / "scratch")
+    )
+    assert not verdict.good
+    assert "times the noise" in verdict.reasons[0]
