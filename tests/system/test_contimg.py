@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 SETTINGS = """\
 state_dir: {state}
 contimg:
-  ingest: {{settle_s: 0, expected_subbands: 4, max_retries: 40}}
+  ingest: {{settle_s: 0, expected_subbands: 4}}
   image: {{imsize: 128, cell_arcsec: 40, niter: 20, gridder: standard, chanbin: 4}}
 """
 #: Runs a group and kills itself, without a word, after the step that it is told.

@@ -311,6 +311,7 @@ class Queue:
             "state": State.IN_PROGRESS.value,
             "processing_stage": stage,
             "attempts": _Q.attempts + 1,
+            "current_step": None,
             "error": None,
             **_held_by(owner, now),
         }
@@ -388,8 +389,9 @@ class Queue:
         now = _now(now)
         with self.database.write() as connection:
             row = self._mine(connection, group_id, owner)
+            over = final or self._is_over(connection, row, "failed")
             self._end_attempt(connection, group_id, "failed", error, now)
-            self._change_mine(connection, group_id, owner, self._after_failure(row, error, final, now))
+            self._change_mine(connection, group_id, owner, self._after_failure(row, error, over, now))
         return self.group(group_id)
 
     def release(self, group_id: str, owner: Owner, *, reason: str = "released", now: float | None = None) -> None:
@@ -510,8 +512,9 @@ class Queue:
             now_row = connection.execute(sa.select(_Q).where(*here).with_for_update()).mappings().first()
             if now_row is None:
                 return False
+            over = self._is_over(connection, now_row, "lost")
             self._end_attempt(connection, row.group_id, "lost", error, now)
-            values = self._after_failure(now_row, error, False, now)
+            values = self._after_failure(now_row, error, over, now)
             return connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount > 0
 
     def stale_collecting(self, older_than_s: float, *, now: float | None = None) -> list[GroupRow]:
@@ -611,17 +614,35 @@ class Queue:
     def _missing(self, group_id: str) -> MissingError:
         return MissingError(f"the queue has no group {group_id}", fix="nightbeam groups list shows those there are")
 
-    def _after_failure(self, row: sa.RowMapping, error: str, final: bool, now: float) -> dict[str, Any]:
-        retries = row["retry_count"] + 1
-        ended = final or retries - row["retry_base"] >= self.max_retries
+    def _is_over(self, connection: Connection, row: sa.RowMapping, outcome: str) -> bool:
+        """Return whether an attempt that ends so is the last one.
+
+        It is after ``max_retries`` failures, or after as many attempts that ended at the same step for
+        whatever reason. Workers that die at one step after the other do not use a group up: each of
+        them brought it further.
+        """
+        since_requeue = row["retry_count"] - row["retry_base"]
+        ended = (
+            sa.select(AttemptTable.outcome, AttemptTable.step)
+            .where(AttemptTable.group_id == row["group_id"], AttemptTable.attempt < row["attempts"])
+            .where(AttemptTable.outcome.in_(["failed", "lost"]))
+            .order_by(AttemptTable.attempt.desc())
+            .limit(since_requeue)
+        )
+        before = connection.execute(ended).all()
+        failures = sum(attempt.outcome == "failed" for attempt in before) + (outcome == "failed")
+        at_this_step = sum(attempt.step == row["current_step"] for attempt in before) + 1
+        return bool(max(failures, at_this_step) >= self.max_retries)
+
+    def _after_failure(self, row: sa.RowMapping, error: str, over: bool, now: float) -> dict[str, Any]:
         return {
             **_FREE,
-            "state": State.FAILED.value if ended else State.PENDING.value,
-            "processing_stage": Stage.FAILED.value if ended else Stage.RESUMING.value,
-            "retry_count": retries,
+            "state": State.FAILED.value if over else State.PENDING.value,
+            "processing_stage": Stage.FAILED.value if over else Stage.RESUMING.value,
+            "retry_count": row["retry_count"] + 1,
             "error": error,
             "last_update": now,
-            "finished_at": now if ended else None,
+            "finished_at": now if over else None,
             "current_step": row["current_step"],
         }
 

@@ -168,6 +168,29 @@ def test_a_dead_owner_counts_as_a_retry_and_the_last_one_fails(queue: Queue):
     assert "its process is gone" in (queue.group(G).error or "")
 
 
+def test_workers_that_die_one_step_further_each_time_do_not_use_a_group_up(queue: Queue):
+    fill(queue)
+    for step in ("convert", "calibrate", "apply", "image", "record", "qa"):
+        queue.claim(G, ME)
+        queue.heartbeat(G, ME, step=step)
+        assert queue.recover(lambda row: True) == [G]
+        assert queue.group(G).state == "pending"
+    assert queue.group(G).retry_count == 6
+    for expected in ("pending", "failed"):  # the second and the third time at one step
+        queue.claim(G, ME)
+        queue.heartbeat(G, ME, step="image")
+        queue.recover(lambda row: True)
+        assert queue.group(G).state == expected
+
+
+def test_three_failures_are_enough_wherever_they_happen(queue: Queue):
+    fill(queue)
+    for step, expected in (("convert", "pending"), ("apply", "pending"), ("image", "failed")):
+        queue.claim(G, ME)
+        queue.heartbeat(G, ME, step=step)
+        assert queue.fail(G, ME, "broken").state == expected
+
+
 def test_a_silent_owner_loses_its_lease_and_a_beating_one_does_not(queue: Queue):
     fill(queue)
     queue.claim(G, ME, now=1000.0)
