@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightbeam.core.errors import InputError, MissingError, NightbeamError
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError
 from nightbeam.core.keys import SubbandName
 from nightbeam.uvh5.model import TELESCOPE, SubbandHeader
 
@@ -249,7 +249,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno:
-            raise
+            reason = os.strerror(error.errno)
+            raise StorageError(f"cannot read {path}: {reason}", fix="check the mount and its owner") from error
         reason = str(error)
         if "signature not found" in reason:
             raise InputError(f"{path} is not an HDF5 file", fix="give subband files (*_sbNN.hdf5)") from error

@@ -370,3 +370,18 @@ def test_other_threads_run_while_a_group_is_converted(group_files, tmp_path):
         stop.set()
         thread.join()
     assert len(beats) > 5
+
+
+def test_a_disk_that_fills_up_on_the_way_is_one_error_and_leaves_nothing(group_files, tmp_path, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    from nightbeam.ms import writing
+
+    monkeypatch.setattr(writing, "_write_all", full)
+    with pytest.raises(StorageError, match="no space left"):
+        convert_group(group_files, tmp_path / "a.ms")
+    assert not list(tmp_path.glob("*.ms"))
+    assert not list(tmp_path.glob(".*.part"))

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.uvh5 import check_subband, read_header
 from nightbeam.uvh5.files import open_data
 
@@ -153,3 +153,16 @@ def test_compressed_plain_and_flat_files_read_the_same(own_files, options):
     direct, arrays = read_all(own_files[0])
     assert direct == ("compression" not in options)
     assert all(np.array_equal(a, w) for a, w in zip(arrays, wanted, strict=True))
+
+
+def test_a_disk_that_fails_is_worth_another_try(own_files, monkeypatch):
+    import errno
+    import os
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    header = check_subband(own_files[0])
+    monkeypatch.setattr(os, "preadv", broken)
+    with open_data(header) as data, pytest.raises(StorageError, match=r"cannot read .*: Input/output error"):
+        next(iter(data.blocks()))
