@@ -131,6 +131,7 @@ class GroupRow:
     current_step: str | None
     dispatched_at: float | None
     dispatch_key: str | None
+    dispatches: int
     partial: int
     finished_at: float | None
     subbands_present: int = 0
@@ -216,7 +217,10 @@ class PerformanceRow:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A group that must now be started, once: the key is the same however often the same attempt is sent."""
+    """A group that must now be started, once; ``attempt`` counts its dispatches.
+
+    The key is the same however often the same dispatch is sent.
+    """
 
     group_id: str
     attempt: int

@@ -243,32 +243,39 @@ class Queue:
     ) -> list[Dispatch]:
         """Take pending groups, oldest data first, to be started by somebody else.
 
-        Each attempt at a group is taken once. With ``resend_after_s`` one that was taken that long
-        ago and never claimed is given again **with the same key**, for the taker may have died before
-        it sent it. Groups that wait for gains are left out.
+        Each is taken once. With ``resend_after_s`` one that was taken that long ago and never claimed
+        is given again **with the same key**, for the taker may have died before it sent it. Groups that
+        wait for gains are left out.
         """
         now = _now(now)
         fresh = _Q.dispatched_at.is_(None)
         due = fresh if resend_after_s is None else sa.or_(fresh, _Q.dispatched_at < now - resend_after_s)
         wanted = (_Q.state == State.PENDING.value, _NOT_WAITING, due)
-        query = sa.select(_Q.group_id, _Q.attempts, _Q.dispatched_at).where(*wanted).order_by(*_CHRONOLOGICAL)
+        columns = sa.select(_Q.group_id, _Q.dispatches, _Q.dispatched_at, _Q.dispatch_key)
         taken = []
         with self.database.write() as connection:
-            for group_id, attempts, seen in connection.execute(query.limit(limit)).all():
-                dispatch = Dispatch(group_id, attempts + 1, f"{group_id}#{attempts + 1}")
-                same = _Q.dispatched_at.is_(None) if seen is None else _Q.dispatched_at == seen
-                change = sa.update(_Q).where(_Q.group_id == group_id, _Q.state == State.PENDING.value, same)
-                values = {"dispatched_at": now, "dispatch_key": dispatch.idempotency_key}
+            for row in connection.execute(columns.where(*wanted).order_by(*_CHRONOLOGICAL).limit(limit)).all():
+                number = row.dispatches if row.dispatch_key is not None else row.dispatches + 1
+                dispatch = Dispatch(row.group_id, number, row.dispatch_key or f"{row.group_id}#{number}")
+                same = (
+                    _Q.dispatched_at.is_(None) if row.dispatched_at is None else _Q.dispatched_at == row.dispatched_at
+                )
+                change = sa.update(_Q).where(_Q.group_id == row.group_id, _Q.state == State.PENDING.value, same)
+                values = {"dispatched_at": now, "dispatch_key": dispatch.idempotency_key, "dispatches": number}
                 if connection.execute(change.values(**values)).rowcount:
                     taken.append(dispatch)
         return taken
 
-    def forget_dispatch(self, dispatch: Dispatch) -> None:
-        """Let a group be dispatched again, since its run could not be made."""
+    def forget_dispatch(self, dispatch: Dispatch) -> bool:
+        """Let a group be dispatched anew, under another key, since what was started ended without claiming it.
+
+        Where it is not known whether anything was started, leave it: it is sent again with its key.
+        Returns whether it was still unclaimed.
+        """
         with self.database.write() as connection:
             here = (_Q.group_id == dispatch.group_id, _Q.dispatch_key == dispatch.idempotency_key)
             change = sa.update(_Q).where(*here, _Q.state == State.PENDING.value)
-            connection.execute(change.values(dispatched_at=None, dispatch_key=None))
+            return connection.execute(change.values(dispatched_at=None, dispatch_key=None)).rowcount > 0
 
     # -- work ---------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ class QueueTable(QueueBase):
     current_step: Mapped[str | None] = mapped_column(Text)
     dispatched_at: Mapped[float | None] = mapped_column(real())
     dispatch_key: Mapped[str | None] = mapped_column(Text)
+    dispatches: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     partial: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     finished_at: Mapped[float | None] = mapped_column(real())
 

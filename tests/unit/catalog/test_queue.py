@@ -219,8 +219,17 @@ def test_a_dispatch_that_nobody_claimed_is_sent_again_with_the_same_key(queue: Q
     (first,) = queue.take_dispatchable(5, now=100.0)
     assert queue.take_dispatchable(5, resend_after_s=60, now=130.0) == []
     assert queue.take_dispatchable(5, resend_after_s=60, now=161.0) == [first]
-    queue.forget_dispatch(first)
-    assert queue.take_dispatchable(5, now=170.0) == [first]
+
+
+def test_a_run_that_ended_before_it_claimed_is_followed_by_another(queue: Queue):
+    fill(queue)
+    (first,) = queue.take_dispatchable(5)
+    assert queue.forget_dispatch(first)
+    (second,) = queue.take_dispatchable(5)
+    assert second.idempotency_key == f"{G}#2"
+    assert not queue.forget_dispatch(first)
+    queue.reprocess(G)
+    assert [d.idempotency_key for d in queue.take_dispatchable(5)] == [f"{G}#3"]
 
 
 def test_many_dispatchers_share_the_groups_without_overlap(queue: Queue):
@@ -249,7 +258,7 @@ def test_a_group_without_gains_waits_until_it_is_woken(queue: Queue):
     assert [r.group_id for r in queue.waiting_for_gains()] == [G]
     assert queue.wake(G)
     assert not queue.wake(G)
-    assert [d.idempotency_key for d in queue.take_dispatchable(5)] == [f"{G}#2"]
+    assert [d.idempotency_key for d in queue.take_dispatchable(5)] == [f"{G}#1"]
     assert queue.attempts(G)[0].outcome == "waiting"
 
 

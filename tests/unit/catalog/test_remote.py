@@ -67,7 +67,7 @@ def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("PRAGMA user_version").fetchone() == (2,)
+        assert raw.execute("PRAGMA user_version").fetchone() == (3,)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
@@ -100,7 +100,7 @@ def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0002 at most(.|\n)*upgrade nightbeam"):
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0003 at most(.|\n)*upgrade nightbeam"):
         Queue(url)
 
 
