@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 
 from blocks import ContimgSite
 from nightbeam import contimg
-from nightbeam.catalog.model import GroupRow, State
+from nightbeam.catalog.model import Dispatch, GroupRow, State
 from tasks import contimg as steps
 
 logger = logging.getLogger("nightbeam.ingest")
@@ -39,26 +39,29 @@ def ingest_subbands(site: str = "main", at_most: int = 4) -> dict[str, Any]:
     place = block.site()
     report = steps.scan_arrivals(place)
     lost = recover_lost(place)
-    started = [start_group(group, key, site) for group, key in _ready(place, at_most)]
+    started = [start_group(place, dispatch, site) for dispatch in contimg.take_dispatchable(place, at_most)]
     return {"new_files": report.new_files, "recovered": [*report.recovered, *lost], "started": started}
 
 
-def _ready(place: contimg.Site, at_most: int) -> list[tuple[str, str]]:
-    return [(d.group_id, d.idempotency_key) for d in contimg.take_dispatchable(place, at_most)]
+def start_group(place: contimg.Site, dispatch: Dispatch, site: str) -> str:
+    """Ask for a run of ``group-imaging``; the same key gives the same run, however often it is asked for.
 
-
-def start_group(group: str, key: str, site: str) -> str:
-    """Ask for a run of ``group-imaging``; the same key gives the same run, however often it is asked for."""
+    Where that run is over and nobody has claimed the group (it was cancelled, or crashed before it began), the
+    next look asks for another.
+    """
+    group = dispatch.group_id
     run = run_deployment(
         DEPLOYMENT,
         parameters={"group": group, "site": site},
         flow_run_name=group,
-        idempotency_key=key,
+        idempotency_key=dispatch.idempotency_key,
         timeout=0,
         as_subflow=False,
     )
     assert isinstance(run, FlowRun)
     logger.info("group %s is run %s", group, run.id)
+    if run.state is not None and run.state.is_final() and place.queue().forget_dispatch(dispatch):
+        logger.warning("run %s of group %s is over and has not claimed it", run.id, group)
     return group
 
 
