@@ -110,7 +110,9 @@ def _recover(site: Site, queue: Queue, now: float) -> list[str]:
     if recovered:
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
     held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]
-    for path in remove_dead_scratch(site.scratch_dir, site.output_dir, site.output_dir / "caltables", keep=held):
+    out = site.output_dir
+    roots = (site.scratch_dir, out, out / "caltables", out / "images")
+    for path in remove_dead_scratch(*roots, keep=held):
         logger.info("removed %s, left behind by a process that is gone", path)
     return recovered
 
