@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from nightbeam.sky import (
 
 __all__ = [
     "accept",
+    "averaging_interval_s",
     "beam_on_sources",
     "choose_refant",
     "direction_cosines",
@@ -526,3 +528,28 @@ def beam_on_sources(
                 theta[:, None], freqs[None, :], model=beam_name(beam_model), diameter_m=dish_diameter_m
             )
     return out
+
+
+_INTERVAL = re.compile(r"\s*([0-9.]+)\s*(s|min|h)?\s*")
+_SECONDS = {None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def averaging_interval_s(intervals: Iterable[str | None]) -> float | None:
+    """Return the shortest of CASA's solution intervals in seconds; None where one is every integration, or none ends.
+
+    Raises
+    ------
+    UsageError
+        If one is no interval.
+    """
+    shortest = np.inf
+    for text in intervals:
+        if text is None or text.lower().startswith("inf"):
+            continue
+        if text.lower() == "int":
+            return None
+        found = _INTERVAL.fullmatch(text)
+        if not found or float(found[1]) <= 0:
+            raise UsageError(f"{text!r} is no solution interval", fix="write int, inf, or like 60s or 2min")
+        shortest = min(shortest, float(found[1]) * _SECONDS[found[2]])
+    return float(shortest) if np.isfinite(shortest) else None

@@ -20,6 +20,7 @@ from nightbeam.ms import RowBlock, write_model_column
 __all__ = [
     "KEPT_FLAGS",
     "Sample",
+    "average_for_solving",
     "check_tables",
     "fill_model",
     "flag_bad_data",
@@ -280,6 +281,77 @@ def fill_model(
     write_model_column(ms, model)
     with open_table(ms, write=True) as table:
         _forget_virtual_models(table)
+
+
+def average_for_solving(ms: Path, out: Path, *, field: int, interval_s: float) -> int:
+    """Write a small Measurement Set to solve gains from: data over model, averaged in time.
+
+    CASA's solvers cost time for each row, however short. Each row of ``out`` holds sum(V conj M) / sum(|M|^2) of the
+    unflagged samples of one baseline, window and interval, with sum(|M|^2) as its weight and 1 as its model: for gains
+    that stand still over an interval this has the same solution as the data themselves. Autocorrelations are left out.
+
+    Returns
+    -------
+    int
+        The rows written.
+
+    Raises
+    ------
+    InputError
+        If the field has no cross-correlations.
+    """
+    layout = read_layout(ms)
+    with open_table(ms) as table:
+        ant1, ant2, ddid = (table.getcol(c).astype(np.int64) for c in ("ANTENNA1", "ANTENNA2", "DATA_DESC_ID"))
+        times, fields = table.getcol("TIME"), table.getcol("FIELD_ID")
+        rows = np.flatnonzero((ant1 != ant2) & (fields == field))
+        if len(rows) == 0:
+            raise InputError(f"field {field} of {ms} has no cross-correlations", fix="choose another field")
+        slot = ((times[rows] - times[rows].min() + 1e-3) // interval_s).astype(np.int64)
+        n = len(layout.antenna_names)
+        key = ((ddid[rows] * (slot.max() + 1) + slot) * n + ant1[rows]) * n + ant2[rows]
+        order = np.argsort(key, kind="stable")
+        rows, begins = rows[order], np.flatnonzero(np.diff(key[order], prepend=-1))
+        table.selectrows(rows[begins].tolist()).copy(str(out), deep=True).close()
+        ends = np.append(begins[1:], len(rows))
+        with open_table(out, write=True) as small:
+            for first, last in _runs(ddid[rows[begins]]):
+                part = slice(int(begins[first]), int(ends[last - 1]))
+                _average_window(table, small, rows[part], begins[first:last] - begins[first], first)
+            mean = np.add.reduceat(times[rows], begins) / (ends - begins)
+            for column in ("TIME", "TIME_CENTROID"):
+                small.putcol(column, mean)
+    return len(begins)
+
+
+def _runs(labels: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(labels)) + 1
+    yield from zip([0, *map(int, edges)], [*map(int, edges), len(labels)], strict=True)
+
+
+def _average_window(table: Any, small: Any, rows: NDArray[np.intp], begins: NDArray[np.intp], first: int) -> None:
+    """Average one window: ``begins`` index the first of ``rows`` of each group, ``first`` the row to write at."""
+    low, high = int(rows.min()), int(rows.max()) + 1
+    read = {c: table.getcol(c, low, high - low)[rows - low] for c in ("DATA", "MODEL_DATA", "FLAG")}
+    good = ~(read["FLAG"] | table.getcol("FLAG_ROW", low, high - low)[rows - low][:, None, None])
+    model, data = read["MODEL_DATA"], np.where(good, read["DATA"], 0)
+    power = np.add.reduceat(np.where(good, np.abs(model) ** 2, 0), begins, axis=0)
+    ratio = np.add.reduceat(data * np.conj(model), begins, axis=0) / np.where(power > 0, power, 1)
+    count, none = len(begins), np.asarray(power <= 0)
+    weight = np.where(none, 0, power)
+    mean = weight.mean(axis=1)
+    cells: dict[str, Any] = {
+        "DATA": ratio.astype(np.complex64),
+        "MODEL_DATA": np.ones_like(ratio, np.complex64),
+        "FLAG": none,
+        "FLAG_ROW": none.all(axis=(1, 2)),
+        "WEIGHT": np.where(mean > 0, mean, 1).astype(np.float32),
+        "SIGMA": (1 / np.sqrt(np.where(mean > 0, mean, 1))).astype(np.float32),
+    }
+    if "WEIGHT_SPECTRUM" in small.colnames():
+        cells["WEIGHT_SPECTRUM"] = weight.astype(np.float32)
+    for column, values in cells.items():
+        small.putcol(column, values, first, count)
 
 
 def _add_like(table: Any, source: str, name: str) -> bool:

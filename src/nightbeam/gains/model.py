@@ -161,6 +161,8 @@ class SolveOptions:
         Solve K first.
     pre_bandpass_interval, gain_interval
         CASA solution intervals of the phases taken out before the bandpass, and of the gains.
+    average
+        Solve from data over model, averaged over the shortest interval: the same solutions, several times sooner.
     fast_interval
         With one, a second complex gain at this interval, on top of all the others.
     uvrange
@@ -181,6 +183,7 @@ class SolveOptions:
     solve_delays: bool = False
     pre_bandpass_interval: str = "60s"
     gain_interval: str = "inf"
+    average: bool = True
     fast_interval: str | None = None
     bp_minsnr: float = 5.0
     gain_minsnr: float = 3.0

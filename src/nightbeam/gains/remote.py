@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nightbeam.core.errors import InputError, MissingError, RejectedError, ToolE
 from nightbeam.core.files import part_path, remove, replace_path, storage_errors, write_text
 from nightbeam.gains.compute import (
     accept,
+    averaging_interval_s,
     beam_on_sources,
     choose_refant,
     divide_gains,
@@ -30,6 +31,7 @@ from nightbeam.gains.compute import (
 )
 from nightbeam.gains.files import (
     Sample,
+    average_for_solving,
     check_tables,
     fill_model,
     flag_bad_data,
@@ -140,7 +142,8 @@ def solve_gains(
     try:
         with storage_errors(staging):
             staging.mkdir(parents=True)
-        steps = _chain(ms.absolute(), staging / out_prefix.name, _casa_antenna(layout, refant), field, options)
+        source_ms, steady = _averaged(ms.absolute(), staging, field, options)
+        steps = _chain(source_ms, staging / out_prefix.name, _casa_antenna(layout, refant), field, steady)
         complaint = _run_chain(steps, options, work_dir, log)
         made = _made_tables(steps, str(field), refant.name)
         report = judge_tables(
@@ -156,6 +159,22 @@ def solve_gains(
         return SolutionSet(_publish(made, out_prefix), report, calibrator)
     finally:
         remove(staging)
+
+
+def _averaged(ms: Path, staging: Path, field: int, options: SolveOptions) -> tuple[Path, SolveOptions]:
+    """Return what to solve from, and the options for it: intervals as long as a row are then every integration."""
+    names = ("pre_bandpass_interval", "gain_interval", "fast_interval")
+    intervals = {name: getattr(options, name) for name in names}
+    seconds = averaging_interval_s(intervals.values())
+    if not options.average or seconds is None:
+        return ms, options
+    small = staging / "averaged.ms"
+    rows = average_for_solving(ms, small, field=field, interval_s=seconds)
+    logger.info("%s: solving from %d averaged rows", ms.name, rows)
+    ours: dict[str, Any] = {
+        k: "int" for k, v in intervals.items() if v is not None and averaging_interval_s([v]) == seconds
+    }
+    return small, replace(options, **ours)
 
 
 def _casa_antenna(layout: MsLayout, refant: RefantChoice) -> str:

@@ -12,6 +12,7 @@ from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.gains import Acceptance, CalSolutions, ModelSource, match_calibrators, table_stats
 from nightbeam.gains.compute import (
     accept,
+    averaging_interval_s,
     choose_refant,
     direction_cosines,
     divide_gains,
@@ -331,3 +332,16 @@ def test_the_ratio_is_the_flux_in_units_of_the_model_and_noise_has_no_coherence(
     noise = rng.normal(size=20000) + 1j * rng.normal(size=20000)
     assert model_ratio(noise, model, good)[1] < 0.03
     assert model_ratio(model, model, ~good) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "seconds"),
+    [(["60s", "inf", None], 60.0), (["2min", "30s"], 30.0), (["int", "60s"], None), (["inf"], None), (["45"], 45.0)],
+)
+def test_data_are_averaged_over_the_shortest_interval_that_is_solved_for(intervals, seconds):
+    assert averaging_interval_s(intervals) == seconds
+
+
+def test_what_is_no_interval_is_refused():
+    with pytest.raises(UsageError, match="no solution interval"):
+        averaging_interval_s(["soon"])
