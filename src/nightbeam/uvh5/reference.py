@@ -16,6 +16,10 @@ from nightbeam.uvh5.model import FILE_SIGN, Observation, PhaseTrack, SubbandHead
 
 __all__ = ["PyuvdataWriter", "phase_from_meridian", "read_uvdata"]
 
+#: How far to both sides of the centre north is measured. Across pyuvdata's own half degree the meridians converge by
+#: up to 5e-5 rad at Dec 54.6; across this step by 6e-9, and rounding adds no more.
+_NORTH_STEP_RAD = 1e-6
+
 _NO_CHECKS = {
     "run_check": False,
     "run_check_acceptability": False,
@@ -72,6 +76,18 @@ def phase_from_meridian(data: Any, track: PhaseTrack) -> None:
         lon=np.radians(track.ra_deg), lat=np.radians(track.dec_deg), phase_frame="icrs", cat_name="meridian",
         cat_type="sidereal",
     )  # fmt: skip
+    _turn_to_north(data)
+
+
+def _turn_to_north(data: Any) -> None:
+    """Measure north at the phase centre itself and turn u and v there; w, and so the data, stay."""
+    from pyuvdata.utils import phasing
+
+    data.phase_center_frame_pa = phasing.calc_frame_pos_angle(
+        time_array=data.time_array, app_ra=data.phase_center_app_ra, app_dec=data.phase_center_app_dec,
+        telescope_loc=data.telescope.location, ref_frame="icrs", offset_pos=_NORTH_STEP_RAD,
+    )  # fmt: skip
+    data.set_uvws_from_antenna_positions(update_vis=False)
 
 
 def read_uvdata(observation: Observation) -> Any:

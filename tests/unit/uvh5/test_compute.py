@@ -109,7 +109,7 @@ def test_uvw_are_those_of_pyuvdata(headers):
     lst = utils.get_lst_for_time(times, telescope_loc=where, astrometry_library="erfa")
     pa = phasing.calc_frame_pos_angle(
         time_array=times, app_ra=app_ra, app_dec=app_dec, telescope_loc=where, ref_frame="icrs",
-        offset_pos=np.pi / 360,
+        offset_pos=1e-6,  # by default half a degree, across which meridians converge by 5e-5 rad
     )  # fmt: skip
     wanted = np.array(
         [
@@ -123,11 +123,41 @@ def test_uvw_are_those_of_pyuvdata(headers):
             for k in range(len(times))
         ]
     )  # fmt: skip
-    # w, which turns the phases, to 0.1 mm; u and v turn by the convergence of meridians over the degree across
-    # which pyuvdata measures north (5e-5 rad), where ours is the direction of north at the centre itself.
-    assert np.abs(track.uvw_m[..., 2] - wanted[..., 2]).max() < 1e-4
     longest = np.linalg.norm(wanted, axis=-1).max()
-    assert np.abs(track.uvw_m - wanted).max() < 1e-4 * longest
+    assert np.abs(track.uvw_m - wanted).max() < 1e-7 * longest
+
+
+def test_uvw_are_those_of_vector_algebra_without_angles_of_north(headers):
+    # Independent of hour angles and of finite differences: the ICRS axes at the centre go along with the
+    # aberration (which is conformal and moves along great circles, so its turn is the shortest), and the
+    # IAU matrix of the date takes them to the Earth-fixed frame.
+    import erfa
+
+    from nightbeam.sky import earth_orientation
+
+    header = headers[0]
+    track = phase_track(header)
+    ra, dec = np.radians([track.ra_deg, track.dec_deg])
+    source, east = erfa.s2c(ra, dec), np.array([-np.sin(ra), np.cos(ra), 0.0])
+    axes = np.array([east, np.cross(source, east), source])
+    place = erfa.gd2gc(1, np.radians(header.longitude_deg), np.radians(header.latitude_deg), header.altitude_m)
+    apart = header.antenna_positions_m[header.ant_2] - header.antenna_positions_m[header.ant_1]
+    longest = np.linalg.norm(apart, axis=1).max()
+    for k, jd in enumerate(header.times_jd):
+        day, part, earth = np.floor(jd), jd % 1.0, earth_orientation(jd)
+        tt = erfa.taitt(*erfa.utctai(day, part))
+        to_earth = erfa.c2t06a(
+            *tt, *erfa.utcut1(day, part, earth.dut1_s), float(earth.pole_x_rad), float(earth.pole_y_rad)
+        )
+        heliocentric, barycentric = erfa.epv00(*tt)
+        spin = to_earth.T @ np.cross([0.0, 0.0, 7.292115e-5], place) / 299792458.0
+        velocity = barycentric["v"] * (149597870.7 / 299792.458 / 86400.0) + spin
+        seen = erfa.ab(source, velocity, np.linalg.norm(heliocentric["p"]), np.sqrt(1.0 - velocity @ velocity))
+        axis = np.cross(source, seen)
+        cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+        turn = np.eye(3) + cross + cross @ cross / (1.0 + source @ seen)
+        wanted = apart @ (to_earth @ turn @ axes.T)
+        assert np.abs(track.uvw_m[k] - wanted).max() < 2e-8 * longest
 
 
 def test_lengths_of_baselines_do_not_change_with_the_centre(headers):
