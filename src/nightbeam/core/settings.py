@@ -163,7 +163,6 @@ class PlatformSettings(_Section):
         default={"batch": 4, "casa": 1, "example-service": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
     )
-    keep_runs_days: int = Field(30, ge=1, description="How long Prefect remembers a run that is over.")
 
 
 class Settings(_Section):

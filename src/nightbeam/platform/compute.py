@@ -74,9 +74,6 @@ def server_program(layout: Layout, port: int, *, platform: PlatformSettings, env
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
         # A run that waits for a place in its deployment looks again this often (default 30 s).
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",
-        # A schedule of 30 s makes 2,880 runs a day, and Prefect keeps them for ever by default.
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(platform.keep_runs_days * 86400),
     }
     if platform.auth_string:
         env["PREFECT_SERVER_API_AUTH_STRING"] = platform.auth_string

@@ -1,0 +1,61 @@
+"""Every block passes what Prefect asks of its own collections, and ours says what the settings say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+
+import blocks
+from blocks import KINDS, ContimgSite
+from nightbeam.contimg import Site
+from nightbeam.core.settings import load_settings
+
+
+def test_every_block_of_the_package_is_listed_once():
+    found = {v for v in vars(blocks).values() if isinstance(v, type) and issubclass(v, Block) and v is not Block}
+    assert found == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+class TestEveryBlock(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self, kind):
+        return kind
+
+    def test_has_a_valid_image(self, block):
+        """Ours have no picture: it would be fetched from an outside address."""
+        assert block._logo_url is None
+
+    def test_has_a_documentation_url(self, block):
+        """Our pages come with the package and have no address of their own; the block describes itself."""
+        assert block.get_description()
+
+
+def _settings(tmp_path: Path):
+    overrides = {
+        "state_dir": tmp_path / "state",
+        "contimg.image.niter": 77,
+        "contimg.queue_db": "postgresql://u:pw@h/q",
+    }
+    return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
+
+
+def test_the_block_gives_the_very_site_that_the_settings_describe(tmp_path):
+    settings = _settings(tmp_path)
+    assert ContimgSite.of(settings).site() == Site.from_settings(settings)
+
+
+def test_passwords_of_databases_are_masked_and_come_through(tmp_path):
+    block = ContimgSite.of(_settings(tmp_path))
+    assert "pw@h" not in repr(block)
+    assert block.settings().contimg.queue_db == "postgresql://u:pw@h/q"
+
+
+def test_prefect_finds_the_blocks_by_our_entry_point():
+    from importlib.metadata import entry_points
+
+    assert {e.value for e in entry_points(group="prefect.collections") if e.name == "nightbeam"} == {"blocks"}

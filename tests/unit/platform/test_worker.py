@@ -1,0 +1,263 @@
+"""Parts that die, are started again, and are given up; and pure choices of the supervisor."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nightbeam.core.errors import BusyError, InputError, ToolError
+from nightbeam.core.settings import PlatformSettings, Settings, load_settings
+from nightbeam.platform import compute, processes
+from nightbeam.platform.counter import count_up, read_count
+from nightbeam.platform.files import (
+    read_paused,
+    read_report,
+    remove_older,
+    write_flow_settings,
+    write_paused,
+    write_report,
+)
+from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PlatformStatus, Program, Report
+from nightbeam.platform.worker import Part
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    (tmp_path / "state").mkdir()
+    return Layout(tmp_path / "state")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _part(layout: Layout, code: str, clock: Clock | None = None) -> Part:
+    program = Program("part", (sys.executable, "-c", code), dict(os.environ), layout.log_of("part"))
+    return Part(program, cwd_of=layout, clock=clock or Clock())
+
+
+def _mend_until_dead(part: Part) -> None:
+    assert part.process is not None
+    assert part.process.wait(10.0)
+    assert part.mend()
+    assert part.process is None
+
+
+def test_a_part_that_dies_at_once_again_and_again_is_given_up_loudly(layout, caplog):
+    clock = Clock()
+    part = _part(layout, "import sys; print('broken'); sys.exit(3)", clock)
+    part.start()
+    for _ in range(compute.MOST_FAST_DEATHS - 1):
+        _mend_until_dead(part)
+        assert part.status().state is PartState.WAITING
+        assert not part.mend(), "it waits before the next start"
+        clock.now += 60.0
+        assert part.mend()
+    _mend_until_dead(part)
+    assert part.status().state is PartState.GIVEN_UP
+    assert "exit code 3" in part.status().last_exit
+    assert "GIVEN UP" in caplog.text
+    clock.now += 1e6
+    assert not part.mend()
+    assert layout.log_of("part").read_text().count("broken") == compute.MOST_FAST_DEATHS
+
+
+def test_a_part_is_adopted_only_if_it_is_the_very_process_with_the_very_command(layout):
+    part = _part(layout, "import time; time.sleep(60)")
+    part.start()
+    known = part.status()
+    try:
+        assert _part(layout, "import time; time.sleep(60)").adopt(known)
+        stranger = PartStatus("part", PartState.RUNNING, known.pid, known.created - 10.0)
+        assert not _part(layout, "import time; time.sleep(60)").adopt(stranger)
+        assert part.process.alive()
+        assert not _part(layout, "import time; time.sleep(61)").adopt(known), "another command: replaced"
+        assert not part.process.alive()
+    finally:
+        part.stop(grace_s=1.0)
+
+
+def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(layout):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    part = _part(layout, code)
+    part.start()
+    while not layout.log_of("part").read_text():
+        time.sleep(0.02)
+    part.stop(grace_s=0.2)
+    assert part.last_exit == "killed by SIGKILL"
+
+
+def test_what_cannot_be_started_is_one_error_that_names_the_log(layout):
+    program = Program("server", ("/no/such/program",), {}, layout.log_of("server"))
+    with pytest.raises(ToolError, match="server could not be started"):
+        processes.Process.start(program, cwd=layout.state_dir)
+
+
+@pytest.mark.parametrize(
+    ("lifetimes", "verdict"),
+    [([1.0] * 6, True), ([1.0] * 5, False), ([1.0] * 5 + [600.0], False), ([600.0] + [1.0] * 6, True), ([], False)],
+)
+def test_only_deaths_in_a_row_count_towards_giving_up(lifetimes, verdict):
+    assert compute.gave_up(lifetimes) is verdict
+
+
+def test_each_wait_is_twice_the_last_up_to_half_a_minute():
+    assert [compute.backoff_s(n) for n in range(8)] == [1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
+def test_workers_get_the_settings_by_file_and_no_variable_that_could_say_otherwise(layout):
+    environ = {
+        "NIGHTBEAM_STATE_DIR": "state",
+        "CONTIMG_INPUT_DIR": "incoming",
+        "PREFECT_API_URL": "http://elsewhere/api",
+        "PREFECT_PROFILE": "mine",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": "/home/somebody",
+        "PATH": "/usr/bin",
+    }
+    env = compute.client_environment(
+        layout, "http://127.0.0.1:1/api", platform=PlatformSettings(auth_string="u:p"), environ=environ
+    )
+    assert env["NIGHTBEAM_CONFIG"] == str(layout.config)
+    assert env["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+    assert env["PREFECT_API_AUTH_STRING"] == "u:p"
+    assert env["HOME"] == "/home/somebody"
+    assert env["PATH"].split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
+    gone = {"NIGHTBEAM_STATE_DIR", "CONTIMG_INPUT_DIR", "PREFECT_PROFILE", "PYTHONDONTWRITEBYTECODE"}
+    assert not gone & set(env)
+
+
+def test_the_server_is_quiet_listens_where_told_and_keeps_its_database_in_the_state_directory(layout):
+    program = compute.server_program(layout, 4207, platform=PlatformSettings(), environ={})
+    assert program.argv[-4:] == ("--host", "127.0.0.1", "--port", "4207")
+    assert program.env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert program.env["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
+    assert program.env["DO_NOT_TRACK"] == "1"
+    assert program.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith(f"{layout.prefect_home}/prefect.db")
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in program.env
+
+
+def test_every_worker_has_a_limit_and_installs_nothing(layout):
+    (worker,) = compute.worker_programs(layout, {"casa": 2}, env={}, host="node1")
+    line = " ".join(worker.argv)
+    assert "--pool casa --name casa-node1 --limit 2 --install-policy never" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4200/api"),
+        ("0.0.0.0", "http://127.0.0.1:4200/api"),
+        ("::1", "http://[::1]:4200/api"),
+    ],
+)
+def test_the_address_of_the_api(host, url):
+    assert compute.api_url_of(host, 4200) == url
+
+
+def test_a_taken_port_is_passed_over_and_none_at_all_is_an_error():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not processes.is_free("127.0.0.1", port)
+        assert processes.free_port("127.0.0.1", port) > port
+        with pytest.raises(BusyError, match="no free port"):
+            processes.free_port("127.0.0.1", port, tries=1)
+
+
+def test_a_pid_that_was_given_again_is_not_the_process_we_mean():
+    me = psutil.Process()
+    assert processes.process_lives(me.pid, born_before=time.time())
+    assert not processes.process_lives(me.pid, born_before=me.create_time() - 60.0)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert not processes.process_lives(child.pid, born_before=time.time())
+
+
+def test_a_report_comes_back_as_it_was_written_and_a_foreign_one_is_refused(layout):
+    part = PartStatus("server", PartState.RUNNING, 12, 34.5, "2026-01-01T00:00:00Z", 2, "", "log")
+    report = Report(Phase.RUNNING, 1, "http://127.0.0.1:4200/api", 4200, "", True, (part,))
+    assert read_report(layout) is None
+    write_report(layout, report)
+    assert read_report(layout) == report
+    layout.report.write_text("[]")
+    with pytest.raises(InputError, match="no report"):
+        read_report(layout)
+
+
+def test_paused_pools_are_remembered(layout):
+    assert read_paused(layout) == []
+    write_paused(layout, ["casa", "batch"])
+    assert read_paused(layout) == ["batch", "casa"]
+
+
+def test_the_settings_for_flows_are_the_same_but_for_passwords_and_for_the_owner_only(layout):
+    overrides = {
+        "state_dir": layout.state_dir,
+        "platform.auth_string": "u:secret",
+        "platform.database_url": "postgresql+asyncpg://u:secret@db/prefect",
+        "contimg.image.niter": 77,
+    }
+    settings = load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
+    write_flow_settings(layout.config, settings)
+    read = load_settings(config=layout.config, environ={})
+    assert read.contimg == settings.contimg
+    assert read.platform == settings.platform.model_copy(update={"auth_string": None, "database_url": None})
+    assert "secret" not in layout.config.read_text()
+    assert stat.S_IMODE(layout.config.stat().st_mode) == 0o600
+
+
+def test_old_results_are_removed_and_young_ones_and_missing_directories_are_not(tmp_path):
+    old, young = tmp_path / "a" / "old", tmp_path / "young"
+    old.parent.mkdir()
+    for path in (old, young):
+        path.write_bytes(b"12345")
+    os.utime(old, (time.time() - 1000.0,) * 2)
+    assert remove_older(tmp_path, older_than_s=500.0) == (1, 5)
+    assert young.exists()
+    assert not old.exists()
+    assert remove_older(tmp_path / "nowhere", older_than_s=1.0) == (0, 0)
+
+
+def test_a_platform_is_healthy_only_if_all_of_it_is():
+    part = PartStatus("server", PartState.RUNNING, 1, 1.0)
+    good = PlatformStatus(Phase.RUNNING, "url", "healthy", 1, "", (part,))
+    assert good.healthy
+    lost = PartStatus("worker-casa", PartState.GIVEN_UP)
+    assert not PlatformStatus(Phase.RUNNING, "url", "healthy", 1, "", (part, lost)).healthy
+    assert not PlatformStatus(Phase.RUNNING, "url", "unreachable", 1, "", (part,)).healthy
+    assert not PlatformStatus(Phase.STOPPED, "url", "healthy", 1, "", (part,)).healthy
+
+
+def test_the_counter_goes_on_from_what_it_finds_and_stops_when_asked(tmp_path):
+    path, stop = tmp_path / "count.json", threading.Event()
+    stop.set()
+    assert count_up(path, stop) == 1
+    assert count_up(path, stop) == 2
+    assert read_count(path) == 2
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no counter file"):
+        read_count(path)
+
+
+def test_a_pool_without_room_for_a_run_is_refused():
+    from nightbeam.core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="pools"):
+        load_settings(config=Path(os.devnull), overrides={"platform.pools": {"casa": 0}}, environ={})
+    assert Settings().platform.pools["casa"] == 1
