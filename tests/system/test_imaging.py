@@ -64,14 +64,15 @@ def test_a_source_half_a_degree_off_is_at_its_place_with_its_flux(product, sky):
     centre, far = measure_sources(product.fits["image"], places, pb=product.fits["pb"])
     assert float(separation(*places[0], *places[1])) == pytest.approx(0.51, abs=0.01)
     assert far.offset_beams < 0.05
-    assert far.integrated_jy == pytest.approx(2.0, rel=0.02)
+    assert far.peak_jy == pytest.approx(2.0, rel=0.02)
+    assert far.integrated_jy == pytest.approx(2.0, rel=0.03)  # the dirty beam is no Gaussian
     assert centre.integrated_jy == pytest.approx(1.0, rel=0.02)
     assert far.pb < 0.85  # the beam was really at work
 
 
 def test_the_corrected_image_shows_the_same_flux(product, sky):
     _, far = measure_sources(product.fits["pbcor"], [source[:2] for source in sky])
-    assert far.integrated_jy == pytest.approx(2.0, rel=0.02)
+    assert far.peak_jy == pytest.approx(2.0, rel=0.02)
 
 
 def test_the_sky_is_not_mirrored(product, sky):

@@ -28,7 +28,7 @@ _CHOICES = {
     "--imagename", type=click.Path(path_type=Path), help="What the products' names begin with.  [MS stem.img]"
 )
 @click.option("--imsize", type=int, help="Pixels on a side.")
-@click.option("--cell-arcsec", type=float, help="Pixel size; a tenth of the finest fringe if not given.")
+@click.option("--cell-arcsec", type=float, help="Pixel size; what shows the primary beam, well sampled, if not given.")
 @click.option("--weighting", "--weighttype", "--weight", type=_CHOICES["weighting"], help="uv weighting.")
 @click.option("--robust", type=float, help="Briggs robustness, -2 to 2.")
 @click.option("--niter", type=int, help="Clean components at most.")

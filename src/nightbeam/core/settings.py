@@ -115,7 +115,9 @@ class ImageSettings(_Section):
 
     engine: Literal["tclean"] = Field("tclean", description="Which imager.")
     imsize: int = Field(1024, ge=64, description="Pixels on a side.")
-    cell_arcsec: float | None = Field(None, gt=0, description="Pixel size; None: a tenth of the finest fringe.")
+    cell_arcsec: float | None = Field(
+        None, gt=0, description="Pixel size; None: what shows the primary beam, well sampled."
+    )
     weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="uv weighting.")
     robust: float = Field(0.0, ge=-2, le=2, description="Briggs robustness.")
     niter: int = Field(1000, ge=0, description="Clean components at most.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ __all__ = [
     "beam_profile",
     "cell_size_arcsec",
     "central_quarter",
+    "choose_cell_arcsec",
     "correct_for_beam",
     "drift_beam",
     "fit_source",
@@ -28,6 +29,8 @@ __all__ = [
     "local_maxima",
     "robust_noise",
     "smearing_loss",
+    "synthesized_beam_rad",
+    "w_planes",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -35,6 +38,8 @@ Floats = NDArray[np.floating[Any]]
 ARCSEC_PER_RAD = 180.0 * 3600.0 / math.pi
 CELL_LIMITS_ARCSEC = (0.1, 60.0)
 CELL_UNKNOWN_ARCSEC = 2.0
+#: Pixels across the narrow side of the synthesized beam that a fit of the beam and cleaning need.
+PIXELS_PER_BEAM = 4.0
 _FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
 #: Coarse grid on which a primary beam is worked out; it is smooth over tens of pixels.
 _BEAM_GRID = 129
@@ -67,6 +72,102 @@ def cell_size_arcsec(uv_max_m: float, freq_hz: float) -> float:
         return CELL_UNKNOWN_ARCSEC
     cell = 0.5 * SPEED_OF_LIGHT_M_S / freq_hz / uv_max_m / 5.0 * ARCSEC_PER_RAD
     return min(max(cell, CELL_LIMITS_ARCSEC[0]), CELL_LIMITS_ARCSEC[1])
+
+
+def synthesized_beam_rad(
+    uv_wavelengths: Floats,
+    *,
+    weighting: Literal["briggs", "natural", "uniform"],
+    robust: float,
+    field_of_view_rad: float,
+    most_cells: int = 20_000,
+) -> float:
+    """Return the narrowest full width at half maximum of the point-spread function.
+
+    Parameters
+    ----------
+    uv_wavelengths : (n, 2)
+        Where there are visibilities; their conjugates are understood.
+    weighting, robust
+        As in imaging; Briggs' weights are those of CASA [1]_.
+    field_of_view_rad
+        Its inverse is the size of a cell of the uv plane, in which weights are counted.
+    most_cells
+        More occupied cells than this are sampled evenly: a beam needs no more.
+
+    Returns
+    -------
+    float
+        NaN if there is no visibility off the origin.
+
+    References
+    ----------
+    .. [1] Briggs (1995), *High Fidelity Deconvolution of Moderately Resolved Sources*, ch. 3.
+    """
+    uv = uv_wavelengths[np.hypot(*uv_wavelengths.T) > 0]
+    if not len(uv):
+        return math.nan
+    cells, counts = np.unique(np.floor(uv * field_of_view_rad).astype(np.int64), axis=0, return_counts=True)
+    weights = _cell_weights(counts.astype(float), weighting, robust)
+    step = -(-len(cells) // most_cells)
+    places, weights = (cells[::step] + 0.5) / field_of_view_rad, weights[::step]
+    longest = float(np.hypot(*uv.T).max())
+    radii = np.geomspace(0.05 / longest, 1e3 / longest, 96)
+    widths = [_half_power_radius(places @ _direction(k), weights, radii) for k in range(_BEAM_DIRECTIONS)]
+    return 2.0 * min(widths)
+
+
+_BEAM_DIRECTIONS = 12
+
+
+def _direction(k: int) -> Floats:
+    angle = math.pi * k / _BEAM_DIRECTIONS
+    return np.array([math.cos(angle), math.sin(angle)])
+
+
+def _cell_weights(counts: Floats, weighting: str, robust: float) -> Floats:
+    if weighting == "natural":
+        return counts
+    if weighting == "uniform":
+        return np.ones_like(counts)
+    f2 = (5.0 * 10.0**-robust) ** 2 / (float((counts**2).sum()) / float(counts.sum()))
+    return np.asarray(counts / (1.0 + counts * f2), float)
+
+
+def _half_power_radius(along: Floats, weights: Floats, radii: Floats) -> float:
+    psf = np.array([float(weights @ np.cos(2.0 * np.pi * along * r)) for r in radii]) / float(weights.sum())
+    below = np.flatnonzero(psf < 0.5)
+    if not len(below) or below[0] == 0:
+        return math.inf
+    k = int(below[0])
+    return float(np.interp(-0.5, -psf[k - 1 : k + 1], radii[k - 1 : k + 1]))
+
+
+def choose_cell_arcsec(
+    *, uv_max_m: float, freq_hz: float, imsize: int, field_of_view_arcsec: float, beam_minor_arcsec: float
+) -> float:
+    """Return the pixel size of an image whose size in pixels is given.
+
+    A fifth of half the finest fringe (`cell_size_arcsec`), or as much more as it takes to see the whole primary
+    beam, since sources outside the image are not cleaned and raise its noise; but never more than a
+    quarter of the synthesized beam, nor than four fifths of half the finest fringe, beyond which the longest
+    baselines would fall off the uv grid.
+    """
+    fine = cell_size_arcsec(uv_max_m, freq_hz)
+    if not math.isfinite(beam_minor_arcsec):
+        return fine
+    coarsest = min(beam_minor_arcsec / PIXELS_PER_BEAM, 4.0 * fine, CELL_LIMITS_ARCSEC[1])
+    return max(fine, min(field_of_view_arcsec / imsize, coarsest))
+
+
+def w_planes(*, uv_max_m: float, freq_hz: float, field_of_view_rad: float) -> int:
+    """Return how many w planes keep the phase error at the edge of a field small.
+
+    Two for each turn of phase between the planes farthest apart, ``w (1 - cos(theta))``, and at least 16:
+    left to itself, tclean chooses too few for small fields and ends with a crash.
+    """
+    turns = uv_max_m * freq_hz / SPEED_OF_LIGHT_M_S * 0.5 * (field_of_view_rad / math.sqrt(2.0)) ** 2
+    return int(min(max(16, math.ceil(2.0 * turns)), 512))
 
 
 def smearing_loss(bandwidth_hz: float, offset_rad: float, uv_max_m: float) -> float:

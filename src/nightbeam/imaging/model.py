@@ -69,7 +69,8 @@ class ImageOptions:
     imsize
         Pixels on a side.
     cell_arcsec
-        Pixel size; None: from the longest baseline (`compute.cell_size_arcsec`).
+        Pixel size; None: from the longest baseline, or as coarse as it takes to see the whole primary beam
+        (`compute.choose_cell_arcsec`).
     weighting, robust
         Weights of the visibilities on the uv plane.
     niter, threshold, deconvolver
@@ -194,7 +195,8 @@ class ImagePlan:
 class ImageRequest:
     """What an engine is asked for: everything decided, nothing to guess.
 
-    ``width`` channels are averaged; `images` of the answer carry the name ``directory / "tile"``.
+    ``width`` channels are averaged, ``w_planes`` used for w-projection; the answer's images carry the name
+    ``directory / "tile"``.
     """
 
     ms: Path
@@ -203,6 +205,7 @@ class ImageRequest:
     datacolumn: Literal["corrected", "data"]
     cell_arcsec: float
     width: int
+    w_planes: int
     log: Path
     timeout_s: float
     threads: int

@@ -28,12 +28,15 @@ from nightbeam.core.files import (
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z, utc_now
 from nightbeam.imaging.compute import (
+    ARCSEC_PER_RAD,
     averaging_width,
-    cell_size_arcsec,
     central_quarter,
+    choose_cell_arcsec,
     correct_for_beam,
     drift_beam,
     robust_noise,
+    synthesized_beam_rad,
+    w_planes,
 )
 from nightbeam.imaging.figures import draw_image, save_png
 from nightbeam.imaging.files import (
@@ -65,6 +68,7 @@ from nightbeam.imaging.visibilities import (
     is_transit,
     read_visibilities,
 )
+from nightbeam.sky import beam_fwhm_rad
 from nightbeam.sky.model import SPEED_OF_LIGHT_M_S
 
 __all__ = ["image_ms", "plan_image"]
@@ -187,7 +191,7 @@ def _finished(stem: Path, before: str, options: ImageOptions) -> ImageProduct | 
 
 
 def _plan(ms: Path, stem: Path, options: ImageOptions, vis: Visibilities) -> ImagePlan:
-    cell = options.cell_arcsec or cell_size_arcsec(vis.uv_max_m, vis.freq_hz)
+    cell = options.cell_arcsec or _automatic_cell(options, vis)
     half_width = math.radians(0.5 * options.imsize * cell / 3600.0)
     # Nothing bright enough to matter lies beyond the half power of the beam.
     half_power = 0.6 * SPEED_OF_LIGHT_M_S / vis.freq_hz / vis.diameter_m if vis.diameter_m > 0 else half_width
@@ -216,6 +220,33 @@ def _plan(ms: Path, stem: Path, options: ImageOptions, vis: Visibilities) -> Ima
         beam_model=_beam_name(options, vis),
         expected=tuple(product_path(stem, kind) for kind in _kinds(options)) if not options.skip_fits else (),
     )
+
+
+def _w_planes(options: ImageOptions, plan: ImagePlan) -> int:
+    if options.wprojplanes > 0:
+        return options.wprojplanes
+    field = math.radians(plan.field_of_view_deg)
+    return w_planes(uv_max_m=plan.uv_max_m, freq_hz=plan.freq_hz, field_of_view_rad=field)
+
+
+def _automatic_cell(options: ImageOptions, vis: Visibilities) -> float:
+    whole_beam = _beam_fwhm_rad(vis)
+    minor = synthesized_beam_rad(
+        vis.uv_wavelengths, weighting=options.weighting, robust=options.robust, field_of_view_rad=whole_beam
+    )
+    return choose_cell_arcsec(
+        uv_max_m=vis.uv_max_m,
+        freq_hz=vis.freq_hz,
+        imsize=options.imsize,
+        field_of_view_arcsec=whole_beam * ARCSEC_PER_RAD,
+        beam_minor_arcsec=minor * ARCSEC_PER_RAD,
+    )
+
+
+def _beam_fwhm_rad(vis: Visibilities) -> float:
+    if is_transit(vis.summary.telescope):
+        return beam_fwhm_rad(vis.freq_hz, diameter_m=vis.diameter_m)
+    return 1.2 * SPEED_OF_LIGHT_M_S / vis.freq_hz / max(vis.diameter_m, 1.0)
 
 
 def _beam_name(options: ImageOptions, vis: Visibilities) -> str:
@@ -249,7 +280,8 @@ def _make(
     made = maker.make(
         ImageRequest(
             ms=ms, directory=scratch, options=options, datacolumn=plan.datacolumn, cell_arcsec=plan.cell_arcsec,
-            width=plan.channels_averaged, log=log, timeout_s=timeout_s, threads=threads,
+            width=plan.channels_averaged, w_planes=_w_planes(options, plan), log=log, timeout_s=timeout_s,
+            threads=threads,
         )
     )  # fmt: skip
     planes: dict[str, SkyImage] = {

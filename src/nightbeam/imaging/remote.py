@@ -117,7 +117,7 @@ def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) 
         "specmode": "mfs",
         "stokes": "I",
         "gridder": options.gridder,
-        "wprojplanes": options.wprojplanes if options.gridder == "wproject" else 1,
+        "wprojplanes": request.w_planes if options.gridder == "wproject" else 1,
         # A positive limit would put a mask on image and residual; ours ends only the corrected image.
         "pblimit": -abs(options.pblimit),
         "deconvolver": options.deconvolver,

@@ -17,7 +17,7 @@ from nightbeam.casa.tables import open_table
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.imaging.model import ImageOptions
 from nightbeam.ms import MsField, MsSummary, RowBlock, SpectralWindow, iterate_blocks, read_summary
-from nightbeam.sky.model import Site
+from nightbeam.sky.model import SPEED_OF_LIGHT_M_S, Site
 
 __all__ = ["Visibilities", "drift_pointings", "fingerprint", "is_transit", "read_visibilities"]
 
@@ -41,6 +41,8 @@ class Visibilities:
         Of the cross-correlations selected.
     times_mjd : (n,)
         Distinct times, middles of integrations.
+    uv_wavelengths : (m, 2), float32
+        One for each selected row with an unflagged visibility, at the middle of its window.
     """
 
     summary: MsSummary
@@ -50,6 +52,7 @@ class Visibilities:
     uv_max_m: float
     flagged_fraction: float
     times_mjd: NDArray[np.float64]
+    uv_wavelengths: NDArray[np.float32]
 
     @property
     def freq_hz(self) -> float:
@@ -97,20 +100,22 @@ def read_visibilities(ms: Path, options: ImageOptions) -> Visibilities:
     summary = read_summary(ms, flags=False)
     fields = _choose_fields(summary.fields, options.field, centred=bool(options.phasecenter))
     windows = _choose_windows(summary.windows, options.spw)
-    blocks = [
-        chosen
+    middle_hz = {w.index: 0.5 * (w.low_hz + w.high_hz) for w in windows}
+    chosen = [
+        (middle_hz[block.window], _cross(block, [f.index for f in fields]))
         for block in iterate_blocks(ms)
-        if block.window in {w.index for w in windows}
-        for chosen in [_cross(block, [f.index for f in fields])]
-        if len(chosen)
+        if block.window in middle_hz
     ]
-    longest, flagged, total, times = 0.0, 0, 0, [np.zeros(0)]
+    chosen = [(freq, rows) for freq, rows in chosen if len(rows)]
+    blocks = [rows for _, rows in chosen]
+    longest, flagged, total, times, uv = 0.0, 0, 0, [np.zeros(0)], [np.zeros((0, 2), np.float32)]
     with open_table(ms) as table:
-        for rows in blocks:
+        for freq, rows in chosen:
             flag = _flags(table, rows)
             flagged, total = flagged + int(np.count_nonzero(flag)), total + flag.size
             uvw = _column(table, "UVW", rows)[~flag.all(axis=(1, 2))]
             longest = max(longest, float(np.hypot(uvw[:, 0], uvw[:, 1]).max(initial=0.0)))
+            uv.append((uvw[:, :2] * (freq / SPEED_OF_LIGHT_M_S)).astype(np.float32))
             times.append(np.unique(_column(table, "TIME", rows)))
     if flagged == total:
         raise InputError(
@@ -125,6 +130,7 @@ def read_visibilities(ms: Path, options: ImageOptions) -> Visibilities:
         uv_max_m=longest,
         flagged_fraction=flagged / total,
         times_mjd=np.unique(np.concatenate(times)) / 86400.0,
+        uv_wavelengths=np.concatenate(uv),
     )
 
 

@@ -14,6 +14,7 @@ from nightbeam.imaging.compute import (
     beam_area_pixels,
     cell_size_arcsec,
     central_quarter,
+    choose_cell_arcsec,
     correct_for_beam,
     drift_beam,
     fit_source,
@@ -21,6 +22,8 @@ from nightbeam.imaging.compute import (
     local_maxima,
     robust_noise,
     smearing_loss,
+    synthesized_beam_rad,
+    w_planes,
 )
 from nightbeam.imaging.model import SourceFit
 
@@ -151,3 +154,59 @@ def test_a_calibrator_more_than_a_beam_off_spoils_the_image():
 def test_a_calibrator_that_is_not_there_spoils_the_image():
     gone = SourceFit(name="3C48", ra_deg=0, dec_deg=0, found=False, reason="there is no peak near its place")
     assert "not found" in judge_image(product(), calibrator=gone).reasons[0]
+
+
+def beam_of(uv, weighting, robust=0.0):
+    return synthesized_beam_rad(uv, weighting=weighting, robust=robust, field_of_view_rad=0.01)
+
+
+def test_gaussian_coverage_has_the_gaussian_beam_of_the_textbook():
+    uv = np.random.default_rng(1).normal(scale=2000.0, size=(200_000, 2))
+    assert beam_of(uv, "natural") == pytest.approx(math.sqrt(8 * math.log(2)) / (2 * math.pi * 2000.0), rel=0.02)
+
+
+def test_a_filled_disc_has_the_beam_of_a_uniform_aperture():
+    r, angle = 4000.0 * np.sqrt(np.random.default_rng(2).random(400_000)), np.random.default_rng(3).random(400_000)
+    uv = np.stack([r * np.cos(2 * np.pi * angle), r * np.sin(2 * np.pi * angle)], axis=1)
+    # 2 J1(x) / x = 1/2 at x = 2.2150
+    assert beam_of(uv, "uniform") == pytest.approx(2 * 2.2150 / (2 * math.pi * 4000.0), rel=0.02)
+
+
+def test_briggs_lies_between_natural_and_uniform():
+    uv = np.random.default_rng(4).normal(scale=2000.0, size=(200_000, 2)) * np.random.default_rng(5).random(
+        (200_000, 1)
+    )
+    natural, uniform = beam_of(uv, "natural"), beam_of(uv, "uniform")
+    assert uniform < beam_of(uv, "briggs") < natural
+    assert beam_of(uv, "briggs", -2.0) == pytest.approx(uniform, rel=0.02)
+    assert beam_of(uv, "briggs", 2.0) == pytest.approx(natural, rel=0.02)
+
+
+def test_no_baseline_has_no_beam():
+    assert math.isnan(beam_of(np.zeros((3, 2)), "natural"))
+
+
+@pytest.mark.parametrize(
+    ("beam", "cell"),
+    [
+        (40.0, 6696.0 / 1024),  # sampled well enough to see the whole primary beam
+        (16.0, 4.0),  # as much of it as four pixels a beam allow
+        (5.0, 1.6915),  # the fringe of the longest baseline decides
+        (math.nan, 1.6915),
+    ],
+)
+def test_a_pixel_is_as_coarse_as_it_takes_to_see_the_primary_beam_and_no_coarser(beam, cell):
+    asked = {"uv_max_m": 2602.0, "freq_hz": 1.405e9, "imsize": 1024, "field_of_view_arcsec": 6696.0}
+    assert choose_cell_arcsec(**asked, beam_minor_arcsec=beam) == pytest.approx(cell, abs=2e-4)
+
+
+def test_the_longest_baseline_stays_on_the_grid_however_small_the_image():
+    asked = {"uv_max_m": 2602.0, "freq_hz": 1.405e9, "imsize": 128, "field_of_view_arcsec": 6696.0}
+    assert choose_cell_arcsec(**asked, beam_minor_arcsec=90.0) == pytest.approx(4 * 1.6915, abs=1e-3)
+
+
+def test_w_planes_grow_with_the_field_and_are_never_few():
+    asked = {"uv_max_m": 2602.0, "freq_hz": 1.405e9}
+    assert w_planes(**asked, field_of_view_rad=0.004) == 16
+    # 2602 m are 12194 wavelengths; the corner of 4 degrees is 0.0494 rad away: 14.85 turns
+    assert w_planes(**asked, field_of_view_rad=math.radians(4.0)) == 30
