@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from prefect_shell import ShellOperation
 
+from nightbeam.core.errors import ToolError
 from tasks._policy import pure
 
 __all__ = ["ask_version", "run_shell", "tool_version"]
@@ -24,12 +25,19 @@ def run_shell(command: Sequence[str], *, working_dir: str | None = None) -> list
     ----------
     command
         Program and arguments; they are quoted here, so that nothing in them is taken for shell.
+
+    Raises
+    ------
+    ToolError
+        If it ends with anything but 0.
     """
-    with ShellOperation(commands=[shlex.join(command)], working_dir=working_dir, stream_output=False) as operation:
+    said = shlex.join(command)
+    with ShellOperation(commands=[said], working_dir=working_dir, stream_output=False) as operation:
         process = operation.trigger()
-        process.wait_for_completion()
-        if process.return_code != 0:
-            raise RuntimeError(f"{shlex.join(command)} ended with exit code {process.return_code}")
+        try:
+            process.wait_for_completion()
+        except RuntimeError as error:
+            raise ToolError(f"{said} ended with exit code {process.return_code}", fix="run it by hand") from error
         return list(process.fetch_result())
 
 

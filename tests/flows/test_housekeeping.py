@@ -17,6 +17,7 @@ import flows.sweep_zombies as sweeping
 from flows._service import MOST_CRASHES, _count_unhappy
 from flows.clean_results import remove_runs
 from flows.flight_check import flight_check
+from nightbeam.core.errors import ToolError
 from tasks.shell import ask_version, run_shell
 
 
@@ -104,6 +105,6 @@ def test_the_flight_check_tells_of_what_is_there_and_of_what_is_not():
 @leaky
 def test_a_shell_step_is_quoted_and_its_failure_is_an_error():
     assert run_shell(["echo", "$HOME; echo two"]) == ["$HOME; echo two"]
-    with pytest.raises(RuntimeError, match="exit code 1"):
+    with pytest.raises(ToolError, match="exit code 1"):
         run_shell(["false"])
     assert ask_version("bash").startswith("GNU bash")
