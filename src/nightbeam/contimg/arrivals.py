@@ -49,6 +49,7 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
         settle_s=site.ingest.settle_s,
         read=tools.read_header,
     )
+    rejected = {Path(b.path) for b in queue.bad_files()}
     bad = {str(b.path): b.reason for b in scan.bad}
     for item in scan.bad:
         queue.record_bad_file(item.path, item.reason, size_bytes=item.size_bytes, mtime=item.mtime, now=now)
@@ -57,6 +58,8 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
     what: dict[Path, Recorded] = {}
     for group in groups:
         what |= _record(site, queue, group, bad, now)
+    for path in rejected & what.keys():
+        queue.forget_bad_file(path)
     expired = queue.expire_collecting(site.ingest.collecting_timeout_s, now=now)
     pending = {row.group_id for row in queue.groups(state=State.PENDING)}
     report = ArrivalReport(
@@ -114,6 +117,7 @@ def _recover(site: Site, queue: Queue, now: float) -> list[str]:
     roots = (site.scratch_dir, out, out / "caltables", out / "images")
     for path in remove_dead_scratch(*roots, keep=held):
         logger.info("removed %s, left behind by a process that is gone", path)
+    site.remove_free_locks(keep=held)
     return recovered
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from nightbeam.core.errors import ConfigError
+from nightbeam.core.locks import remove_free_lock
 from nightbeam.core.settings import CalibrateSettings, ConvertSettings, ImageSettings, IngestSettings, Settings
 
 if TYPE_CHECKING:
@@ -117,3 +119,10 @@ class Site:
     def group_lock(self, group_id: str) -> Path:
         """Return the lock that keeps two processes of this machine off one group."""
         return self.state_dir / "locks" / f"group-{group_id}.lock"
+
+    def remove_free_locks(self, *, keep: Collection[str] = ()) -> None:
+        """Remove the locks of groups that nobody works on, except those of the groups to ``keep``."""
+        kept = {self.group_lock(group_id) for group_id in keep}
+        for lock in (self.state_dir / "locks").glob("group-*.lock"):
+            if lock not in kept:
+                remove_free_lock(lock)

@@ -14,7 +14,7 @@ from pathlib import Path
 from nightbeam.core.errors import BusyError
 from nightbeam.core.times import iso_z, utc_now
 
-__all__ = ["is_held", "lock_holder", "sole_owner"]
+__all__ = ["is_held", "lock_holder", "remove_free_lock", "sole_owner"]
 
 
 @contextmanager
@@ -39,9 +39,8 @@ def sole_owner(path: Path, *, wait_s: float = 0.0, what: str = "") -> Iterator[N
         Naming who holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = _acquire(path, wait_s, what)
     try:
-        _acquire(handle, path, wait_s, what)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_me()).encode(), 0)
         yield
@@ -74,19 +73,56 @@ def is_held(path: Path) -> bool:
         os.close(handle)
 
 
-def _acquire(handle: int, path: Path, wait_s: float, what: str) -> None:
+def remove_free_lock(path: Path) -> bool:
+    """Remove a lock file that nobody holds, while holding it; returns whether it is gone now."""
+    handle = _try(path, os.O_RDWR)
+    if handle is None:
+        return not path.exists()
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+    return True
+
+
+def _acquire(path: Path, wait_s: float, what: str) -> int:
     until = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= until:
-                holder = lock_holder(path)
-                who = f"process {holder['pid']} on {holder['host']} since {holder['since']}" if holder else "somebody"
-                raise BusyError(f"{what or path} is held by {who}", fix="wait for it to end, or stop it") from error
-            time.sleep(0.05)
-        else:
-            return
+    while (handle := _try(path, os.O_RDWR | os.O_CREAT)) is None:
+        if time.monotonic() >= until:
+            holder = lock_holder(path)
+            who = f"process {holder['pid']} on {holder['host']} since {holder['since']}" if holder else "somebody"
+            raise BusyError(f"{what or path} is held by {who}", fix="wait for it to end, or stop it")
+        time.sleep(0.05)
+    return handle
+
+
+def _try(path: Path, flags: int) -> int | None:
+    """Return a handle that holds the lock, or None where another one does."""
+    try:
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        if flags & os.O_CREAT:
+            raise
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file may have been removed between our opening and our locking it: then others lock its successor.
+        if _is_at(handle, path):
+            return handle
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _me() -> dict[str, str | int]:

@@ -16,6 +16,7 @@ from nightbeam.catalog import Owner
 from nightbeam.contimg import Site, Tools, scan_arrivals, take_dispatchable
 from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, this_process
 from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
 
 G = "2025-10-02T01:02:03"
@@ -155,3 +156,21 @@ def test_a_missing_input_directory_is_named(site: Site):
     site.input_dir.rmdir()
     with pytest.raises(MissingError, match="no input directory"):
         scan_arrivals(site, tools=TOOLS)
+
+
+def test_a_bad_file_that_was_copied_again_is_no_longer_among_the_bad(site: Site):
+    put(site, 3, text="rubbish")
+    scan_arrivals(site, tools=TOOLS)
+    put(site, 3, text="+0.0")
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.new_files, report.bad) == (1, {})
+    assert site.queue().bad_files() == []
+
+
+def test_locks_of_groups_that_nobody_works_on_are_removed(site: Site):
+    old, held = (site.group_lock(name) for name in ("2025-10-01T00:00:00", "2025-10-01T01:00:00"))
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with sole_owner(held):
+        scan_arrivals(site, tools=TOOLS)
+        assert list(old.parent.iterdir()) == [held]

@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from nightbeam.core.errors import BusyError
-from nightbeam.core.locks import lock_holder, sole_owner
+from nightbeam.core.locks import lock_holder, remove_free_lock, sole_owner
 
 HOLD = """
 import sys, time
@@ -39,3 +40,35 @@ def test_a_lock_of_a_killed_process_is_free_at_once(tmp_path):
 
 def test_nobody_holds_a_lock_that_never_was(tmp_path):
     assert lock_holder(tmp_path / "lock") == {}
+
+
+def test_only_a_lock_that_nobody_holds_is_removed(tmp_path):
+    with sole_owner(tmp_path / "lock"):
+        assert not remove_free_lock(tmp_path / "lock")
+    assert remove_free_lock(tmp_path / "lock")
+    assert remove_free_lock(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
+
+
+def test_who_waits_for_a_lock_that_is_removed_gets_its_successor(tmp_path):
+    counter, stop = tmp_path / "counter", threading.Event()
+    counter.write_text("0")
+
+    def add():
+        for _ in range(30):
+            with sole_owner(tmp_path / "lock", wait_s=60.0):
+                counter.write_text(str(int(counter.read_text()) + 1))
+
+    def clean():
+        while not stop.is_set():
+            remove_free_lock(tmp_path / "lock")
+
+    cleaner = threading.Thread(target=clean)
+    workers = [threading.Thread(target=add) for _ in range(4)]
+    for thread in (cleaner, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    stop.set()
+    cleaner.join()
+    assert counter.read_text() == "120"
