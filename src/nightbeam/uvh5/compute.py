@@ -186,6 +186,8 @@ def _require_alike(header: SubbandHeader, reference: SubbandHeader) -> None:
         raise differs("integrations", header.n_times, reference.n_times)
     if np.abs(np.array(header.times_jd) - np.array(reference.times_jd)).max() > _SAME_TIME_DAYS:
         raise differs("its times", "have another spacing", "not so")
+    if abs(header.integration_s - reference.integration_s) > _SAME_TIME_DAYS * 86400.0:
+        raise differs("integrations last", f"{header.integration_s:.6f} s", f"{reference.integration_s:.6f} s")
     if abs(header.dec_rad - reference.dec_rad) > _SAME_POINTING_RAD:
         raise differs(
             "it points to Dec", f"{np.degrees(header.dec_rad):.4f} deg", f"{np.degrees(reference.dec_rad):.4f} deg"

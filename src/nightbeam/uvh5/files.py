@@ -24,6 +24,9 @@ __all__ = ["DataBlock", "SubbandData", "check_subband", "open_data", "read_heade
 # Longest stretch of rows that chunks of all three datasets must begin together in; more is read by h5py.
 _MOST_ALIGNED_ROWS = 16384
 _DATASETS = ("visdata", "flags", "nsamples")
+_EARLIEST_JD, _LATEST_JD = 2433282.5, 2488069.5  # 1950 and 2100
+_ON_MERIDIAN_RAD = 1e-6
+_FARTHEST_M = 1e6  # from the array's centre: positions that count from the Earth's are six times as long
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,7 @@ def _header(path: Path, file: h5py.File, telescope: str | None) -> SubbandHeader
     freqs, width = _frequencies(path, header)
     antennas = _antennas(path, header, ant_1, ant_2)
     name = SubbandName.parse(path.name)
-    latitude, longitude, altitude = (float(header[k][()]) for k in ("latitude", "longitude", "altitude"))
+    latitude, longitude, altitude = _site(path, header)
     return SubbandHeader(
         path=path,
         subband=name.subband if name else None,
@@ -306,6 +309,17 @@ def _header(path: Path, file: h5py.File, telescope: str | None) -> SubbandHeader
     )
 
 
+def _site(path: Path, header: h5py.Group) -> tuple[float, float, float]:
+    """Return latitude, longitude (degrees) and height (metres)."""
+    latitude, longitude, altitude = (float(header[k][()]) for k in ("latitude", "longitude", "altitude"))
+    if not (abs(latitude) <= 90.0 and abs(longitude) <= 360.0 and abs(altitude) < 1e4):
+        raise InputError(
+            f"{path}: latitude {latitude}, longitude {longitude}, altitude {altitude} is no place on Earth",
+            fix="copy the file again",
+        )
+    return latitude, longitude, altitude
+
+
 def _text(header: h5py.Group, name: str) -> str:
     value = header[name][()]
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -328,6 +342,11 @@ def _times(path: Path, header: h5py.Group) -> tuple[tuple[float, ...], int]:
         raise InputError(
             f"{path}: time_array is not {n_times} ascending times of {by_time.shape[1]} rows each",
             fix="the file is damaged or written by another program: copy it again",
+        )
+    if not (rows[0] > _EARLIEST_JD and rows[-1] < _LATEST_JD):
+        raise InputError(
+            f"{path}: time_array begins at {rows[0]}, which is no Julian Date of a radio observation",
+            fix="times are JD (UTC), not MJD: copy the file again",
         )
     return tuple(by_time[:, 0].tolist()), by_time.shape[1]
 
@@ -379,10 +398,16 @@ def _antennas(path: Path, header: h5py.Group, ant_1: NDArray[np.int64], ant_2: N
             f"{path}: {len(active)} antennas have data, Nants_data {_count(header, 'Nants_data')}",
             fix="copy the file again",
         )
+    one, two = index[: len(ant_1)], index[len(ant_1) :]
+    _check_baselines(path, one, two, positions, names)
     diameters = header["antenna_diameters"][()] if "antenna_diameters" in header else np.full(count, 4.65)
+    if diameters.shape != (count,) or not (diameters[active] > 0).all():
+        raise InputError(
+            f"{path}: antenna_diameters {diameters.shape} are not {count} positive numbers", fix="copy the file again"
+        )
     return {
-        "ant_1": index[: len(ant_1)],
-        "ant_2": index[len(ant_1) :],
+        "ant_1": one,
+        "ant_2": two,
         "active": active[np.argsort(first)],
         "names": names,
         "positions": np.asarray(positions, float),
@@ -390,10 +415,36 @@ def _antennas(path: Path, header: h5py.Group, ant_1: NDArray[np.int64], ant_2: N
     }
 
 
+def _check_baselines(
+    path: Path, one: NDArray[np.int64], two: NDArray[np.int64], positions: NDArray[np.float64], names: list[str]
+) -> None:
+    """Refuse a baseline that is there twice, and places that cannot be those of antennas."""
+    pairs = np.minimum(one, two) * len(names) + np.maximum(one, two)
+    unique = len(np.unique(pairs))
+    if unique != len(pairs):
+        raise InputError(
+            f"{path}: {len(pairs) - unique} of {len(pairs)} baselines are there twice", fix="copy the file again"
+        )
+    farthest = float(np.abs(positions).max())
+    if farthest > _FARTHEST_M:
+        raise InputError(
+            f"{path}: antenna_positions reach {farthest / 1e3:.0f} km from the array's centre",
+            fix="positions are ITRF minus the array's centre: copy the file again",
+        )
+    same = np.flatnonzero((one != two) & (positions[one] == positions[two]).all(axis=1))
+    if len(same):
+        a, b = names[one[same[0]]], names[two[same[0]]]
+        raise InputError(f"{path}: antennas {a} and {b} stand at the same place", fix="copy the file again")
+
+
 def _integration_s(path: Path, header: h5py.Group) -> float:
-    value = float(np.asarray(header["integration_time"][0], float))
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"{path}: the integration time is {value} s", fix="copy the file again")
+    values = np.atleast_1d(np.asarray(header["integration_time"][()], float))
+    value = float(values[0])
+    if not (np.isfinite(value) and value > 0 and (values == value).all()):
+        raise InputError(
+            f"{path}: the integration times are {values.min()} to {values.max()} s, wanted one that is positive",
+            fix="copy the file again",
+        )
     return value
 
 
@@ -409,6 +460,12 @@ def _pointing(path: Path, header: h5py.Group, *, strict: bool) -> float:
         dec = float("nan")
     if strict and not abs(dec) <= 0.5 * np.pi:
         raise InputError(f"{path}: the pointing declination is {dec} rad", fix="copy the file again")
+    hour_angle = float(extra["ha_phase_center"][()]) if "ha_phase_center" in extra else 0.0
+    if strict and not abs(hour_angle) < _ON_MERIDIAN_RAD:
+        raise InputError(
+            f"{path}: the data are phased to hour angle {hour_angle} rad, not to the meridian",
+            fix="only data of the meridian can be rotated: leave the file out",
+        )
     return dec
 
 

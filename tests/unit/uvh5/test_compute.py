@@ -55,6 +55,7 @@ def test_edges_of_the_band_are_those_of_the_instrument():
     ("changes", "complaint"),
     [
         ({"start_jd": 2460951.9959}, "no part of the group: it starts"),
+        ({"integration_s": 10.0}, "integrations last 10.000000 s, but 12.88"),
         ({"dec_rad": 0.9}, "it points to Dec 51.5662 deg, but 54.57"),
         ({"times_jd": (1.0,) * 23}, "integrations 23, but 24"),
         ({"ant_numbers": (1, 2)}, "antennas 2, but 8"),

@@ -295,6 +295,38 @@ def test_flags_of_the_file_are_kept_and_too_many_refuse_the_group(own_files, tmp
     assert convert_group(own_files, tmp_path / "out.ms").flagged_fraction == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("writer", ["direct-subband", "pyuvdata"])
+def test_a_subband_of_which_all_is_flagged_is_refused(own_files, tmp_path, writer):
+    with h5py.File(own_files[4], "r+") as file:
+        file["Data/flags"][...] = True
+    with pytest.raises((RejectedError, InputError)) as caught:
+        convert_group(own_files, tmp_path / "out.ms", writer=writer)
+    if writer == "direct-subband":
+        assert "_sb04" in str(caught.value)
+        assert "0 exact zeros, 0 not finite, 10752 flagged" in str(caught.value)
+    assert not list(tmp_path.glob("*.ms"))
+
+
+def test_flags_that_came_after_the_conversion_do_not_stand_in_the_way_of_another(group_files, tmp_path):
+    out = tmp_path / "a.ms"
+    convert_group(group_files[:2], out, max_flagged_fraction=0.9)
+    with open_table(out, write=True) as table:
+        flag = table.getcol("FLAG")
+        flag[np.arange(len(flag)) % 20 != 1] = True
+        table.putcol("FLAG", flag)
+    again = convert_group(group_files[:2], out, max_flagged_fraction=0.9)
+    assert not again.reused
+    assert again.flagged_fraction == 0
+
+
+def test_products_in_another_order_are_refused(own_files, tmp_path):
+    for path in own_files:
+        with h5py.File(path, "r+") as file:
+            file["Header/polarization_array"][...] = [-6, -5]
+    with pytest.raises(InputError, match=r"polarizations \(-6, -5\), wanted XX, YY"):
+        convert_group(own_files, tmp_path / "out.ms")
+
+
 def test_mixed_pointing_is_one_clear_error(own_files, tmp_path):
     with h5py.File(own_files[2], "r+") as file:
         file["Header/extra_keywords/phase_center_dec"][...] = 0.28

@@ -104,6 +104,17 @@ def test_a_missing_dataset_is_named(own_files):
         ("Header/Nants_data", lambda a: a + 1, "antennas have data"),
         ("Header/Ntimes", lambda a: a - 1, "whole integrations"),
         ("Header/antenna_positions", lambda a: a * np.nan, "antennas have data"),
+        ("Header/antenna_positions", lambda a: a * 0, "stand at the same place"),
+        ("Header/antenna_positions", lambda a: a + 5e6, "reach 500[0-9] km from the array's centre"),
+        ("Header/antenna_diameters", lambda a: a * 0, "antenna_diameters"),
+        ("Header/ant_1_array", lambda a: np.tile(np.r_[a[:2], a[0], a[3:36]], 24), "1 of 36 baselines are there twice"),
+        ("Header/time_array", lambda a: a - 2400000.5, "no Julian Date"),
+        ("Header/integration_time", lambda a: a * np.nan, "integration times are"),
+        ("Header/integration_time", lambda a: a + (np.arange(len(a)) == 7), "integration times are 12.88.* to 13.88"),
+        ("Header/latitude", lambda a: a * np.nan, "no place on Earth"),
+        ("Header/extra_keywords/ha_phase_center", lambda a: a + 0.1, "hour angle 0.1 rad"),
+        ("Header/extra_keywords/phase_center_dec", lambda a: a * np.nan, "pointing declination is nan"),
+        ("Header/extra_keywords/phase_center_dec", lambda a: a * 0 + 54.57, "pointing declination is 54.57 rad"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(own_files, item, spoil, complaint):
