@@ -52,7 +52,7 @@ def subbands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_site(folder: Path, subbands: Path) -> tuple[Path, Site]:
     config = folder / "nightbeam.yaml"
     config.write_text(SETTINGS.format(state=folder / "state"))
-    site = Site.from_settings(load_settings(config=config, environ={}))
+    site = Site.from_settings(load_settings(config=config))
     shutil.copytree(subbands, site.input_dir)
     scan_arrivals(site)
     return config, site

@@ -89,7 +89,7 @@ def image(
         options=options,
         work_dir=scratch if scratch is not None else stem.absolute().parent,
         timeout_s=section.timeout_s,
-        threads=section.threads,
+        threads=settings.contimg.threads,
         force=force,
     )
     verdict = judge_image(product, min_peak_over_noise=section.min_peak_over_noise)

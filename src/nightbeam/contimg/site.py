@@ -36,7 +36,7 @@ class Site:
     threads
         Of each child process.
     step_timeout_s
-        After which a child of CASA is stopped.
+        After which a child of CASA that solves or applies is stopped; the imager has its own limit.
     """
 
     state_dir: Path
@@ -50,7 +50,7 @@ class Site:
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
-    threads: int = 2
+    threads: int = 1
     step_timeout_s: float = 1800.0
 
     @classmethod
@@ -72,6 +72,7 @@ class Site:
             convert=c.convert,
             calibrate=c.calibrate,
             image=c.image,
+            threads=c.threads,
         )
 
     # -- databases ----------------------------------------------------------------------------------------------

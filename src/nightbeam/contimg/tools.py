@@ -71,7 +71,7 @@ def _solve(
         gain_minsnr=c.gain_minsnr,
         uvrange=c.uvrange,
         max_flagged_fraction=c.max_flagged_fraction,
-        pointing_dec_deg=dec_deg,
+        pointing_dec_deg=c.pointing_dec_deg if dec_deg is None else dec_deg,
         timeout_s=site.step_timeout_s,
         threads=site.threads,
     )
@@ -103,7 +103,7 @@ def _image(site: Site, ms: Path, stem: Path, *, provenance: Mapping[str, str], w
         work_dir=work,
         provenance=provenance,
         log=log,
-        timeout_s=site.step_timeout_s,
+        timeout_s=site.image.timeout_s,
         threads=site.threads,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from nightbeam.core.errors import ConfigError
 
@@ -33,6 +33,7 @@ __all__ = [
 PREFIX = "NIGHTBEAM_"
 CONFIG_VARIABLE = "NIGHTBEAM_CONFIG"
 DEFAULT_FILE = Path("nightbeam.yaml")
+_FLUX_DENSITY = r"^\s*(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*(|Jy|mJy|uJy)\s*$"
 
 #: Variables that sites of the DSA-110 pipeline already set, and where each belongs here. Where several
 #: name one setting, the first that is set wins.
@@ -53,6 +54,8 @@ SEED_VARIABLES: Mapping[str, str] = {
     "CONTIMG_EXPECTED_SUBBANDS": "contimg.ingest.expected_subbands",
     "CONTIMG_CHUNK_MINUTES": "contimg.ingest.chunk_minutes",
     "CONTIMG_LOG_LEVEL": "log_level",
+    "OMP_NUM_THREADS": "contimg.threads",
+    "MKL_NUM_THREADS": "contimg.threads",
     "PIPELINE_POINTING_DEC_DEG": "contimg.calibrate.pointing_dec_deg",
     "VLA_CALIBRATOR_CSV": "contimg.calibrate.catalogue",
     "CAL_MATCH_RADIUS_DEG": "contimg.calibrate.match_radius_deg",
@@ -96,7 +99,9 @@ class CalibrateSettings(_Section):
     """Which calibrator is believed, how it is solved, and for how long."""
 
     catalogue: Path | None = Field(None, description="VLA calibrator list (text or CSV); None: the shipped one.")
-    pointing_dec_deg: float | None = Field(None, description="Used only where a file does not say its Dec.")
+    pointing_dec_deg: float | None = Field(
+        None, ge=-90, le=90, description="Used only where a file does not say its Dec."
+    )
     match_radius_deg: float = Field(1.0, gt=0, description="Farthest calibrator from the meridian centre.")
     match_topn: int = Field(3, ge=1, description="Matches kept for a group.")
     min_flux_jy: float = Field(1.0, ge=0, description="Least flux times beam of a calibrator worth solving on.")
@@ -121,7 +126,7 @@ class ImageSettings(_Section):
     weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="uv weighting.")
     robust: float = Field(0.0, ge=-2, le=2, description="Briggs robustness.")
     niter: int = Field(1000, ge=0, description="Clean components at most.")
-    threshold: str = Field("0.0Jy", description="Where cleaning stops.")
+    threshold: str = Field("0.0Jy", pattern=_FLUX_DENSITY, description="Where cleaning stops.")
     deconvolver: str = Field("hogbom", description="CASA's name of the minor cycle.")
     gridder: Literal["standard", "wproject"] = Field("wproject", description="standard displaces sources.")
     wprojplanes: int = Field(-1, description="-1: chosen by CASA.")
@@ -133,7 +138,6 @@ class ImageSettings(_Section):
     )
     datacolumn: Literal["auto", "corrected", "data"] = Field("auto", description="auto: CORRECTED_DATA if it has any.")
     timeout_s: float = Field(1800.0, gt=0, description="The imager is stopped after this long.")
-    threads: int = Field(1, ge=1, description="Threads of the imager; more than there are free cores make it slow.")
     quick: bool = Field(False, description="At most 512 pixels and 300 components.")
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 
@@ -147,10 +151,19 @@ class ContimgSettings(_Section):
     queue_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
     registry_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
     products_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
+    threads: int = Field(
+        1, ge=1, description="Threads of each CASA child; more than there are free cores make it slow."
+    )
     ingest: IngestSettings = IngestSettings()
     convert: ConvertSettings = ConvertSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     image: ImageSettings = ImageSettings()
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _outermost(cls, value: Any) -> Any:
+        # OpenMP lets OMP_NUM_THREADS name one number for each level of nesting: "4,2".
+        return value.split(",")[0] if isinstance(value, str) else value
 
 
 class PlatformSettings(_Section):
@@ -171,9 +184,16 @@ class Settings(_Section):
     """All settings of a site."""
 
     state_dir: Path = Field(Path("state"), description="Databases, locks, logs, and by default all else.")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
     contimg: ContimgSettings = ContimgSettings()
     platform: PlatformSettings = PlatformSettings()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
 
     def resolved(self) -> Self:
         """Return the same settings with every path absolute and every path left open filled in."""

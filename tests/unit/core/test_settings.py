@@ -59,6 +59,20 @@ def test_a_value_of_the_wrong_kind_is_quoted(tmp_path):
         load(tmp_path, environ={"IMG_IMSIZE": "wide"})
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("CONTIMG_LOG_LEVEL", "LOUD"), ("IMG_THRESHOLD", "3 bananas"), ("PIPELINE_POINTING_DEC_DEG", "330")],
+)
+def test_a_value_that_would_only_fail_in_the_night_is_refused_at_once(tmp_path, variable, value):
+    with pytest.raises(ConfigError, match=value):
+        load(tmp_path, environ={variable: value})
+
+
+def test_threads_are_those_of_openmp_at_its_outermost_level(tmp_path):
+    assert load(tmp_path, environ={"OMP_NUM_THREADS": "4,2", "MKL_NUM_THREADS": "3"}).contimg.threads == 4
+    assert load(tmp_path, environ={"OMP_NUM_THREADS": "4", "NIGHTBEAM_CONTIMG__THREADS": "1"}).contimg.threads == 1
+
+
 def test_a_named_file_must_exist_and_an_unnamed_one_need_not(tmp_path):
     with pytest.raises(ConfigError, match="no configuration file"):
         load_settings(config=tmp_path / "none.yaml", environ={})
