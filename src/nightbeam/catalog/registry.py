@@ -58,12 +58,21 @@ class Registry:
         SQLAlchemy URL.
     busy_timeout_s
         How long a locked SQLite file is waited for.
+    create
+        Whether a SQLite file that is not there is made.
     check
         Raises for a path that is no usable calibration table; `check_table` by default.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = 30.0, check: Callable[[Path], None] | None = None) -> None:
-        self.database = Database(url, "registry", busy_timeout_s=busy_timeout_s)
+    def __init__(
+        self,
+        url: str,
+        *,
+        busy_timeout_s: float = 30.0,
+        create: bool = True,
+        check: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.database = Database(url, "registry", busy_timeout_s=busy_timeout_s, create=create)
         self._check = check or check_table
 
     # -- writing ------------------------------------------------------------------------------------------------

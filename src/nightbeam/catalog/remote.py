@@ -20,6 +20,7 @@ from nightbeam.core.errors import (
     BusyError,
     ConfigError,
     InputError,
+    MissingError,
     NightbeamError,
     StorageError,
     UnavailableError,
@@ -52,9 +53,13 @@ class Database:
         Which of the three it is; each has a history of migrations of its own.
     busy_timeout_s
         How long a locked SQLite file is waited for.
+    create
+        Whether a SQLite file that is not there is made.
 
     Raises
     ------
+    MissingError
+        If the file is not there and is not to be made.
     ConfigError
         If the URL is none, or names a driver that is not installed.
     InputError
@@ -67,7 +72,9 @@ class Database:
         If the server does not answer.
     """
 
-    def __init__(self, url: str, name: DatabaseName, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, name: DatabaseName, *, busy_timeout_s: float = _BUSY_TIMEOUT_S, create: bool = True
+    ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
         self.shown = self.url.render_as_string(hide_password=True)
@@ -78,6 +85,8 @@ class Database:
             str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")]
         )
         self._head = self._script.get_current_head() or ""
+        if self.file is not None and not create and not self.file.exists():
+            raise MissingError(f"there is no {name} database {self.file}", fix="correct its name, or make it with init")
         with self._errors():
             self._open()
 

@@ -32,7 +32,7 @@ def registry() -> None:
 @click.pass_context
 def init(ctx: click.Context, db: str | None) -> None:
     """Make the registry, or bring an older one up to date."""
-    opened = _open(ctx, db)
+    opened = _open(ctx, db, make=True)
     talk(f"{opened.database.shown} is at schema {opened.database.revision()}")
 
 
@@ -69,7 +69,7 @@ def register(
 
     Tables are told by the end of their names: _kcal, _bacal, _bpcal, _gacal, _gcal, _gpcal, _2gcal, _flux.cal.
     """
-    opened = _open(ctx, db)
+    opened = _open(ctx, db, make=True)
     if dry_run:
         from nightbeam.catalog.compute import tables_of_prefix
 
@@ -139,8 +139,9 @@ def retire(ctx: click.Context, db: str | None, name: str, reason: str, dry_run: 
 registry.add_command(register, "register-prefix")
 
 
-def _open(ctx: click.Context, db: str | None) -> Registry:
+def _open(ctx: click.Context, db: str | None, *, make: bool = False) -> Registry:
     from nightbeam.catalog import Registry
 
     settings = settings_of(ctx, contimg__registry_db=db)
-    return Registry(str(settings.contimg.registry_db))
+    # The site's own registry is empty at first; one that somebody names is there, or its name is wrong.
+    return Registry(str(settings.contimg.registry_db), create=make or db is None)

@@ -77,3 +77,15 @@ def test_db_names_another_registry(tables: Path, tmp_path: Path, capsys: pytest.
     assert run("init", "--db", other) == 0
     assert other.is_file()
     assert "other.sqlite3 is at schema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [("active", "--mjd", "1.0"), ("list",), ("list-sets",), ("retire", "--name", "a", "--reason", "x")]
+)
+def test_a_mistyped_registry_is_named_and_not_made(
+    tables: Path, tmp_path: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    typo = tmp_path / "regg.sqlite3"
+    assert run(*command, "--db", typo) == 66
+    assert f"no registry database {typo}" in capsys.readouterr().err
+    assert not typo.exists()
