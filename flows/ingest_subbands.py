@@ -54,7 +54,7 @@ def start_group(place: contimg.Site, dispatch: Dispatch, site: str) -> str:
         DEPLOYMENT,
         parameters={"group": group, "site": site},
         flow_run_name=group,
-        idempotency_key=dispatch.idempotency_key,
+        idempotency_key=f"{site}/{dispatch.idempotency_key}",  # sites that share a server have queues of their own
         timeout=0,
         as_subflow=False,
     )

@@ -44,6 +44,14 @@ def test_the_same_attempt_is_one_run_however_often_it_is_dispatched_and_the_next
     assert not forgotten
 
 
+def test_sites_that_share_a_server_have_runs_of_their_own(deployment):
+    place, _ = _place()
+    dispatch = Dispatch("2025-10-02T03:02:03", 1, "2025-10-02T03:02:03#1")
+    for site in ("main", "north", "main"):
+        module.start_group(place, dispatch, site)
+    assert sorted(run.parameters["site"] for run in _runs(dispatch.group_id)) == ["main", "north"]
+
+
 def test_a_run_that_is_over_without_having_claimed_its_group_is_forgotten_so_that_another_follows(deployment):
     place, forgotten = _place()
     dispatch = Dispatch("2025-10-02T02:02:03", 1, "b:1")
