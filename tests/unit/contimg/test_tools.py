@@ -31,6 +31,7 @@ def test_the_sites_declination_is_used_only_where_the_files_have_none(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_files: float | None, used: float
 ):
     told: dict[str, Any] = {}
+    monkeypatch.setattr("nightbeam.gains.other_sources", lambda *_args, **_given: (), raising=False)
     monkeypatch.setattr("nightbeam.gains.solve_gains", lambda *_args, **given: told.update(given))
     TOOLS.solve(site, tmp_path, SimpleNamespace(), tmp_path, dec_deg=of_the_files, work=tmp_path, log=tmp_path / "log")
     assert (told["options"].pointing_dec_deg, told["options"].threads) == (used, 3)
