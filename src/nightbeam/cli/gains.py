@@ -86,7 +86,8 @@ def solve(
     Exit code 3: the data or the solutions were turned down; the reasons are in the message and in
     OUT_solutions.json, and no table is left.
     """
-    from nightbeam.gains import SolveOptions, solve_gains
+    from nightbeam.gains import SolveOptions, other_sources, solve_gains
+    from nightbeam.sky import read_calibrators
 
     section = _section(ctx, {"refants": None if refant is None else tuple(refant.split(",")), "uvrange": uvrange})
     source = _calibrator(calibrator, flux, ms, section)
@@ -102,11 +103,15 @@ def solve(
         max_flagged_fraction=section.max_flagged_fraction,
         timeout_s=timeout,
     )
+    others = other_sources(ms, source, read_calibrators(section.catalogue), options=options, field=field)
     if dry_run:
-        show([{"ms": ms, "calibrator": source, "out": prefix, "options": asdict(options)}], as_json=as_json)
+        plan = {"ms": ms, "calibrator": source, "others": others, "out": prefix, "options": asdict(options)}
+        show([plan], as_json=as_json)
         return
     log = prefix.with_name(f"{prefix.name}_solve.log")
-    found = solve_gains(ms, source, prefix, options=options, field=field, work_dir=prefix.parent, log=log)
+    found = solve_gains(
+        ms, source, prefix, options=options, others=others, field=field, work_dir=prefix.parent, log=log
+    )
     for warning in found.report.warnings:
         talk(f"warning: {warning}")
     if as_json:

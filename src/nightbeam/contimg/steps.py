@@ -111,7 +111,7 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
         ms = site.ms_path(group_id)
         site.output_dir.mkdir(parents=True, exist_ok=True)
         require_space(site.output_dir, _space_for(files), what=f"group {group_id}")
-        expected = len(files) if row.partial else row.expected_subbands or site.ingest.expected_subbands
+        expected = row.expected_subbands or site.ingest.expected_subbands
         with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
             report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
         receipt = _converted(group_id, report)

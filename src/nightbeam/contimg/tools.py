@@ -61,7 +61,8 @@ def _match(site: Site, ra_deg: float, dec_deg: float) -> list[CalibratorMatch]:
 def _solve(
     site: Site, ms: Path, calibrator: CalibratorMatch, prefix: Path, *, dec_deg: float | None, work: Path, log: Path
 ) -> SolutionSet:
-    from nightbeam.gains import SolveOptions, solve_gains
+    from nightbeam.gains import SolveOptions, other_sources, solve_gains
+    from nightbeam.sky import read_calibrators
 
     c = site.calibrate
     options = SolveOptions(
@@ -75,7 +76,8 @@ def _solve(
         timeout_s=site.step_timeout_s,
         threads=site.threads,
     )
-    return solve_gains(ms, calibrator, prefix, options=options, work_dir=work, log=log)
+    others = other_sources(ms, calibrator, read_calibrators(c.catalogue), options=options)
+    return solve_gains(ms, calibrator, prefix, options=options, others=others, work_dir=work, log=log)
 
 
 def _apply(site: Site, ms: Path, tables: Sequence[CalTableRow], *, work: Path, log: Path) -> ApplyReport:

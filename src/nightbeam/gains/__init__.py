@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TableKind,
         TableStats,
     )
-    from nightbeam.gains.remote import apply_gains, solve_gains, tables_of_prefix, write_model
+    from nightbeam.gains.remote import apply_gains, other_sources, solve_gains, tables_of_prefix, write_model
 
 __all__ = [
     "Acceptance",
@@ -40,6 +40,7 @@ __all__ = [
     "apply_gains",
     "flag_bad_data",
     "match_calibrators",
+    "other_sources",
     "read_caltable",
     "solve_gains",
     "table_stats",
@@ -50,7 +51,7 @@ __all__ = [
 _ROOMS = {
     "compute": ("match_calibrators", "table_stats"),
     "files": ("flag_bad_data", "read_caltable"),
-    "remote": ("apply_gains", "solve_gains", "tables_of_prefix", "write_model"),
+    "remote": ("apply_gains", "other_sources", "solve_gains", "tables_of_prefix", "write_model"),
 }
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "choose_refant",
     "direction_cosines",
     "divide_gains",
+    "field_sources",
     "gain_cube",
     "match_calibrators",
     "match_sources",
@@ -469,6 +470,54 @@ def match_calibrators(
         min_weighted_jy=min_weighted_jy,
         min_field_fraction=min_field_fraction,
     )
+
+
+def field_sources(
+    catalogue: Iterable[CatalogueSource],
+    calibrator: CalibratorMatch,
+    *,
+    ra_deg: float,
+    dec_deg: float,
+    min_share: float = 0.01,
+    radius_deg: float = 3.0,
+    beam_model: str = "dsacalib",
+    dish_diameter_m: float = DISH_DIAMETER_M,
+    freq_hz: float = 1.405e9,
+) -> list[ModelSource]:
+    """Return the other listed sources that a calibrator's model should hold, the brightest first.
+
+    Parameters
+    ----------
+    catalogue
+        From `nightbeam.sky.read_calibrators`.
+    ra_deg, dec_deg
+        The field's centre, ICRS.
+    min_share
+        Least flux times beam, as a share of the calibrator's.
+    radius_deg
+        Farthest from the centre.
+    beam_model, dish_diameter_m, freq_hz
+        The primary beam that weights the fluxes.
+
+    Returns
+    -------
+    list of ModelSource
+        Without the calibrator itself, which is whatever lies within an arcminute of it.
+    """
+
+    def beam(theta_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+        return beam_attenuation(theta_rad, freq_hz, model=beam_name(beam_model), diameter_m=dish_diameter_m)
+
+    away = np.atleast_1d(np.radians(separation(ra_deg, dec_deg, calibrator.ra_deg, calibrator.dec_deg)))
+    least = min_share * calibrator.flux_jy * float(beam(away)[0])
+    found = match_sources(
+        catalogue, ra_deg=ra_deg, dec_deg=dec_deg, beam=beam, radius_deg=radius_deg, topn=1000, min_weighted_jy=least
+    )
+    return [
+        ModelSource(m.name, m.ra_deg, m.dec_deg, m.flux_jy, m.spectral_index)
+        for m in found
+        if float(separation(m.ra_deg, m.dec_deg, calibrator.ra_deg, calibrator.dec_deg)) > 1.0 / 60.0
+    ]
 
 
 def beam_name(text: str) -> BeamModel:

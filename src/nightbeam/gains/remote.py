@@ -24,6 +24,7 @@ from nightbeam.gains.compute import (
     beam_on_sources,
     choose_refant,
     divide_gains,
+    field_sources,
     gain_cube,
     model_ratio,
     pointing_track,
@@ -46,6 +47,7 @@ from nightbeam.gains.model import (
     CalibratorMatch,
     CalSolutions,
     CalTable,
+    CatalogueSource,
     FlagReport,
     ModelSource,
     MsLayout,
@@ -58,7 +60,15 @@ from nightbeam.gains.model import (
 )
 from nightbeam.sky import Site
 
-__all__ = ["DRIFT_TELESCOPES", "apply_gains", "judge_tables", "solve_gains", "tables_of_prefix", "write_model"]
+__all__ = [
+    "DRIFT_TELESCOPES",
+    "apply_gains",
+    "judge_tables",
+    "other_sources",
+    "solve_gains",
+    "tables_of_prefix",
+    "write_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +146,7 @@ def solve_gains(
     source = ModelSource(
         calibrator.name, calibrator.ra_deg, calibrator.dec_deg, calibrator.flux_jy, calibrator.spectral_index
     )
+    others = tuple(others)
     write_model(ms, [source, *others], field=field, options=options)
     out_prefix = out_prefix.absolute()
     staging = part_path(out_prefix)
@@ -150,7 +161,7 @@ def solve_gains(
             ms, made, options=options, field=field, flags=flags, refant=refant, extra_reasons=complaint,
             expected=len([s for s in steps if s.kind]), seconds=time.perf_counter() - begin,
         )  # fmt: skip
-        _write_report(out_prefix, calibrator, report)
+        _write_report(out_prefix, calibrator, others, report)
         if not report.accepted:
             raise RejectedError(
                 f"the solutions of {calibrator.name} from {ms.name} are not accepted: {'; '.join(report.reasons)}",
@@ -159,6 +170,35 @@ def solve_gains(
         return SolutionSet(_publish(made, out_prefix), report, calibrator)
     finally:
         remove(staging)
+
+
+def other_sources(
+    ms: Path,
+    calibrator: CalibratorMatch,
+    catalogue: Iterable[CatalogueSource],
+    *,
+    options: SolveOptions | None = None,
+    field: int = 0,
+) -> list[ModelSource]:
+    """Return the other listed sources in the beam that are worth a place in the model beside the calibrator.
+
+    Those of at least 1 % of its flux times beam (`field_sources`). None for telescopes other than ours: the
+    list's fluxes are for 20 cm, and the beam of `SolveOptions` is that of our dishes.
+    """
+    options = options or SolveOptions()
+    layout = read_layout(ms)
+    if layout.telescope not in DRIFT_TELESCOPES:
+        return []
+    _require_field(layout, field)
+    ra_deg, dec_deg = (float(x) for x in layout.field_deg[field])
+    found = field_sources(
+        catalogue, calibrator, ra_deg=ra_deg, dec_deg=dec_deg,
+        beam_model=options.beam_model, dish_diameter_m=options.dish_diameter_m,
+    )  # fmt: skip
+    if found:
+        names = ", ".join(f"{s.name} {s.flux_jy:g} Jy" for s in found)
+        logger.info("%s: the model also holds %s", ms.name, names)
+    return found
 
 
 def _averaged(ms: Path, staging: Path, field: int, options: SolveOptions) -> tuple[Path, SolveOptions]:
@@ -381,6 +421,8 @@ def judge_tables(
     ratio, coherence = None, None
     if stats and len(stats) == len(tables) and not extra_reasons:
         ratio, coherence = calibrator_ratio(ms, solutions, field=field)
+        if ratio is None:
+            reasons.append("no calibrated data are left to compare with the model")
     failed, warnings = accept(stats, options.acceptance, corrected_over_model=ratio, coherence=coherence)
     reasons += [reason for reason in failed if reason not in reasons and not (extra_reasons and "no table" in reason)]
     return SolutionReport(
@@ -437,8 +479,10 @@ def _divide(
     return data, flags
 
 
-def _write_report(out_prefix: Path, calibrator: CalibratorMatch, report: SolutionReport) -> None:
-    record = {"calibrator": asdict(calibrator), **asdict(report)}
+def _write_report(
+    out_prefix: Path, calibrator: CalibratorMatch, others: Sequence[ModelSource], report: SolutionReport
+) -> None:
+    record = {"calibrator": asdict(calibrator), "others": [asdict(source) for source in others], **asdict(report)}
     write_text(out_prefix.with_name(out_prefix.name + "_solutions.json"), json.dumps(record, indent=1) + "\n")
 
 

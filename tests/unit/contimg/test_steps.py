@@ -38,6 +38,7 @@ class Fakes:
     calls: list[str] = field(default_factory=list)
     calibrator: bool = True
     good: bool = True
+    expected_subbands: int = 0
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -51,6 +52,7 @@ class Fakes:
 
     def convert(self, site: Site, files: Any, ms: Path, *, expected_subbands: int, scratch: Path) -> Any:
         self._called("convert")
+        self.expected_subbands = expected_subbands
         ms.mkdir(parents=True, exist_ok=True)
         (ms / "table.dat").write_text("ms")
         return SimpleNamespace(
@@ -176,6 +178,16 @@ def test_a_group_goes_from_files_to_an_image_and_every_table_says_so(site: Site,
     (line,) = site.registry().sets()
     assert (line.set, line.active, line.calibrator) == (f"calset_{G}", 2, "3C48")
     assert list(site.scratch_dir.iterdir()) == []
+
+
+def test_a_partial_group_is_measured_against_the_whole_band(site: Site):
+    # Else the subbands that are missing at the end of the band would not be listed as missing.
+    fakes = Fakes()
+    arrive(site, 14)
+    scan_arrivals(site, tools=fakes.tools())
+    assert site.queue().reprocess(G, force=True).partial == 1
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+    assert fakes.expected_subbands == 16
 
 
 @pytest.mark.parametrize("step", ["convert", "solve", "apply", "image", "qa"])

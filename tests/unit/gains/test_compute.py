@@ -16,6 +16,7 @@ from nightbeam.gains.compute import (
     choose_refant,
     direction_cosines,
     divide_gains,
+    field_sources,
     gain_cube,
     match_sources,
     model_ratio,
@@ -85,6 +86,23 @@ def test_a_calibrator_must_hold_its_share_of_the_field():
     assert found[0].field_fraction == pytest.approx(0.1)
     assert match_sources(listed, ra_deg=10.0, dec_deg=0.0, beam=flat, min_field_fraction=0.15) == []
     assert match_sources(listed, ra_deg=10.0, dec_deg=0.0, beam=flat, min_weighted_jy=2.0) == []
+
+
+def test_the_model_holds_what_else_is_bright_in_the_beam():
+    # 3C286 is 1331+305; 1326+319 (4.8 Jy, 1.74 deg away) is seen through 8 % of the beam: 2 % of 15 Jy.
+    catalogue = read_calibrators()
+    (calibrator,) = match_calibrators(catalogue, ra_deg=202.78, dec_deg=30.51, topn=1)
+    (other,) = field_sources(catalogue, calibrator, ra_deg=202.78, dec_deg=30.51)
+    assert (other.name, other.flux_jy) == ("1326+319", 4.8)
+    assert field_sources(catalogue, calibrator, ra_deg=202.78, dec_deg=30.51, min_share=0.05) == []
+
+
+def test_a_second_entry_of_the_calibrator_is_not_in_the_model_twice():
+    listed = [Listed("a", 10.0, 0.0, 4.0), Listed("a again", 10.01, 0.0, 4.0), Listed("b", 10.5, 0.0, 0.1)]
+    (calibrator,) = match_calibrators(listed, ra_deg=10.0, dec_deg=0.0, topn=1)
+    assert [s.name for s in field_sources(listed, calibrator, ra_deg=10.0, dec_deg=0.0)] == ["b"]
+    listed[2] = Listed("b", 10.5, 0.0, 0.04)  # 1 % of 4 Jy, but for the beam
+    assert field_sources(listed, calibrator, ra_deg=10.0, dec_deg=0.0) == []
 
 
 def test_the_meridian_of_date_names_the_same_field_as_its_icrs_direction():

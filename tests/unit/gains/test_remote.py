@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from nightbeam.casa.tables import open_table
 from nightbeam.core.errors import InputError, MissingError, RejectedError, UsageError
 from nightbeam.gains import CalibratorMatch, SolveOptions, TableKind, apply_gains, read_caltable, solve_gains
 from nightbeam.gains.files import read_layout
-from nightbeam.gains.model import CalTable
-from nightbeam.gains.remote import table_at, tables_of_prefix
+from nightbeam.gains.model import CalTable, ModelSource
+from nightbeam.gains.remote import judge_tables, other_sources, table_at, tables_of_prefix
 
 OPTIONS = SolveOptions(refants=("103",), drift=False)
 
@@ -178,3 +179,33 @@ def test_the_name_says_what_a_table_corrects(tmp_path):
     assert table_at(tmp_path / "x_0_bpcal").kind is TableKind.BANDPASS
     with pytest.raises(InputError, match="does not say"):
         table_at(tmp_path / "x_0.cal")
+
+
+def test_other_sources_of_the_list_join_the_model_of_our_telescope_only(made, calibrator):
+    listed = [ModelSource("s", *calibrator_place(calibrator), 5.0), ModelSource("b", 150.5, 33.2, 0.4)]
+    (other,) = other_sources(made.path, calibrator, listed)
+    assert (other.name, other.flux_jy) == ("b", 0.4)
+    with open_table(made.path / "OBSERVATION", write=True) as table:
+        table.putcell("TELESCOPE_NAME", 0, "EVLA")
+    assert other_sources(made.path, calibrator, listed) == []
+
+
+def calibrator_place(calibrator):
+    return calibrator.ra_deg, calibrator.dec_deg
+
+
+def test_tables_that_leave_nothing_to_compare_with_the_model_are_rejected(made, tmp_path, monkeypatch):
+    # Each table may look well while together they flag everything.
+    from nightbeam.gains import remote
+
+    fine = SimpleNamespace(
+        name="a_bpcal", kind="BP", working_solutions=100, working_flagged=0, flagged_fraction=0.0, refants=(),
+        unsolved_fraction=0.0, antennas_with_solutions=12, median_snr=90.0,
+    )  # fmt: skip
+    monkeypatch.setattr(remote, "read_caltable", lambda path: None)
+    monkeypatch.setattr(remote, "table_stats", lambda *_, **__: fine)
+    monkeypatch.setattr(remote, "calibrator_ratio", lambda *_, **__: (None, None))
+    table = CalTable(tmp_path / "a_bpcal", TableKind.BANDPASS, 30, "0", "103")
+    report = judge_tables(made.path, [table], options=OPTIONS)
+    assert not report.accepted
+    assert report.reasons == ("no calibrated data are left to compare with the model",)
