@@ -39,6 +39,7 @@ def _settings(tmp_path: Path):
     overrides = {
         "state_dir": tmp_path / "state",
         "contimg.image.niter": 77,
+        "contimg.threads": 3,
         "contimg.queue_db": "postgresql://u:pw@h/q",
     }
     return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
