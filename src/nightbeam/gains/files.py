@@ -29,10 +29,13 @@ __all__ = [
     "read_sample",
     "read_times",
     "restore_flags",
+    "undo_calibration",
 ]
 
 #: A copy of FLAG as it was before any calibration, so that applying another set begins from the same flags.
 KEPT_FLAGS = "FLAG_BEFORE_GAINS"
+#: Keyword of that column, put once all of it is filled: a process may die while it copies.
+_ALL_KEPT = "COMPLETE"
 
 _BLOCK_ROWS = 32768
 _DEAD = 0.95
@@ -123,7 +126,7 @@ def flag_bad_data(ms: Path, *, clip_above: float | None = None) -> FlagReport:
         ant1, ant2 = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
         ddid, row_flag = table.getcol("DATA_DESC_ID"), table.getcol("FLAG_ROW")
         counts.judge_weights(np.asarray(table.getcol("WEIGHT"))[ant1 != ant2])
-        keep = KEPT_FLAGS in layout.columns
+        keep = _has_kept_flags(table)
         for start, count in _blocks(ddid):
             rows = slice(start, start + count)
             data, flags = table.getcol("DATA", start, count), table.getcol("FLAG", start, count)
@@ -376,10 +379,30 @@ def _forget_virtual_models(table: Any) -> None:
 def restore_flags(ms: Path) -> None:
     """Bring FLAG back to what it was before any calibration was applied, or remember it if none was."""
     with open_table(ms, write=True) as table:
-        fresh = _add_like(table, "FLAG", KEPT_FLAGS)
-        source, target = ("FLAG", KEPT_FLAGS) if fresh else (KEPT_FLAGS, "FLAG")
+        kept = _has_kept_flags(table)
+        _add_like(table, "FLAG", KEPT_FLAGS)
+        source, target = (KEPT_FLAGS, "FLAG") if kept else ("FLAG", KEPT_FLAGS)
         for start, count in _blocks(table.getcol("DATA_DESC_ID")):
             table.putcol(target, table.getcol(source, start, count), start, count)
+        if not kept:
+            table.flush()  # the values are there before it is said that they are
+            table.putcolkeyword(KEPT_FLAGS, _ALL_KEPT, True)
+
+
+def undo_calibration(ms: Path) -> None:
+    """Take back what applying gains did: the flags of failed solutions, and CORRECTED_DATA, which they go with."""
+    with open_table(ms) as table:
+        applied = _has_kept_flags(table)
+    if not applied:
+        return
+    restore_flags(ms)
+    with open_table(ms, write=True) as table:
+        if "CORRECTED_DATA" in table.colnames():
+            table.removecols("CORRECTED_DATA")
+
+
+def _has_kept_flags(table: Any) -> bool:
+    return KEPT_FLAGS in table.colnames() and _ALL_KEPT in table.colkeywordnames(KEPT_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)

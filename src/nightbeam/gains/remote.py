@@ -41,6 +41,7 @@ from nightbeam.gains.files import (
     read_sample,
     read_times,
     restore_flags,
+    undo_calibration,
 )
 from nightbeam.gains.model import (
     ApplyReport,
@@ -109,7 +110,8 @@ def solve_gains(
     Parameters
     ----------
     ms
-        Gets flags on bad data and MODEL_DATA.
+        Gets flags on bad data and MODEL_DATA. Gains that were applied before are taken back: their flags,
+        and CORRECTED_DATA.
     calibrator
         Who it is; its flux is taken at 1.405 GHz.
     out_prefix
@@ -139,6 +141,7 @@ def solve_gains(
     begin = time.perf_counter()
     layout = read_layout(ms)
     _require_field(layout, field)
+    undo_calibration(ms)
     flags = flag_data(ms, options=options, work_dir=work_dir, log=log)
     refuse_flagged(ms, flags, options.max_flagged_fraction)
     refant = choose_refant(layout.antenna_names, layout.antenna_xyz_m, flags.unflagged_baselines, options.refants)

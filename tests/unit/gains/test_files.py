@@ -171,3 +171,21 @@ def test_averaged_data_over_model_are_the_gains_of_each_baseline(made, sky, tmp_
     assert cells["FLAG"][(i == 0) & (j == 2)].sum() == 2 * 8 * 2
     two, one = cells["WEIGHT_SPECTRUM"].max(), 25.0
     assert two == pytest.approx(2 * one, rel=2e-3)
+
+
+def test_a_copy_of_the_flags_that_a_kill_cut_short_is_not_believed(made, monkeypatch):
+    from nightbeam.gains import files
+
+    with open_table(made.path, write=True) as table:
+        flags = table.getcol("FLAG")
+        flags[::3] = True
+        table.putcol("FLAG", flags)
+    monkeypatch.setattr(files, "_blocks", lambda _: iter(()))  # the column is there, and nothing in it
+    monkeypatch.setattr(files, "_ALL_KEPT", "NEVER SAID")
+    restore_flags(made.path)
+    monkeypatch.undo()
+    restore_flags(made.path)
+    restore_flags(made.path)
+    with open_table(made.path) as table:
+        assert np.array_equal(table.getcol("FLAG"), flags)
+        assert np.array_equal(table.getcol(KEPT_FLAGS), flags)

@@ -105,6 +105,20 @@ def test_applying_another_set_does_not_inherit_flags_of_the_first(made, calibrat
 
 
 @pytest.mark.system
+def test_solving_again_does_not_inherit_flags_of_the_gains_before(made, calibrator, places, tmp_path):
+    found = solve_gains(made.path, calibrator, tmp_path / "made_0", options=OPTIONS, **places)
+    with open_table(found.tables[-1].path, write=True) as table:
+        bad = table.getcol("FLAG")
+        bad[table.getcol("ANTENNA1") == 7] = True
+        table.putcol("FLAG", bad)
+    assert apply_gains(made.path, found.tables, **places).flagged_fraction > 0.1
+    again = solve_gains(made.path, calibrator, tmp_path / "made_0", options=OPTIONS, **places)
+    assert again.report.flags.fraction == 0.0
+    assert "CORRECTED_DATA" not in read_layout(made.path).columns  # or it would be read without its flags
+    assert apply_gains(made.path, again.tables, **places).flagged_fraction == 0.0
+
+
+@pytest.mark.system
 def test_noise_without_a_fringe_is_rejected_with_reasons_and_leaves_no_table(made, calibrator, places, tmp_path):
     rng = np.random.default_rng(0)
     with open_table(made.path, write=True) as table:
