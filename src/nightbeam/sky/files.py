@@ -104,7 +104,7 @@ def find_calibrator(calibrators: Sequence[Calibrator], name: str) -> Calibrator:
     """
     wanted = _fold(name)
     for calibrator in calibrators:
-        if wanted in (_fold(calibrator.name), _fold(calibrator.alt)):
+        if wanted and wanted in (_fold(calibrator.name), _fold(calibrator.alt)):
             return calibrator
     known = [n for c in calibrators for n in (c.name, c.alt) if n]
     near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)

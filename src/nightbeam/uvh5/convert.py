@@ -19,6 +19,7 @@ from nightbeam.core.locks import sole_owner
 from nightbeam.ms.files import verify_ms
 from nightbeam.ms.model import MsExpectation, MsSummary
 from nightbeam.ms.writing import read_record, write_record
+from nightbeam.uvh5 import model
 from nightbeam.uvh5.compute import group_observation, phase_track
 from nightbeam.uvh5.files import check_subband
 from nightbeam.uvh5.model import ConvertReport, MsWriter, Observation, PhaseTrack, WriterName
@@ -175,6 +176,7 @@ def _record(observation: Observation, track: PhaseTrack, strategy: MsWriter) -> 
         "nightbeam": __version__,
         "inputs": inputs,
         "phase_center": [round(track.ra_deg, 9), round(track.dec_deg, 9)],
+        "file_sign": model.FILE_SIGN,
         "writer": strategy.name,
     }
 
@@ -185,8 +187,8 @@ def _finished(ms: Path, record: dict[str, object], expect: MsExpectation) -> Con
         return None
     try:
         kept = json.loads(read_record(ms) or "{}")
-        if any(kept.get(key) != record[key] for key in ("version", "inputs", "phase_center")):
-            _log.warning("%s was made of other files: it is made again", ms)
+        if any(kept.get(key) != record[key] for key in ("version", "inputs", "phase_center", "file_sign")):
+            _log.warning("%s was made of other files or in another way: it is made again", ms)
             return None
         # Flags may have come since, of a calibration that failed: a set with too many is made again, too.
         verify_ms(ms, expect)

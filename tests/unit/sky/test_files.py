@@ -159,3 +159,9 @@ def test_our_reading_agrees_with_the_independently_parsed_table(shared_data: Pat
 def test_strips_hold_as_many_calibrators_as_were_counted(dec_deg: float, within: int, above_1_jy: int):
     strip = [c for c in read_calibrators() if abs(c.dec_deg - dec_deg) <= 1.0]
     assert (len(strip), sum(c.flux_jy > 1.0 for c in strip)) == (within, above_1_jy)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "J"])
+def test_no_name_finds_no_calibrator(nothing):
+    with pytest.raises(MissingError, match="no calibrator"):
+        find_calibrator(read_calibrators(), nothing)

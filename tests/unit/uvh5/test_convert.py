@@ -239,6 +239,14 @@ def test_a_set_of_other_files_or_a_spoilt_one_is_made_again(group_files, tmp_pat
     assert verify_ms(out).n_spw == 16
 
 
+def test_a_set_made_with_the_other_sign_is_made_again(group_files, tmp_path, monkeypatch):
+    out = tmp_path / "a.ms"
+    convert_group(group_files[:1], out)
+    monkeypatch.setattr(model, "FILE_SIGN", -1)
+    assert not convert_group(group_files[:1], out).reused
+    assert convert_group(group_files[:1], out).reused
+
+
 def spoil(path: Path, change) -> None:
     with h5py.File(path, "r+") as file:
         values = file["Data/visdata"][()]
