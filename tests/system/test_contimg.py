@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nightbeam.contimg import STEPS, Site, run_group, scan_arrivals
+from nightbeam.catalog import SetSpec, TableSpec
+from nightbeam.contimg import STEPS, Site, run_group, scan_arrivals, take_dispatchable
 from nightbeam.core.errors import InputError, ToolError
 from nightbeam.core.settings import load_settings
 from nightbeam.simulate import SimulationSpec, simulate_subbands
@@ -155,24 +157,44 @@ def wait_for(site: Site, group_id: str, step: str, child: subprocess.Popen[bytes
     raise AssertionError(f"it never came to {step}")
 
 
-def test_a_group_without_gains_waits_and_its_neighbour_wakes_it(subbands: Path, tmp_path: Path):
-    from nightbeam.contimg import take_dispatchable
+def lend_gains(lender: Site, borrower: Site) -> None:
+    """Register at one site the set that was solved at another, as its neighbour's end would."""
+    tables = lender.registry().tables()
+    first = tables[0]
+    assert first.valid_start_mjd is not None
+    assert first.valid_end_mjd is not None
+    specs = tuple(TableSpec(Path(t.path), t.table_type, t.order_index, t.cal_field, t.refant) for t in tables)
+    borrower.registry().register_set(
+        SetSpec(
+            first.set_name,
+            specs,
+            first.valid_start_mjd,
+            first.valid_end_mjd,
+            mid_mjd=first.mid_mjd,
+            dec_deg=first.dec_deg,
+        )
+    )
 
+
+def test_a_group_without_gains_waits_and_the_set_of_its_neighbour_wakes_it(
+    undisturbed: tuple[Site, list[str]], subbands: Path, tmp_path: Path
+):
     _, site = make_site(tmp_path, subbands)
     first, second = (row.group_id for row in site.queue().groups())
     assert run_group(site, second).state == "waiting_for_gains"
     assert [d.group_id for d in take_dispatchable(site, 5)] == [first]
-    run_group(site, first)
+    lend_gains(undisturbed[0], site)
     assert [d.group_id for d in take_dispatchable(site, 5)] == [second]
 
 
-def test_an_imager_that_cannot_run_fails_the_group_with_the_end_of_its_log(subbands: Path, tmp_path: Path):
-    from dataclasses import replace
-
+def test_an_imager_that_cannot_run_fails_the_group_with_the_end_of_its_log(
+    undisturbed: tuple[Site, list[str]], subbands: Path, tmp_path: Path
+):
     _, site = make_site(tmp_path, subbands)
+    lend_gains(undisturbed[0], site)
     settings = site.image.model_copy(update={"deconvolver": "nosuch"})
     site = replace(site, image=settings, ingest=site.ingest.model_copy(update={"max_retries": 1}))
-    group_id = site.queue().groups()[0].group_id
+    group_id = site.queue().groups()[1].group_id
     with pytest.raises(ToolError):
         run_group(site, group_id)
     row = site.queue().group(group_id)
