@@ -15,10 +15,10 @@ demo: setup  ## the main job, end to end, on simulated and (where present) real 
 	@$(BIN)/nightbeam demo
 
 test: lint  ## everything: rules, unit tests, real servers, CASA
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
 
 test-fast: setup  ## what needs no server and no CASA, in under a minute
-	@$(BIN)/pytest -m "not system and not slow"
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not system and not slow"
 
 lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo

@@ -24,3 +24,13 @@ def test_the_first_night_works_as_written(tmp_path):
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
     assert list((tmp_path / "state/ms/images").glob("*.img.image.pbcor.fits"))
+
+
+@pytest.mark.system
+def test_the_example_of_the_library_alone_finds_its_calibrator(tmp_path):
+    example = ROOT / "examples" / "image_one_group.py"
+    done = subprocess.run([sys.executable, example, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^0137\+331 +16\.50 Jy: +16\.\d\d Jy, +\d\.\d arcsec away", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
