@@ -17,6 +17,15 @@ from nightbeam import platform
 from nightbeam.core.settings import Settings, load_settings
 
 PASSWORD = "site:a-password"
+#: Groups of 12 antennas and 4 channels become images in seconds, and are judged as ever.
+SMALL_GROUPS = {
+    "contimg.ingest.settle_s": 0.5,
+    "contimg.image.imsize": 128,
+    "contimg.image.cell_arcsec": 40.0,
+    "contimg.image.niter": 20,
+    "contimg.image.gridder": "standard",
+    "contimg.image.chanbin": 4,
+}
 
 
 @dataclass
@@ -69,7 +78,12 @@ def unused_port() -> int:
 @pytest.fixture(scope="session")
 def platform_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     state = tmp_path_factory.mktemp("platform") / "state"
-    overrides = {"state_dir": state, "platform.auth_string": PASSWORD, "platform.port": unused_port()}
+    overrides = {
+        "state_dir": state,
+        "platform.auth_string": PASSWORD,
+        "platform.port": unused_port(),
+        **SMALL_GROUPS,
+    }
     return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
 
 
