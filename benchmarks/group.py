@@ -1,7 +1,7 @@
 """Every stage of one group, at several sizes, against WSClean, the disk and the 309 s between two groups.
 
-The group holds a calibrator, so that it goes through every stage. The floor is reading and writing, once, the bytes that
-it must read and write; WSClean images the same Measurement Set at the same size as the imaging stage (channel
+The group holds a calibrator, so that it goes through every stage. The floor is reading and writing, once, the bytes
+that it must read and write; WSClean images the same Measurement Set at the same size as the imaging stage (channel
 averaging and measuring excluded on its side).
 
     python benchmarks/group.py [--quick] [--json] [--sizes small,medium,full] [--work DIR]

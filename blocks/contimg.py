@@ -29,7 +29,8 @@ class ContimgSite(Block):
     registry_db: SecretStr = Field(description="SQLAlchemy URL of the calibration registry.")
     products_db: SecretStr = Field(description="SQLAlchemy URL of the products.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Threads, and the sections ingest, convert, calibrate and image of the settings."
+        default_factory=dict,
+        description="Threads, and the sections ingest, convert, calibrate and image of the settings.",
     )
 
     @classmethod

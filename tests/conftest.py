@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,8 +57,7 @@ def root() -> Path:
 
 
 @pytest.fixture
-def _clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("NIGHTBEAM_", "CONTIMG_", "PIPELINE_", "CAL_", "IMG_")):
             monkeypatch.delenv(name)
-    yield
