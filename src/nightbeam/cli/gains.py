@@ -53,7 +53,9 @@ def match(
 @gains.command()
 @click.argument("ms", type=_PATH)
 @click.option("--calibrator", default="auto", show_default=True, help="Name in the list, or auto: the best match.")
-@click.option("--flux", type=float, help="Flux density in Jy instead of the list's.")
+@click.option("--cal-ra-deg", type=float, help="A calibrator at this place (ICRS) instead of a listed one.")
+@click.option("--cal-dec-deg", type=float, help="Its declination; its flux density is --flux.")
+@click.option("--flux", "--cal-flux-jy", type=float, help="Flux density in Jy instead of the list's.")
 @click.option("--refant", help="Reference antennas by name, the preferred first, separated by commas.")
 @click.option("--out", type=_PATH, help="What the tables' names begin with.  [MS stem_0]")
 @click.option("--field", type=int, default=0, show_default=True, help="Field to solve on.")
@@ -69,6 +71,8 @@ def solve(
     ctx: click.Context,
     ms: Path,
     calibrator: str,
+    cal_ra_deg: float | None,
+    cal_dec_deg: float | None,
     flux: float | None,
     refant: str | None,
     out: Path | None,
@@ -90,7 +94,10 @@ def solve(
     from nightbeam.sky import read_calibrators
 
     section = _section(ctx, {"refants": None if refant is None else tuple(refant.split(",")), "uvrange": uvrange})
-    source = _calibrator(calibrator, flux, ms, section)
+    if cal_ra_deg is None and cal_dec_deg is None:
+        source = _calibrator(calibrator, flux, ms, section)
+    else:
+        source = _calibrator_at(calibrator, cal_ra_deg, cal_dec_deg, flux)
     prefix = (out or ms.with_name(f"{ms.name.removesuffix('.ms')}_{field}")).absolute()
     options = SolveOptions(
         refants=section.refants,
@@ -204,6 +211,16 @@ def _calibrator(name: str, flux: float | None, ms: Path, section: CalibrateSetti
         listed = find_calibrator(read_calibrators(section.catalogue), name)
         found = CalibratorMatch(listed.name, listed.ra_deg, listed.dec_deg, listed.flux_jy)
     return found if flux is None else replace(found, flux_jy=flux)
+
+
+def _calibrator_at(name: str, ra: float | None, dec: float | None, flux: float | None) -> CalibratorMatch:
+    from nightbeam.gains import CalibratorMatch
+
+    if ra is None or dec is None or flux is None:
+        raise click.UsageError("a calibrator that is not listed needs --cal-ra-deg, --cal-dec-deg and --flux")
+    if not (0 <= ra < 360 and -90 <= dec <= 90 and 0 < flux < float("inf")):
+        raise click.UsageError(f"no source can be at {ra} {dec} deg with {flux} Jy")
+    return CalibratorMatch("calibrator" if name == "auto" else name, ra, dec, flux)
 
 
 def _show_report(report: SolutionReport) -> None:

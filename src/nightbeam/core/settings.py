@@ -131,6 +131,7 @@ class ImageSettings(_Section):
     gridder: Literal["standard", "wproject"] = Field("wproject", description="standard displaces sources.")
     wprojplanes: int = Field(-1, description="-1: chosen by CASA.")
     pblimit: float = Field(0.2, description="Beam level where the primary-beam corrected image ends.")
+    psfcutoff: float = Field(0.35, gt=0, lt=1, description="The restoring beam is fitted to the dirty beam above this.")
     chanbin: int = Field(8, ge=1, description="Channels averaged before imaging.")
     max_smearing: float = Field(0.05, gt=0, lt=1, description="Fewer channels are averaged where more would be lost.")
     beam_model: Literal["auto", "engine", "dsacalib", "gaussian", "airy"] = Field(

@@ -75,6 +75,8 @@ class ImageOptions:
         Weights of the visibilities on the uv plane.
     niter, threshold, deconvolver
         Where cleaning stops, and its minor cycle. A threshold without a unit is in Jy.
+    psfcutoff
+        Level of the dirty beam above which its main lobe is fitted to give the restoring beam.
     gridder, wprojplanes
         ``wproject`` corrects for the curvature of the sky; ``standard`` displaces sources.
     pbcor, pblimit
@@ -105,6 +107,7 @@ class ImageOptions:
     wprojplanes: int = -1
     pbcor: bool = True
     pblimit: float = 0.2
+    psfcutoff: float = 0.35
     beam_model: str = "auto"
     chanbin: int = 8
     max_smearing: float = 0.05
@@ -128,6 +131,7 @@ class ImageOptions:
             (self.niter < 0, f"niter {self.niter} is negative"),
             (self.gridder not in ("standard", "wproject"), f"no gridder {self.gridder!r}"),
             (not 0 < abs(self.pblimit) < 1, f"pblimit {self.pblimit} is not between 0 and 1"),
+            (not 0 < self.psfcutoff < 1, f"psfcutoff {self.psfcutoff} is not between 0 and 1"),
             (self.chanbin < 1, f"chanbin {self.chanbin} is less than 1"),
             (not 0 < self.max_smearing < 1, f"max_smearing {self.max_smearing} is not between 0 and 1"),
             (self.beam_model not in ("auto", "engine", *BEAM_MODELS), f"no beam model {self.beam_model!r}"),

@@ -120,6 +120,7 @@ def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) 
         "wprojplanes": request.w_planes if options.gridder == "wproject" else 1,
         # A positive limit would put a mask on image and residual; ours ends only the corrected image.
         "pblimit": -abs(options.pblimit),
+        "psfcutoff": options.psfcutoff,
         "deconvolver": options.deconvolver,
         "weighting": options.weighting,
         "robust": options.robust,

@@ -50,6 +50,7 @@ def test_thresholds_are_flux_densities(text, jy):
         {"weighting": "super"},
         {"gridder": "mosaic"},
         {"pblimit": 0.0},
+        {"psfcutoff": 1.0},
         {"chanbin": 0},
         {"beam_model": "cos"},
         {"datacolumn": "model"},
