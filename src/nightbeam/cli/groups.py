@@ -58,19 +58,20 @@ def show_group(ctx: click.Context, group: str, as_json: bool) -> None:
 
 
 @groups.command("scan")
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for unready files.")
 @json_option
 @dry_run_option
 @click.pass_context
-def scan(ctx: click.Context, as_json: bool, dry_run: bool) -> None:
-    """Look at the input directory once and bring the queue up to date."""
-    from nightbeam.contimg import scan_arrivals
+def scan(ctx: click.Context, wait: float, as_json: bool, dry_run: bool) -> None:
+    """Look at the input directory and bring the queue up to date."""
+    from nightbeam.contimg import scan_until_ready
     from nightbeam.contimg.report import look
 
     site = _site(ctx)
     if dry_run:
         show(look(site), as_json=as_json, title=f"would be recorded from {site.input_dir}")
         return
-    report = scan_arrivals(site)
+    report = scan_until_ready(site, wait)
     if as_json:
         show([report], as_json=True)
         return

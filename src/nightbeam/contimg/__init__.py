@@ -6,7 +6,7 @@ called by ``nightbeam groups run`` in one process and by the tasks of the flow `
 
 from __future__ import annotations
 
-from nightbeam.contimg.arrivals import scan_arrivals, take_dispatchable, wake_waiting
+from nightbeam.contimg.arrivals import scan_arrivals, scan_until_ready, take_dispatchable, wake_waiting
 from nightbeam.contimg.model import (
     STEPS,
     ApplyReceipt,
@@ -62,6 +62,7 @@ __all__ = [
     "record_step",
     "run_group",
     "scan_arrivals",
+    "scan_until_ready",
     "take_dispatchable",
     "this_process",
     "wake_waiting",

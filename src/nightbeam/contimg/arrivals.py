@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from nightbeam.catalog import Queue, Registry
     from nightbeam.ingest import Arrival, Scan
 
-__all__ = ["scan_arrivals", "take_dispatchable", "wake_waiting"]
+__all__ = ["scan_arrivals", "scan_until_ready", "take_dispatchable", "wake_waiting"]
 
 logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.5
 
 
 def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None) -> ArrivalReport:
@@ -77,6 +80,24 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
         counts=queue.counts(),
     )
     _talk(report, scan)
+    return report
+
+
+def scan_until_ready(site: Site, wait_s: float, *, tools: Tools = TOOLS) -> ArrivalReport:
+    """Look again for at most ``wait_s`` seconds while files are not ready, such as those that still change.
+
+    Returns the last report, with the new files of all the looks. Raises what `scan_arrivals` raises.
+    """
+    until = time.monotonic() + wait_s
+    report = scan_arrivals(site, tools=tools)
+    while report.unready and (left := until - time.monotonic()) > 0:
+        time.sleep(min(_LOOK_AGAIN_S, left))
+        again = scan_arrivals(site, tools=tools)
+        report = replace(
+            again,
+            new_files=report.new_files + again.new_files,
+            became_pending=tuple(sorted({*report.became_pending, *again.became_pending})),
+        )
     return report
 
 

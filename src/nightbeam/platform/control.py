@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +28,6 @@ from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 __all__ = ["Started", "Stopped", "apply_deployments", "platform_status", "run_in_foreground", "start", "stop"]
 
 _POLL_S = 0.2
-#: Supervisors that this process started and leaves running: without a reference, Python would complain of them.
-_detached: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ def _spawn(settings: Settings, layout: Layout, schedules: bool) -> subprocess.Po
             cwd=layout.state_dir,
             start_new_session=True,
         )
-    _detached.append(child)
+    # The supervisor outlives us; should it end before, it is to leave no zombie.
+    threading.Thread(target=child.wait, name="reaper", daemon=True).start()
     assert child.stdin is not None
     with suppress(BrokenPipeError), child.stdin:
         child.stdin.write(given.encode())

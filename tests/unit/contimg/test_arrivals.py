@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from nightbeam.catalog import Owner
-from nightbeam.contimg import Site, Tools, scan_arrivals, take_dispatchable
+from nightbeam.contimg import Site, Tools, scan_arrivals, scan_until_ready, take_dispatchable
 from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, this_process
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import sole_owner
@@ -61,6 +62,16 @@ def test_a_group_becomes_pending_with_its_last_subband_and_is_dispatched_once(si
     assert [d.group_id for d in take_dispatchable(site, 9)] == [G]
     assert scan_arrivals(site, tools=TOOLS).new_files == 0
     assert take_dispatchable(site, 9) == []
+
+
+def test_whoever_waits_sees_files_become_ready(site: Site):
+    slow = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 0.6}))
+    for sb in range(16):
+        put(slow, sb, second=sb)
+    at_once = scan_until_ready(slow, 0.0, tools=TOOLS)
+    assert (at_once.new_files, len(at_once.unready)) == (0, 16)
+    in_time = scan_until_ready(slow, 20.0, tools=TOOLS)
+    assert (in_time.new_files, in_time.unready, in_time.became_pending) == (16, {}, (G,))
 
 
 def test_bad_files_are_kept_with_their_reason_and_the_rest_goes_on(site: Site):
