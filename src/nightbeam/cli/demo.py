@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nightbeam.cli.output import json_option, settings_of, show, talk
+
+if TYPE_CHECKING:
+    from nightbeam.demo import GroupCheck
 
 
 @click.command()
@@ -37,7 +42,6 @@ def demo(
     subband), and each must become an image that shows the simulated sky. Then real observations go through the same
     calibration and imaging. Exit code 1 when anything is wrong.
     """
-    from nightbeam.cli.output import plain
     from nightbeam.demo import run_demo
 
     report = run_demo(
@@ -46,17 +50,30 @@ def demo(
     if as_json:
         show([report], as_json=True)
     else:
-        names = ("group_id", "state", "attempts", "found_sources", "expected_sources")
-        figures = ("worst_offset_beams", "median_flux_ratio", "calibrator_flux_ratio", "noise_mjy", "calibration_set")
-        show([{n: plain(getattr(g, n)) for n in names + figures} for g in report.groups], title="images and truth")
+        show([_against_truth(group) for group in report.groups], title="images and truth (ratios: measured / true)")
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:
-            talk(f"{group.group_id}: {group.image or 'no image'}  {group.flow_run}")
+            talk(f"{group.group_id}  {group.state}")
+            talk(f"  image     {group.image or 'none'}")
+            talk(f"  gains     {group.calibration_set or 'none'}")
+            talk(f"  flow run  {group.flow_run or 'none'}")
     for words in report.left_out:
         talk(f"left out: {words}")
     for problem in report.problems:
         talk(f"WRONG: {problem}")
     talk(f"{'something is wrong' if report.problems else 'all is right'} after {report.seconds['all']:.0f} s")
     ctx.exit(int(bool(report.problems)))
+
+
+def _against_truth(group: GroupCheck) -> dict[str, Any]:
+    return {
+        "group": group.group_id,
+        "state": group.state,
+        "sources": f"{group.found_sources}/{group.expected_sources}",
+        "worst offset": f"{group.worst_offset_beams:.3f} beam",
+        "flux": f"{group.median_flux_ratio:.3f}",
+        "calibrator": "-" if math.isnan(group.calibrator_flux_ratio) else f"{group.calibrator_flux_ratio:.3f}",
+        "noise": f"{group.noise_mjy:.2f} mJy",
+    }

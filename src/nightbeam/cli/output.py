@@ -80,7 +80,7 @@ def _table(items: list[Any], title: str) -> None:
     table = Table(title=title or None)
     names = list(dict.fromkeys(name for item in items for name in item))
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold")
     for item in items:
         table.add_row(*(_cell(item.get(name)) for name in names))
     Console().print(table)
