@@ -146,12 +146,17 @@ class _Fence(threading.Thread):
     def run(self) -> None:
         if self._run_id is None:
             return
+        away = False
         with get_client(sync_client=True) as api:
             while not self._stop_loop.wait(self._every_s):
                 try:
                     state = api.read_flow_run(self._run_id).state
-                except Exception:  # any failure to ask, whatever httpx or Prefect call it
+                except Exception as error:  # any failure to ask, whatever httpx or Prefect call it
+                    if not away:
+                        logger.warning("the server cannot be asked about this run, which goes on: %s", error)
+                    away = True
                     continue
+                away = False
                 if state is not None and not state.is_running():
                     self._found = state
                     logger.warning("this run is %s: stopping", state.name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nightbeam import platform
-from nightbeam.core.settings import load_settings
+from nightbeam.core.settings import Settings, load_settings
 from nightbeam.platform.processes import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -99,6 +99,26 @@ def test_the_same_apply_serves_a_server_on_postgresql_and_can_be_repeated(databa
         assert "created" not in platform.apply_deployments(settings, api.url)
         assert sorted(d["id"] for d in api.deployments()) == names
         assert len(api.automations()) == len({a["name"] for a in api.automations()})
+        _workers_alone_serve_it_and_leave_it_running(settings, api, until)
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _workers_alone_serve_it_and_leave_it_running(settings: Settings, api: platform.PrefectApi, until) -> None:
+    ours = settings.platform.model_copy(update={"api_url": api.url, "pools": {"batch": 1}})
+    settings = settings.model_copy(update={"platform": ours})
+    started = platform.start(settings, schedules=False)
+    try:
+        assert started.api_url == api.url
+        assert [part.name for part in platform.platform_status(settings).parts] == ["worker-batch"]
+        run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"]})
+        until(lambda: api.flow_run(run["id"])["state_type"] == "COMPLETED", 60.0)
+    finally:
+        assert platform.stop(settings).was_running
+    assert api.healthy()
+    assert {pool["name"]: pool["is_paused"] for pool in api.pools()} == {
+        "batch": True,
+        "casa": False,
+        "example-service": False,
+    }

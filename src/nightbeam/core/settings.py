@@ -173,6 +173,9 @@ class PlatformSettings(_Section):
     host: str = Field("127.0.0.1", description="Where the Prefect server listens.")
     port: int | None = Field(None, ge=1, le=65535, description="None: 4200 if free, else the next free one.")
     api_url: str | None = Field(None, description="An existing Prefect server to use instead of our own.")
+    page_api_url: str | None = Field(
+        None, description="Address of the API as browsers see it; None: where the server listens."
+    )
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
     pools: dict[str, PositiveInt] = Field(

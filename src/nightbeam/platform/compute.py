@@ -73,7 +73,7 @@ def server_program(layout: Layout, port: int, *, platform: PlatformSettings, env
         "PREFECT_HOME": str(layout.prefect_home),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
         # Left to itself the page looks for its server on port 4200, wherever that was started.
-        "PREFECT_SERVER_UI_API_URL": api_url_of(platform.host, port),
+        "PREFECT_SERVER_UI_API_URL": platform.page_api_url or api_url_of(platform.host, port),
         # A run that waits for a place in its deployment looks again this often (default 30 s).
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",
     }

@@ -147,6 +147,10 @@ def test_the_server_is_quiet_listens_where_told_and_keeps_its_database_in_the_st
     assert program.env["DO_NOT_TRACK"] == "1"
     assert program.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith(f"{layout.prefect_home}/prefect.db")
     assert "PREFECT_SERVER_API_AUTH_STRING" not in program.env
+    assert program.env["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:4207/api"
+    proxied = PlatformSettings(page_api_url="https://prefect.example/api")
+    env = compute.server_program(layout, 4207, platform=proxied, environ={}).env
+    assert env["PREFECT_SERVER_UI_API_URL"] == "https://prefect.example/api"
 
 
 def test_every_worker_has_a_limit_and_installs_nothing(layout):
