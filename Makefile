@@ -17,8 +17,8 @@ demo: setup  ## the main job, end to end, on simulated and (where present) real 
 test: lint  ## everything: rules, unit tests, real servers, CASA
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
 
-test-fast: setup  ## what needs no server and no CASA, in under a minute
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not system and not slow"
+test-fast: setup  ## what needs no server and no CASA, in about a minute
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not system and not slow" tests/conformance tests/properties tests/unit
 
 lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo

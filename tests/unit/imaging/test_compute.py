@@ -160,6 +160,7 @@ def beam_of(uv, weighting, robust=0.0):
     return synthesized_beam_rad(uv, weighting=weighting, robust=robust, field_of_view_rad=0.01)
 
 
+@pytest.mark.slow
 def test_gaussian_coverage_has_the_gaussian_beam_of_the_textbook():
     uv = np.random.default_rng(1).normal(scale=2000.0, size=(200_000, 2))
     assert beam_of(uv, "natural") == pytest.approx(math.sqrt(8 * math.log(2)) / (2 * math.pi * 2000.0), rel=0.02)
@@ -172,6 +173,7 @@ def test_a_filled_disc_has_the_beam_of_a_uniform_aperture():
     assert beam_of(uv, "uniform") == pytest.approx(2 * 2.2150 / (2 * math.pi * 4000.0), rel=0.02)
 
 
+@pytest.mark.slow
 def test_briggs_lies_between_natural_and_uniform():
     uv = np.random.default_rng(4).normal(scale=2000.0, size=(200_000, 2)) * np.random.default_rng(5).random(
         (200_000, 1)

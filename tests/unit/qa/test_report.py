@@ -62,6 +62,7 @@ def is_png(path):
     return path.stat().st_size < 100_000
 
 
+@pytest.mark.slow
 def test_data_and_image_are_shown_in_small_files(tmp_path, ms, product):
     found = SourceFit(name="3C48", ra_deg=70.9, dec_deg=54.5, found=True, peak_jy=16.0)
     lost = SourceFit(name="other", ra_deg=70.8, dec_deg=54.4, found=False, reason="no peak")

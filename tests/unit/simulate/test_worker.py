@@ -39,6 +39,7 @@ def _pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(file["Header/ant_1_array"][:]), np.asarray(file["Header/ant_2_array"][:])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
     one = simulate_subbands(tmp_path / "one", TINY)
     two = simulate_subbands(tmp_path / "two", TINY)
