@@ -22,6 +22,7 @@ click.UsageError.exit_code = 64  # 2 is taken: some items worked, some did not
 #: name -> (module:attribute, one line of help). Help is here so that listing the commands imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("nightbeam.cli.platform:apply", "Bring a Prefect server to what prefect.yaml says."),
+    "calib": ("nightbeam.cli.calib:calib", "Detector constants: inspect runs, prefetch, look at the cache."),
     "convert": ("nightbeam.cli.convert:convert", "Write a group of subbands as one Measurement Set."),
     "demo": ("nightbeam.cli.demo:demo", "Run the main job end to end on simulated and real data."),
     "doctor": ("nightbeam.cli.doctor:doctor", "Say what on this machine would stop nightbeam, and how to mend it."),

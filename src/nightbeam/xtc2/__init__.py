@@ -1,0 +1,1 @@
+"""LCLS-II data files (.xtc2): datagrams, detectors, and whether a run can be used."""
