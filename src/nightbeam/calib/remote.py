@@ -1,0 +1,668 @@
+"""The calibration web service: the one door through which constants are asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
+
+from nightbeam.calib.compute import (
+    base_url,
+    base_url_from,
+    check_document_id,
+    check_name,
+    choose_all,
+    detector_type,
+    expected_bytes,
+    is_pickle,
+    is_understood,
+    newest_of_each,
+    service_id,
+    short_name_from,
+    text_limit,
+)
+from nightbeam.calib.model import (
+    FIXED_IDS,
+    LAST_RUN,
+    MAX_ARRAY_BYTES,
+    NO_CONSTANTS,
+    SHORT_ENOUGH,
+    SITE_URL,
+    UNKNOWN_DETECTOR,
+    Choice,
+    Document,
+    Selection,
+    Traffic,
+)
+from nightbeam.core.errors import (
+    AuthError,
+    ConfigError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    RejectedError,
+    UnavailableError,
+)
+
+__all__ = ["Auth", "BearerToken", "CalibService", "Kerberos"]
+
+_log = logging.getLogger(__name__)
+
+_NAMES_DATABASE: Final = "cdb_detnames"
+_MAX_ANSWER_BYTES: Final = 64 * 1024**2
+_MAX_DATABASE_NAME: Final = 49
+#: Small enough to stay in the processor's cache between the socket and the array.
+_CHUNK_BYTES: Final = 256 * 1024
+#: An array is given this much longer than a short answer.
+_SLOWEST_BYTES_S: Final = 1_000_000
+_FIRST_WAIT_S: Final = 0.5
+_LONGEST_WAIT_S: Final = 30.0
+_TRANSIENT: Final = frozenset({408, 425, 429})
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Auth(Protocol):
+    """How a client says who it is.
+
+    Attributes
+    ----------
+    filter_in_body
+        Whether questions go in the body of the GET, as the service behind tokens wants them.
+    """
+
+    @property
+    def filter_in_body(self) -> bool:
+        """Whether questions go in the body of the GET."""
+
+    def prepare(self) -> Any:
+        """Return what `requests` is given as ``auth``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BearerToken:
+    """A token (``CALIB_JWT``) that is sent with every request, over https only.
+
+    ``filter_in_body`` is true because the client of 2026-09 sends its questions so when it has a token.
+    """
+
+    token: str = field(repr=False)
+    filter_in_body: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.token.isascii() or not self.token.isprintable() or not self.token or " " in self.token:
+            raise ConfigError("the calibration service's token is empty or has blanks in it", fix="check CALIB_JWT")
+
+    def prepare(self) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+        """Return what puts the token into a request."""
+
+        def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"Bearer {self.token}"
+            return request
+
+        return sign
+
+
+@dataclass(frozen=True, slots=True)
+class Kerberos:
+    """The ticket of the user who runs this (``kinit``).
+
+    Attributes
+    ----------
+    service
+        For whom the ticket is, e.g. ``HTTP@pswww.slac.stanford.edu``.
+    """
+
+    service: str = "HTTP@pswww.slac.stanford.edu"
+    filter_in_body: bool = False
+
+    def prepare(self) -> Any:
+        """Return what negotiates with the service.
+
+        Raises
+        ------
+        ConfigError
+            If ``requests-kerberos`` is not installed, or ``service`` is not written ``HTTP@host``.
+        """
+        kind, _, host = self.service.partition("@")
+        if not kind or not host:
+            raise ConfigError(f"{self.service!r} does not name a service", fix="write it HTTP@host")
+        try:
+            # Not at the top: it needs the system's Kerberos libraries, which only those who use it have.
+            from requests_kerberos import OPTIONAL, HTTPKerberosAuth
+        except (ImportError, OSError) as error:
+            raise ConfigError(
+                f"Kerberos was asked for and cannot be loaded: {error}", fix="pip install 'nightbeam[facility]'"
+            ) from error
+        return HTTPKerberosAuth(
+            mutual_authentication=OPTIONAL, service=kind, hostname_override=host, force_preemptive=True
+        )
+
+
+class _TransientError(Exception):
+    """One try failed in a way that another may not; ``wait_s`` is what the service asked for."""
+
+    def __init__(self, what: str, wait_s: float | None = None) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+class CalibService:
+    """A client of the calibration service, with one pool of connections.
+
+    Documents and data are read, nothing is written. What the service does not have is an empty answer; what it fails
+    to say is an error. May be shared by threads.
+
+    Parameters
+    ----------
+    base_url
+        Address, with or without the last ``calib_ws``. None: the laboratory's own.
+    auth
+        None on the laboratory's network; `BearerToken` or `Kerberos` from elsewhere.
+    timeout_s
+        How long the service may be silent.
+    deadline_s
+        How long one question is asked again after failures; data get a second more for each megabyte.
+    max_bytes
+        The largest array that is read.
+    fixed_ids
+        Experiments all of whose detectors have the constants of one unique id.
+    sleep
+        Waits for so many seconds; a true result (``threading.Event.wait``) means: stop trying.
+    clock, jitter
+        A clock that only goes forward, and numbers between 0 and 1 that keep clients from asking all at once.
+
+    Raises
+    ------
+    ConfigError
+        If the address makes no sense, a token would be sent in the clear, or Kerberos cannot be loaded.
+
+    Examples
+    --------
+    >>> with CalibService("https://host/ws") as service:  # doctest: +SKIP
+    ...     selection = service.select("tmoc00118", 222, "epix", unique_id)
+    ...     for ctype, choice in selection.choices.items():
+    ...         constant = decode(choice.document, service.fetch(choice))
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        auth: Auth | None = None,
+        timeout_s: float = 30.0,
+        deadline_s: float = 180.0,
+        max_bytes: int = MAX_ARRAY_BYTES,
+        fixed_ids: Mapping[str, str] = FIXED_IDS,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.base_url = _address(base_url)
+        self._timeout_s, self._deadline_s, self._max_bytes = timeout_s, deadline_s, max_bytes
+        self._fixed_ids = dict(fixed_ids)
+        self._sleep, self._clock, self._jitter = sleep, clock, jitter
+        self._filter_in_body = auth is not None and auth.filter_in_body
+        self._session = _session(self.base_url, auth)
+        self._short_names: dict[str, str] = {}
+        self._traffic = Traffic()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], **options: Any) -> Self:
+        """Return a client set up by the original's variables.
+
+        Parameters
+        ----------
+        environ
+            ``LCLS_CALIB_HTTP``, ``SIT_PSDM_OFFSITE`` and ``CALIB_JWT`` are looked at, e.g. ``os.environ``.
+        options
+            As for the class, without ``base_url``.
+        """
+        token = environ.get("CALIB_JWT")
+        if token:
+            options.setdefault("auth", BearerToken(token))
+        return cls(base_url_from(environ), **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"CalibService({self.base_url!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has been asked so far."""
+        with self._lock:
+            return self._traffic
+
+    # Documents
+
+    def find(self, database: str, collection: str, query: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return the documents of a collection that match a Mongo filter.
+
+        Parameters
+        ----------
+        database, collection
+            Their names.
+        query
+            E.g. ``{"run": {"$lte": 7}}``; None returns them all.
+
+        Returns
+        -------
+        list of dict
+            Empty where the service has none, or no such collection.
+
+        Raises
+        ------
+        UnavailableError
+            If the service failed until the deadline.
+        AuthError
+            If it wants to know who asks, or refuses.
+        InputError
+            If it answers something that is no list of documents.
+        """
+        path = (check_name("database", database), check_name("collection", collection))
+        body = self._ask(path, query)
+        if body is None:
+            return []
+        try:
+            documents = json.loads(bytes(body))
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{self._place(path)} answered {_beginning(body)}, which is not JSON",
+                fix="check the address; a proxy or a login page may be answering in its place",
+            ) from error
+        if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
+            raise InputError(f"{self._place(path)} answered {_beginning(body)}, which is not a list of documents")
+        return documents
+
+    def short_name(self, unique_id: str) -> str | None:
+        """Return the service's own name for a detector; None where it does not know it.
+
+        A name that was found is remembered. A unique id of fewer than 20 characters that the table of names does not
+        have is a name itself (older deployments), unless one of its ids is empty.
+
+        Raises
+        ------
+        InputError
+            If the unique id begins with something that is no name.
+        NightbeamError
+            As for `find`.
+        """
+        with self._lock:
+            known = self._short_names.get(unique_id)
+        if known is not None:
+            return known
+        collection = detector_type(unique_id)
+        name = short_name_from(self.find(_NAMES_DATABASE, collection, {"long": unique_id}), unique_id)
+        pieces = unique_id.split("_")[1:]
+        # With an empty id nothing but an exact hit can be right, so the whole table is not asked for.
+        if name is None and pieces and all(pieces):
+            if len(unique_id) < SHORT_ENOUGH:
+                name = check_name("unique id", unique_id)
+            else:
+                name = short_name_from(self.find(_NAMES_DATABASE, collection), unique_id)
+        if name is not None:
+            with self._lock:
+                self._short_names[unique_id] = name
+        return name
+
+    def select(
+        self, experiment: str | None, run: int | None, detector: str, unique_id: str, *, suffix: str = ""
+    ) -> Selection:
+        """Return the documents that serve a detector in a run; no data are transferred.
+
+        Two questions at most, once the detector's short name is known: the experiment's documents, then, for kinds
+        that it has none of for this run, the newest of the detector's own database.
+
+        Parameters
+        ----------
+        experiment
+            None asks the detector's database alone.
+        run
+            0 and None ask for documents of any run; 0 is then served by ranges that include 0, None by those that
+            include the last run.
+        detector, unique_id
+            From the run's configuration.
+        suffix
+            Of a private database of the detector that is asked in the experiment's place.
+
+        Returns
+        -------
+        Selection
+            With ``gaps`` where the second question failed after the first had found something.
+
+        Raises
+        ------
+        UnavailableError, AuthError, InputError
+            If the service failed and nothing is known, so that it is not mistaken for "no constants".
+        """
+        check_name("detector", detector)
+        if experiment is not None:
+            check_name("experiment", experiment)
+        short = self.short_name(service_id(experiment, unique_id, self._fixed_ids))
+        if short is None:
+            return Selection(detector, unique_id, None, {}, reason=UNKNOWN_DETECTOR)
+        own = _database(short)
+        first = _database(f"{short}_{suffix}") if suffix else own if experiment is None else _database(experiment)
+        documents = self.find(first, short, {"detector": short, "run": {"$lte": run or LAST_RUN}})
+        chosen = {ctype: Choice(ctype, doc, first) for ctype, doc in choose_all(documents, run).items()}
+        fill, gaps = self._newest(own, short, keep_going=bool(chosen))
+        for ctype, document in newest_of_each(fill).items():
+            chosen.setdefault(ctype, Choice(ctype, document, own))
+        return _selection(detector, unique_id, short, chosen, gaps, [*documents, *fill])
+
+    def _newest(self, database: str, short: str, *, keep_going: bool) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        try:
+            return self.find(database, short, {"detector": short, "run": {"$lte": LAST_RUN}}), ()
+        except NightbeamError as error:
+            if not keep_going:
+                raise
+            _log.warning("%s could not be asked, so kinds that only it has may be missing: %s", database, error.what)
+            return [], (f"{database} could not be asked: {error.what}",)
+
+    # Data
+
+    def fetch(self, choice: Choice) -> memoryview:
+        """Return the bytes of a document's data.
+
+        An array is read straight into memory of the size that its document gives; not a byte more is held.
+
+        Raises
+        ------
+        MissingError
+            If the service does not have the data that its document names.
+        InputError
+            If the number of bytes is not the document's, or the answer is a web page.
+        RejectedError
+            If the data are a pickle.
+        UnavailableError, AuthError
+            As for `find`.
+        """
+        if is_pickle(choice.document):
+            raise RejectedError(_refusal(choice), fix="deploy it as an array or a text")
+        path = (check_name("database", choice.database), "gridfs", check_document_id("id_data", choice.data_id))
+        size = expected_bytes(choice.document, max_bytes=self._max_bytes)
+        data = self._ask(path, size=size, limit=text_limit(self._max_bytes) if size is None else size, data=True)
+        if data is None:
+            raise MissingError(
+                f"{choice.ctype} of document {choice.document_id}: {self._place(path)} is not there",
+                fix="the document names data that were removed; deploy the constants again",
+            )
+        with self._lock:
+            self._traffic = _more(self._traffic, data_bytes=len(data))
+        return data
+
+    # One question
+
+    def _place(self, path: tuple[str, ...]) -> str:
+        return "/".join((self.base_url, *path))
+
+    def _ask(
+        self,
+        path: tuple[str, ...],
+        query: Mapping[str, Any] | None = None,
+        *,
+        size: int | None = None,
+        limit: int = _MAX_ANSWER_BYTES,
+        data: bool = False,
+    ) -> memoryview | None:
+        """Ask until there is an answer; None where the service has nothing there."""
+        end = self._clock() + self._deadline_s + (size or 0) / _SLOWEST_BYTES_S
+        wait_s, tries = _FIRST_WAIT_S, 0
+        while True:
+            tries += 1
+            with self._lock:
+                self._traffic = _more(self._traffic, requests=1, retries=int(tries > 1))
+            try:
+                return self._try(path, query, size=size, limit=limit, data=data, end=end)
+            except _TransientError as error:
+                self._wait(path, error, wait_s, tries, end)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _wait(self, path: tuple[str, ...], error: _TransientError, wait_s: float, tries: int, end: float) -> None:
+        """Wait before the next try, or give up where it would come after the deadline."""
+        pause = wait_s * (0.5 + 0.5 * self._jitter()) if error.wait_s is None else error.wait_s
+        what = f"{self._place(path)} failed {tries} time{'s' * (tries > 1)}: {error}"
+        fix = "nothing was changed; a later try may work"
+        if self._clock() + pause >= end:
+            raise UnavailableError(f"{what}; given up at the deadline of {self._deadline_s:g} s", fix=fix) from error
+        _log.info("%s; again in %.1f s", what, pause)
+        if self._sleep(pause):
+            raise UnavailableError(f"{what}; told to stop", fix=fix) from error
+
+    def _try(
+        self,
+        path: tuple[str, ...],
+        query: Mapping[str, Any] | None,
+        *,
+        size: int | None,
+        limit: int,
+        data: bool,
+        end: float,
+    ) -> memoryview | None:
+        url = self._place(tuple(quote(part, safe="") for part in path))
+        headers = {"Accept": "application/octet-stream" if data else "application/json"}
+        body = None
+        if query is not None:
+            text = json.dumps(query, separators=(",", ":"))
+            if self._filter_in_body:
+                body, headers["Content-Type"] = text.encode(), "application/json"
+            else:
+                url += f"?query_string={quote(text, safe='')}"
+        # A try that begins just before the deadline does not outlive it by a whole timeout.
+        timeout_s = min(self._timeout_s, max(end - self._clock(), 0.001))
+        with _transport_errors(self._place(path)):
+            response = self._session.get(url, headers=headers, data=body, timeout=timeout_s, stream=True)
+            with response:
+                if not self._check_status(path, response):
+                    return None
+                _check_kind(self._place(path), response)
+                return self._read(path, response, size=size, limit=limit, end=end)
+
+    def _check_status(self, path: tuple[str, ...], response: requests.Response) -> bool:
+        """Return whether there is an answer to read; raise where the service failed."""
+        status, place = response.status_code, self._place(path)
+        if status in (200, 203):
+            return True
+        if status in (204, 404):
+            return False
+        if status in _TRANSIENT or status >= 500:
+            raise _TransientError(f"HTTP status {status}", _retry_after(response.headers.get("Retry-After")))
+        if status in (401, 403):
+            raise AuthError(
+                f"{place} answered HTTP status {status}: " + ("who asks?" if status == 401 else "not allowed"),
+                fix="give a valid token (CALIB_JWT) or Kerberos ticket (kinit), and the address that goes with it",
+            )
+        raise InputError(
+            f"{place} answered HTTP status {status}, which is neither an answer nor a failure that passes",
+            fix="check the service's address",
+        )
+
+    def _read(
+        self, path: tuple[str, ...], response: requests.Response, *, size: int | None, limit: int, end: float
+    ) -> memoryview:
+        """Read the body, no more than ``limit`` bytes; exactly ``size`` where that is known."""
+        place, said = self._place(path), _content_length(response)
+        if said is not None and said > limit:
+            raise InputError(_wrong_size(place, said, size, limit), fix="the document and the data contradict")
+        if size is not None and said is not None and said != size:
+            raise InputError(_wrong_size(place, said, size, limit), fix="the document and the data contradict")
+        expected = said if size is None else size
+        into = np.empty(_CHUNK_BYTES if expected is None else expected, np.uint8).data
+        got = 0
+        while True:
+            if self._clock() > end:
+                raise _TransientError(f"only {got} bytes came before the deadline")
+            # One more than wanted: an answer that is too long must not look right.
+            chunk = response.raw.read(min(_CHUNK_BYTES, limit - got + 1), decode_content=False)
+            if not chunk:
+                break
+            if got + len(chunk) > limit:
+                raise InputError(_wrong_size(place, None, size, limit), fix="the document and the data contradict")
+            if got + len(chunk) > len(into):
+                into = _larger(into, got, min(max(2 * len(into), got + len(chunk)), limit))
+            into[got : got + len(chunk)] = chunk
+            got += len(chunk)
+        if size is not None and got != size:
+            raise InputError(_wrong_size(place, got, size, limit), fix="the document and the data contradict")
+        return into[:got]
+
+
+def _address(text: str | None) -> str:
+    return base_url(SITE_URL if text is None else text)
+
+
+def _session(address: str, auth: Auth | None) -> requests.Session:
+    parts = urlsplit(address)
+    local = parts.hostname in _LOOPBACK
+    if isinstance(auth, BearerToken) and parts.scheme != "https" and not local:
+        raise ConfigError(f"a token would be sent in the clear to {address}", fix="use an https address")
+    session = requests.Session()
+    session.trust_env = not local  # no proxy stands between us and ourselves
+    session.max_redirects = 5
+    session.headers["User-Agent"] = "nightbeam"
+    session.headers["Accept-Encoding"] = "identity"  # bytes are counted, and arrays do not compress
+    session.auth = None if auth is None else auth.prepare()
+    adapter = HTTPAdapter(pool_connections=2, pool_maxsize=16, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def _database(name: str) -> str:
+    database = f"cdb_{name}"
+    if len(database) > _MAX_DATABASE_NAME:
+        raise InputError(
+            f"{database!r} is too long for a database of the service", fix=f"at most {_MAX_DATABASE_NAME} characters"
+        )
+    return check_name("database", database)
+
+
+def _selection(
+    detector: str,
+    unique_id: str,
+    short: str,
+    chosen: Mapping[str, Choice],
+    gaps: tuple[str, ...],
+    seen: list[dict[str, Any]],
+) -> Selection:
+    open_to_us = {ctype: choice for ctype, choice in sorted(chosen.items()) if not is_pickle(choice.document)}
+    refused = {ctype: _refusal(choice) for ctype, choice in sorted(chosen.items()) if ctype not in open_to_us}
+    ignored = len({_label(d) for d in seen if not is_understood(d)})
+    if ignored:
+        _log.warning("%s: %d documents of the service make no sense and were passed over", detector, ignored)
+    reason = None if open_to_us else "; ".join(refused.values()) or NO_CONSTANTS
+    return Selection(detector, unique_id, short, open_to_us, gaps, reason, refused, ignored)
+
+
+def _label(document: Document) -> str:
+    return str(document.get("_id", id(document)))
+
+
+def _refusal(choice: Choice) -> str:
+    return f"{choice.ctype} of document {choice.document_id} is a pickle, which runs code when it is loaded"
+
+
+def _more(traffic: Traffic, *, requests: int = 0, retries: int = 0, data_bytes: int = 0) -> Traffic:
+    return Traffic(traffic.requests + requests, traffic.retries + retries, traffic.data_bytes + data_bytes)
+
+
+@contextmanager
+def _transport_errors(place: str) -> Iterator[None]:
+    """Put what goes wrong between two computers into our words."""
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        raise ConfigError(
+            f"{place} cannot prove who it is: {_short(error)}",
+            fix="install the site's certificate (REQUESTS_CA_BUNDLE)",
+        ) from error
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise _TransientError(_short(error)) from error
+    except requests.exceptions.ChunkedEncodingError as error:
+        raise _TransientError(_short(error)) from error
+    except requests.exceptions.RequestException as error:
+        if type(error).__module__.startswith("requests_kerberos"):
+            raise AuthError(f"no Kerberos ticket for {place}: {_short(error)}", fix="run kinit") from error
+        raise InputError(f"{place} cannot be asked: {_short(error)}", fix="check the service's address") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        # Reading the body goes past requests, which would copy it once more.
+        if isinstance(error, NightbeamError):
+            raise
+        raise _TransientError(_short(error)) from error
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _check_kind(place: str, response: requests.Response) -> None:
+    """Turn away web pages and bodies in another coding."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind in ("text/html", "application/xhtml+xml"):
+        raise InputError(
+            f"{place} answered a web page",
+            fix="check the address; a proxy or a login page may be answering in its place",
+        )
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise InputError(f"{place} answered in the coding {coding[:40]!r}, which was not asked for")
+
+
+def _content_length(response: requests.Response) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _wrong_size(place: str, found: int | None, size: int | None, limit: int) -> str:
+    have = "more" if found is None else f"{found} bytes"
+    return f"{place} answered {have} where " + (f"at most {limit} are read" if size is None else f"{size} belong")
+
+
+def _larger(into: memoryview, got: int, size: int) -> memoryview:
+    larger = np.empty(size, np.uint8).data
+    larger[:got] = into[:got]
+    return larger
+
+
+def _beginning(body: memoryview) -> str:
+    return repr(bytes(body[:60]).decode("utf-8", "replace"))
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Return how many seconds the service wants us to wait; it gives them, or a date."""
+    if not text:
+        return None
+    if text.strip().isascii() and text.strip().isdigit():
+        return float(text)
+    try:
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())
