@@ -51,6 +51,8 @@ BLOCK_BYTES = 12
 MOST_DATAGRAM_BYTES = 1 << 30
 #: Parents within Parents; files of several nodes have 2.
 MOST_DEPTH = 16
+#: Blocks in one datagram: real ones hold hundreds, and empty ones by the million would only cost time.
+MOST_BLOCKS = 1 << 20
 
 _HEADER = struct.Struct("<IIIIHHI")
 _BLOCK = struct.Struct("<IHHI")
@@ -147,14 +149,17 @@ def walk(data: bytes, begin: int = 0, end: int | None = None, *, most_depth: int
     ------
     Xtc2Error
         If a block is shorter than its header, longer than the one around it, of a kind that cannot be
-        there, or nested too deep.
+        there, or nested too deep, or if there are too many.
     """
     ends = [len(data) if end is None else end]
-    at = begin
+    at, count = begin, 0
     while ends:
         if at == ends[-1]:
             ends.pop()
             continue
+        count += 1
+        if count > MOST_BLOCKS:
+            raise Xtc2Error(f"a datagram has more than {MOST_BLOCKS} blocks", fix=_FIX)
         source, damage, block_type, stop = _block(data, at, ends[-1])
         kind, corrupted = block_type & _KIND, bool(damage & _CORRUPTED)
         if kind == BlockKind.PARENT and not corrupted:

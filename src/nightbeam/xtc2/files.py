@@ -49,6 +49,10 @@ MOST_BODY_BYTES = 64 << 20
 #: Headers looked at for the first BeginRun and event; real files have them among the first ten.
 MOST_HEAD_DATAGRAMS = 100_000
 
+#: What is kept of one file, whatever it says: bytes of all its Configures, and runs or chunks it names.
+MOST_CONFIGURE_BYTES = 2 * MOST_BODY_BYTES
+MOST_NAMED = 1 << 16
+
 _WINDOW_BYTES = 1 << 16
 _FIX = "give LCLS-II .xtc2 files; if this is one, copy it again"
 # Where run and chunk information can be.
@@ -190,6 +194,7 @@ class _Look:
     reasons: list[str] = field(default_factory=list)
     damaged: bool = False
     _naming: list[Names] = field(default_factory=list)
+    _configure_bytes: int = 0
 
     def follow(self, source: _Source, path: Path, *, most_datagrams: int | None = None) -> None:
         """Go through a file; with ``most_datagrams``, to its first event and not beyond so many."""
@@ -225,6 +230,9 @@ class _Look:
 
     def _read_body(self, datagram: Datagram, body: bytes) -> None:
         if datagram.transition is Transition.Configure:
+            self._configure_bytes += len(body)
+            if self._configure_bytes > MOST_CONFIGURE_BYTES:
+                raise Xtc2Error(f"the Configures of this file have more than {MOST_CONFIGURE_BYTES} bytes", fix=_FIX)
             names = _names_of(body)
             self.configures.append((datagram.offset, names))
             self._naming = [n for n in names if n.detector_name in ("runinfo", "chunkinfo")]
@@ -237,6 +245,8 @@ class _Look:
                 self.runs[run_info(values)] = None
             else:
                 self.chunks[chunk_info(values)] = None
+            if len(self.runs) + len(self.chunks) > MOST_NAMED:
+                raise Xtc2Error(f"this file names more than {MOST_NAMED} runs and chunks", fix=_FIX)
 
     def _note_cut(self, source: _Source, path: Path) -> None:
         kind = "still being written" if path.name.endswith(IN_PROGRESS) else "truncated"
