@@ -1,0 +1,66 @@
+"""One open cache file as a mapping: detector -> type of constant -> (data, document)."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nightbeam.calib.layout import DetectorPlace, EntryIndex, decode_value
+
+__all__ = ["CalibEntry", "Constants"]
+
+#: What every reader gets: detector -> type of constant -> (data, document).
+Constants = Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]
+
+
+class CalibEntry(Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]):
+    """The constants of one run; arrays are read-only views of pages that all processes share.
+
+    The views keep the mapping alive, so there is nothing to close; a file that is replaced or removed stays readable.
+
+    Attributes
+    ----------
+    path
+        The file, as it was opened.
+    index
+        What the file says of itself.
+    """
+
+    def __init__(self, path: Path, index: EntryIndex, buffer: mmap.mmap) -> None:
+        self.path, self.index, self._buffer = path, index, buffer
+        self._found: dict[str, Mapping[str, tuple[Any, Mapping[str, Any]]]] = {}
+
+    @property
+    def det_info(self) -> Mapping[str, str]:
+        """Unique id by detector name; also of detectors that were skipped."""
+        return self.index.det_info
+
+    def __getitem__(self, detector: str) -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
+        if detector not in self._found:
+            place = self.index.detectors.get(detector)
+            if place is None or place.constants is None:
+                raise KeyError(_why_not(detector, place))
+            self._found[detector] = MappingProxyType(
+                {ctype: (decode_value(c.data, self._buffer), dict(c.document)) for ctype, c in place.constants.items()}
+            )
+        return self._found[detector]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, place in self.index.detectors.items() if place.constants is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<CalibEntry {self.path.name}: {', '.join(self) or 'no constants'}>"
+
+    def body(self, offset: int, nbytes: int) -> memoryview:
+        """Return some of the file's bytes, shared."""
+        return memoryview(self._buffer)[offset : offset + nbytes]
+
+
+def _why_not(detector: str, place: DetectorPlace | None) -> str:
+    return f"{detector} was skipped when this was cached" if place else f"{detector} is not in this run"
