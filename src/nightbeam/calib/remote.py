@@ -618,6 +618,12 @@ def _transport_errors(place: str) -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
+    """Return what went wrong at the bottom: each library wraps it once more, and quotes the whole address."""
+    for _ in range(8):
+        inner = [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]
+        if not inner:
+            break
+        error = inner[0]
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 

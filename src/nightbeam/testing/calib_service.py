@@ -26,7 +26,7 @@ __all__ = ["FakeCalibService", "Fault", "Received"]
 
 Fault = Literal[
     "500", "502", "503", "401", "403", "404", "429", "timeout", "html", "short-body", "long-body", "cut-body",
-    "bad-shape", "connection-reset",
+    "no-length", "bad-shape", "connection-reset",
 ]  # fmt: skip
 
 _ROOT: Final = "/calib_ws"
@@ -258,6 +258,11 @@ class FakeCalibService:
         with self._lock:
             return list(self._log)
 
+    @property
+    def connections(self) -> int:
+        """How many connections were opened so far."""
+        return 0 if self._server is None else self._server.opened
+
     def forget(self) -> None:
         """Empty the list of requests."""
         with self._lock:
@@ -280,6 +285,7 @@ class FakeCalibService:
             - ``html``: a web page with status 200.
             - ``short-body``, ``long-body``: another number of bytes, announced honestly; ``cut-body``: the
               connection is closed before all announced bytes are sent.
+            - ``no-length``: the right answer, but its end is where the connection closes.
             - ``bad-shape``: documents whose ``data_shape`` is code.
         path
             Only requests whose path has a match of this regular expression, e.g. ``/gridfs/``.
@@ -396,6 +402,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *arguments: Any) -> None:
         self.stopping = threading.Event()
         self.open: set[socket.socket] = set()
+        self.opened = 0
         self.guard = threading.Lock()
         super().__init__(*arguments)
 
@@ -426,6 +433,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         with self.server.guard:
             self.server.open.add(self.connection)
+            self.server.opened += 1
         if self.server.stopping.is_set():
             _drop(self.connection)
 
@@ -490,7 +498,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "bad-shape" and content == "application/json" and status == 200:
             documents = [{**d, "data_shape": _HOSTILE} if isinstance(d, dict) else d for d in json.loads(bytes(body))]
             body = json.dumps(documents).encode()
-        if kind in ("cut-body", "connection-reset"):
+        if kind == "no-length":
+            self.close_connection = True
+            self._send(path, query, in_body, status, content, body, (("Connection", "close"),), length=False)
+        elif kind in ("cut-body", "connection-reset"):
             self._cut(path, query, in_body, body, reset=kind == "connection-reset")
         else:
             self._send(path, query, in_body, status, content, body)
@@ -500,7 +511,7 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         half = memoryview(body)[: len(body) // 2]
         self._note(path, query, in_body, 0, len(half))
-        self._head(200, "application/octet-stream", len(body))
+        self._head(200, "application/octet-stream", (("Content-Length", str(len(body))),))
         self.connection.sendall(half)
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -510,9 +521,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         self.close_connection = True
 
-    def _head(self, status: int, content: str, size: int, extra: Iterable[tuple[str, str]] = ()) -> None:
+    def _head(self, status: int, content: str, extra: Iterable[tuple[str, str]]) -> None:
         self.send_response(status)
-        for name, value in (("Content-Type", content), ("Content-Length", str(size)), *extra):
+        for name, value in (("Content-Type", content), *extra):
             self.send_header(name, value)
         self.end_headers()
 
@@ -525,10 +536,12 @@ class _Handler(BaseHTTPRequestHandler):
         content: str,
         body: bytes | memoryview,
         extra: Iterable[tuple[str, str]] = (),
+        *,
+        length: bool = True,
     ) -> None:
         # Noted first: a client that has its answer may look at the list at once.
         self._note(path, query, in_body, status, len(body))
-        self._head(status, content, len(body), extra)
+        self._head(status, content, [*extra, *([("Content-Length", str(len(body)))] if length else [])])
         self.connection.sendall(body)
 
     def _note(self, path: str, query: Mapping[str, Any] | None, in_body: bool, status: int, sent_bytes: int) -> None:

@@ -1,0 +1,651 @@
+"""The client against a service that fails in every way that we know; time is only counted, never waited for."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pickle
+import socket
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nightbeam.calib.compute import decode
+from nightbeam.calib.model import NO_CONSTANTS, UNKNOWN_DETECTOR, Choice
+from nightbeam.calib.remote import BearerToken, CalibService, Kerberos
+from nightbeam.core.errors import (
+    AuthError,
+    ConfigError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    RejectedError,
+    UnavailableError,
+)
+from nightbeam.testing.calib_service import FakeCalibService
+
+EXP, RUN = "tmoc00118", 50
+UID = "epix10ka_3926196238-0175152897_3926196239-0175152898"
+PEDESTALS = np.arange(18, dtype="f4").reshape(3, 6)
+
+
+class Time:
+    """A clock that moves only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeCalibService]:
+    with FakeCalibService() as service:
+        yield service
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def client(fake: FakeCalibService, time: Time) -> Iterator[CalibService]:
+    with CalibService(fake.url, sleep=time.sleep, clock=time.clock, jitter=lambda: 1.0, timeout_s=20) as service:
+        yield service
+
+
+def deploy(fake: FakeCalibService, ctype: str = "pedestals", data: Any = PEDESTALS, **more: Any) -> dict[str, Any]:
+    return fake.deploy(EXP, UID, ctype, data, **{"run": 1, **more})
+
+
+def choice_of(fake: FakeCalibService, client: CalibService, ctype: str = "pedestals") -> Choice:
+    choice = client.select(EXP, RUN, "epix", UID).choices[ctype]
+    fake.forget()
+    return choice
+
+
+# Selecting
+
+
+def test_the_documents_of_a_run_come_without_their_data(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    late = deploy(fake, run=40)
+    deploy(fake, run=60)
+    deploy(fake, "geometry", "# QUAD 0\n")
+    found = client.select(EXP, RUN, "epix", UID)
+    assert found.short_name == "epix10ka_000001"
+    assert list(found.choices) == ["geometry", "pedestals"]
+    assert found.choices["pedestals"].document_id == late["_id"]
+    assert found.choices["pedestals"].database == "cdb_tmoc00118"
+    assert found.complete
+    assert found.reason is None
+    assert not any(r.is_data for r in fake.requests)
+
+
+def test_a_poll_costs_two_requests_once_the_name_is_known(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    client.select(EXP, RUN, "epix", UID)
+    assert len(fake.requests) == 3
+    for _ in range(3):
+        fake.forget()
+        client.select(EXP, RUN, "epix", UID)
+        assert [r.path for r in fake.requests] == [
+            "cdb_tmoc00118/epix10ka_000001",
+            "cdb_epix10ka_000001/epix10ka_000001",
+        ]
+    assert client.traffic.requests == 9
+
+
+def test_the_questions_are_the_filters_of_the_specification(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    client.select(EXP, RUN, "epix", UID)
+    assert [r.query for r in fake.requests] == [
+        {"long": UID},
+        {"detector": "epix10ka_000001", "run": {"$lte": 50}},
+        {"detector": "epix10ka_000001", "run": {"$lte": 9999}},
+    ]
+    assert not any(r.in_body for r in fake.requests)
+
+
+@pytest.mark.parametrize("run", [0, None])
+def test_without_a_run_documents_of_every_run_are_asked_for(
+    fake: FakeCalibService, client: CalibService, run: int | None
+):
+    deploy(fake, run=0)
+    found = client.select(EXP, run, "epix", UID)
+    assert fake.requests[1].query == {"detector": "epix10ka_000001", "run": {"$lte": 9999}}
+    assert found.choices["pedestals"].database == "cdb_tmoc00118"
+
+
+def test_what_the_experiment_lacks_comes_newest_from_the_detectors_database(
+    fake: FakeCalibService, client: CalibService
+):
+    deploy(fake)
+    fake.deploy(None, UID, "pixel_gain", PEDESTALS, run=900, created=1_700_000_000)
+    newest = fake.deploy(None, UID, "pixel_gain", PEDESTALS, run=800, created=1_700_000_500)
+    fake.deploy(None, UID, "pedestals", PEDESTALS, run=1, created=2_000_000_000)
+    found = client.select(EXP, RUN, "epix", UID)
+    assert found.choices["pixel_gain"].document_id == newest["_id"]
+    assert found.choices["pixel_gain"].database == "cdb_epix10ka_000001"
+    assert found.choices["pedestals"].database == "cdb_tmoc00118"
+    data = client.fetch(found.choices["pixel_gain"])
+    np.testing.assert_array_equal(decode(newest, data), PEDESTALS)
+
+
+def test_without_an_experiment_the_detectors_database_alone_is_asked(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    assert client.select(None, RUN, "epix", UID).choices["pedestals"].database == "cdb_epix10ka_000001"
+    assert {r.path.partition("/")[0] for r in fake.requests} == {"cdb_detnames", "cdb_epix10ka_000001"}
+
+
+def test_a_private_database_is_asked_in_the_experiments_place(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    client.select(EXP, RUN, "epix", UID, suffix="mine")
+    assert fake.requests[1].path == "cdb_epix10ka_000001_mine/epix10ka_000001"
+    with pytest.raises(InputError, match="too long"):
+        client.select(EXP, RUN, "epix", UID, suffix="m" * 40)
+
+
+def test_a_failed_second_question_keeps_the_first_answer_and_says_so(
+    fake: FakeCalibService, client: CalibService, caplog: pytest.LogCaptureFixture
+):
+    deploy(fake)
+    fake.fail(None, 503, path="^cdb_epix10ka")
+    found = client.select(EXP, RUN, "epix", UID)
+    assert list(found.choices) == ["pedestals"]
+    assert not found.complete
+    assert "cdb_epix10ka_000001 could not be asked" in found.gaps[0]
+    assert "HTTP status 503" in found.gaps[0]
+    assert "may be missing" in caplog.text
+
+
+def test_a_failed_second_question_after_an_empty_first_is_a_failure(fake: FakeCalibService, client: CalibService):
+    # "No constants" would be cached as the truth.
+    fake.deploy(None, UID, "pedestals", PEDESTALS, run=1)
+    fake.fail(None, 503, path="^cdb_epix10ka")
+    with pytest.raises(UnavailableError, match="503"):
+        client.select(EXP, RUN, "epix", UID)
+
+
+def test_a_detector_without_constants_is_no_failure(fake: FakeCalibService, client: CalibService, time: Time):
+    fake.add_detector(UID)
+    found = client.select(EXP, RUN, "epix", UID)
+    assert (found.choices, found.reason, found.complete) == ({}, NO_CONSTANTS, True)
+    assert time.waits == []
+
+
+def test_a_status_of_404_means_nothing_there(fake: FakeCalibService, client: CalibService, time: Time):
+    fake.add_detector(UID)
+    fake.fail(None, 404, path="^cdb_(tmo|epix)")
+    assert client.select(EXP, RUN, "epix", UID).reason == NO_CONSTANTS
+    assert time.waits == []
+
+
+def test_an_unknown_detector_is_said_to_be_unknown_and_no_database_none_is_asked(
+    fake: FakeCalibService, client: CalibService
+):
+    found = client.select(EXP, RUN, "epix", UID)
+    assert (found.short_name, found.reason) == (None, UNKNOWN_DETECTOR)
+    assert {r.path for r in fake.requests} == {"cdb_detnames/epix10ka"}
+    fake.add_detector(UID)
+    assert client.select(EXP, RUN, "epix", UID).short_name == "epix10ka_000001"
+
+
+@pytest.mark.parametrize("unique_id", ["hsd_", "hsd_long-enough-to-be-translated_"])
+def test_a_detector_with_an_empty_id_does_not_get_the_constants_of_another(
+    fake: FakeCalibService, client: CalibService, unique_id: str
+):
+    fake.deploy(EXP, "hsd_detnum1234-detnum5678", "pedestals", PEDESTALS, run=1)
+    found = client.select(EXP, RUN, "hsd", unique_id)
+    assert (dict(found.choices), found.reason) == ({}, UNKNOWN_DETECTOR)
+
+
+def test_a_short_unique_id_is_a_name_unless_the_table_has_another(fake: FakeCalibService, client: CalibService):
+    assert client.short_name("cspad_detnum1234") == "cspad_detnum1234"
+    fake.add_detector("cspad_detnum5678", "cspad_000007")
+    assert client.short_name("cspad_detnum5678") == "cspad_000007"
+
+
+def test_every_detector_of_the_test_experiment_has_the_same_constants(fake: FakeCalibService, client: CalibService):
+    fake.deploy("xpptut15", "cspad_detnum1234", "pedestals", PEDESTALS, run=1)
+    found = client.select("xpptut15", 14, "epix", UID)
+    assert found.unique_id == UID
+    assert found.choices["pedestals"].document["longname"] == "cspad_detnum1234"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "detector", "unique_id"),
+    [("../etc", "epix", UID), ("a/b", "epix", UID),
+     (EXP, "../epix", UID), (EXP, "epix", "../epix_aa"), (EXP, "epix", "")],
+)  # fmt: skip
+def test_names_that_lead_elsewhere_are_refused_before_anybody_is_asked(
+    fake: FakeCalibService, client: CalibService, experiment: str, detector: str, unique_id: str
+):
+    with pytest.raises(InputError, match="is not a name"):
+        client.select(experiment, RUN, detector, unique_id)
+    assert fake.requests == []
+
+
+def test_a_short_name_or_ctype_from_the_service_that_leads_elsewhere_is_refused(
+    fake: FakeCalibService, client: CalibService
+):
+    deploy(fake, changes={"ctype": "../../etc/passwd"})
+    found = client.select(EXP, RUN, "epix", UID)
+    assert (dict(found.choices), found.ignored) == ({}, 2)
+    fake.add_detector("jungfrau_000-111-222-333-444", "../../x")
+    with pytest.raises(InputError, match="short name"):
+        client.select(EXP, RUN, "jf", "jungfrau_000-111-222-333-444")
+
+
+def test_a_pickle_is_refused_by_name_and_the_rest_is_handed_out(fake: FakeCalibService, client: CalibService):
+    deploy(fake, "geometry", "# QUAD 0\n")
+    refused = deploy(fake, "pedestals", pickle.dumps({}))
+    found = client.select(EXP, RUN, "epix", UID)
+    assert list(found.choices) == ["geometry"]
+    assert "is a pickle" in found.refused["pedestals"]
+    with pytest.raises(RejectedError, match="is a pickle"):
+        client.fetch(Choice("pedestals", refused, "cdb_tmoc00118"))
+
+
+def test_a_detector_with_nothing_but_pickles_says_why_it_has_none(fake: FakeCalibService, client: CalibService):
+    deploy(fake, "pedestals", pickle.dumps({}))
+    found = client.select(EXP, RUN, "epix", UID)
+    assert not found.choices
+    assert found.reason is not None
+    assert "is a pickle" in found.reason
+
+
+def test_damaged_documents_are_counted_and_do_not_hide_good_ones(fake: FakeCalibService, client: CalibService):
+    good = deploy(fake)
+    deploy(fake, run=40, changes={"run_end": "endless"}, detector_too=False)
+    found = client.select(EXP, RUN, "epix", UID)
+    assert found.choices["pedestals"].document_id == good["_id"]
+    assert found.ignored == 1
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "u8", "u1", "u2"])
+def test_an_array_arrives_as_it_was_deployed(fake: FakeCalibService, client: CalibService, dtype: str):
+    array = np.random.default_rng(3).integers(0, 200, (3, 2, 300, 301)).astype(dtype)
+    deploy(fake, "mine", array)
+    choice = choice_of(fake, client, "mine")
+    found = decode(choice.document, client.fetch(choice))
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype  # type: ignore[union-attr]
+    assert client.traffic.data_bytes == array.nbytes
+    assert len(fake.requests) == 1
+
+
+def test_texts_and_empty_arrays_arrive(fake: FakeCalibService, client: CalibService):
+    text = "# Geometrie ±1 µm\n" * 30_000
+    deploy(fake, "geometry", text)
+    deploy(fake, "empty", np.zeros((0, 4), "f4"))
+    found = client.select(EXP, RUN, "epix", UID)
+    geometry, empty = found.choices["geometry"], found.choices["empty"]
+    assert decode(geometry.document, client.fetch(geometry)) == text
+    assert decode(empty.document, client.fetch(empty)).shape == (0, 4)  # type: ignore[union-attr]
+
+
+def test_a_float64_pedestal_is_kept_and_warned_about(
+    fake: FakeCalibService, client: CalibService, caplog: pytest.LogCaptureFixture
+):
+    deploy(fake, "pedestals", PEDESTALS.astype("f8"))
+    choice = choice_of(fake, client)
+    with caplog.at_level(logging.WARNING):
+        found = decode(choice.document, client.fetch(choice))
+    assert found.dtype == np.float64  # type: ignore[union-attr]
+    assert "usually float32; kept" in caplog.text
+
+
+def test_an_answer_that_does_not_say_how_long_it_is_is_read_to_its_end(fake: FakeCalibService, client: CalibService):
+    text = "# QUAD 0 0 1\n" * 50_000
+    deploy(fake, "geometry", text)
+    deploy(fake)
+    found = client.select(EXP, RUN, "epix", UID)
+    fake.fail(None, "no-length")
+    for ctype, expected in (("geometry", text), ("pedestals", PEDESTALS)):
+        choice = found.choices[ctype]
+        np.testing.assert_array_equal(decode(choice.document, client.fetch(choice)), expected)  # type: ignore[arg-type]
+    assert client.select(EXP, RUN, "epix", UID).keys == found.keys
+
+
+def test_data_that_were_removed_are_missing_and_not_asked_for_again(
+    fake: FakeCalibService, client: CalibService, time: Time
+):
+    document = deploy(fake)
+    choice = choice_of(fake, client)
+    fake.remove_data(document)
+    with pytest.raises(MissingError, match="is not there"):
+        client.fetch(choice)
+    assert time.waits == []
+
+
+@pytest.mark.parametrize("kind", ["short-body", "long-body"])
+@pytest.mark.parametrize("ctype", ["pedestals", "geometry"])
+def test_another_number_of_bytes_than_the_documents_is_refused(
+    fake: FakeCalibService, client: CalibService, kind: Any, ctype: str
+):
+    deploy(fake, "geometry", "# QUAD 0 and more\n")
+    deploy(fake)
+    choice = choice_of(fake, client, ctype)
+    fake.fail(1, kind)
+    with pytest.raises(InputError, match=r"bytes where|characters and has"):
+        decode(choice.document, client.fetch(choice))
+    decode(choice.document, client.fetch(choice))
+
+
+@pytest.mark.parametrize("kind", ["cut-body", "connection-reset"])
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    fake: FakeCalibService, client: CalibService, time: Time, kind: Any
+):
+    array = np.random.default_rng(3).random((3, 700, 700)).astype("f4")
+    deploy(fake, "pedestals", array)
+    choice = choice_of(fake, client)
+    fake.fail(2, kind)
+    np.testing.assert_array_equal(decode(choice.document, client.fetch(choice)), array)
+    assert len(fake.requests) == 3
+    assert time.waits == [0.5, 1.0]
+
+
+def test_code_in_the_place_of_a_shape_is_refused_and_never_run(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    fake.fail(None, "bad-shape", path="^cdb_(tmo|epix)")
+    choice = choice_of(fake, client)
+    with pytest.raises(InputError, match="data_shape"):
+        client.fetch(choice)
+    assert fake.requests == []
+    assert not Path("/tmp/nightbeam-was-here").exists()
+
+
+def test_an_array_larger_than_allowed_is_not_asked_for(fake: FakeCalibService, time: Time):
+    deploy(fake)
+    with CalibService(fake.url, max_bytes=71) as client:
+        choice = choice_of(fake, client)
+        with pytest.raises(InputError, match="has 72 bytes, more than 71"):
+            client.fetch(choice)
+    assert fake.requests == []
+
+
+def test_an_endless_text_is_cut_off(fake: FakeCalibService):
+    deploy(fake, "geometry", "x" * 1000)
+    with CalibService(fake.url, max_bytes=999) as client, pytest.raises(InputError, match="at most 999"):
+        client.fetch(choice_of(fake, client, "geometry"))
+
+
+@pytest.mark.parametrize("data_id", ["../../secret", "", "xyz", "1" * 23])
+def test_an_id_that_leads_elsewhere_is_refused(fake: FakeCalibService, client: CalibService, data_id: str):
+    deploy(fake, changes={"id_data": data_id})
+    with pytest.raises(InputError, match="24 hexadecimal"):
+        client.fetch(choice_of(fake, client))
+    assert fake.requests == []
+
+
+# Failing
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_a_failure_that_passes_is_waited_out(fake: FakeCalibService, client: CalibService, time: Time, status: Any):
+    deploy(fake)
+    fake.fail(3, status)
+    assert client.select(EXP, RUN, "epix", UID).choices
+    assert time.waits == [0.5, 1.0, 2.0]
+    assert (client.traffic.requests, client.traffic.retries) == (6, 3)
+
+
+def test_a_failure_that_stays_ends_at_the_deadline(fake: FakeCalibService, client: CalibService, time: Time):
+    fake.fail(None, 503)
+    with pytest.raises(UnavailableError, match=r"HTTP status 503; given up at the deadline of 180 s") as caught:
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert caught.value.retry
+    assert time.now - 1000.0 < 180
+    assert time.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
+    assert len(fake.requests) == 11
+
+
+@pytest.mark.parametrize("kind", ["timeout", "connection-reset"])
+def test_silence_is_a_failure_that_passes(fake: FakeCalibService, time: Time, kind: Any):
+    deploy(fake)
+    fake.fail(2, kind)
+    with CalibService(fake.url, timeout_s=0.15, sleep=time.sleep, clock=time.clock, jitter=lambda: 0.0) as client:
+        assert client.select(EXP, RUN, "epix", UID).choices
+    assert time.waits == [0.25, 0.5]
+
+
+def test_a_service_that_is_not_there_is_unavailable(time: Time):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            CalibService(url, deadline_s=5, sleep=time.sleep, clock=time.clock, jitter=lambda: 1.0) as client,
+            pytest.raises(UnavailableError, match=r"failed 4 times: .*refused"),
+        ):
+            client.find("cdb_tmoc00118", "epix10ka_000001")
+
+
+def test_the_service_says_when_to_come_back(fake: FakeCalibService, client: CalibService, time: Time):
+    deploy(fake)
+    fake.fail(2, 429, retry_after=7)
+    client.select(EXP, RUN, "epix", UID)
+    assert time.waits == [7.0, 7.0]
+
+
+def test_a_date_to_come_back_is_understood_and_rubbish_is_not(fake: FakeCalibService, client: CalibService, time: Time):
+    deploy(fake)
+    fake.fail(1, 503, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True))
+    fake.fail(1, 503, retry_after="soon")
+    client.select(EXP, RUN, "epix", UID)
+    assert time.waits[0] == pytest.approx(20, abs=3)
+    assert time.waits[1] == 1.0
+
+
+def test_a_service_that_wants_us_back_after_the_deadline_is_not_waited_for(
+    fake: FakeCalibService, client: CalibService, time: Time
+):
+    fake.fail(None, 429, retry_after=3600)
+    with pytest.raises(UnavailableError, match="429"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_not_asked_again_and_says_what_to_show(
+    fake: FakeCalibService, client: CalibService, time: Time, status: Any
+):
+    fake.fail(None, status)
+    with pytest.raises(AuthError, match=f"HTTP status {status}") as caught:
+        client.select(EXP, RUN, "epix", UID)
+    assert "CALIB_JWT" in caught.value.fix
+    assert len(fake.requests) == 1
+
+
+def test_a_web_page_is_no_answer_for_documents_nor_for_data(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    deploy(fake, "geometry", "# QUAD 0\n")
+    choice = choice_of(fake, client, "geometry")
+    fake.fail(2, "html")
+    with pytest.raises(InputError, match="web page"):
+        client.select(EXP, RUN, "epix", UID)
+    with pytest.raises(InputError, match="web page"):
+        client.fetch(choice)
+
+
+@pytest.mark.parametrize("kind", ["short-body", "long-body"])
+def test_documents_that_are_not_json_are_refused(fake: FakeCalibService, client: CalibService, kind: Any):
+    deploy(fake)
+    fake.fail(1, kind, path="^cdb_tmo")
+    with pytest.raises(InputError, match="not JSON"):
+        client.select(EXP, RUN, "epix", UID)
+
+
+def test_an_answer_that_is_no_list_of_documents_is_refused(
+    fake: FakeCalibService, client: CalibService, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fake, "_documents", lambda *_: [1, "two"])
+    with pytest.raises(InputError, match="list of documents"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+
+
+def test_a_slow_answer_does_not_outlive_the_deadline(fake: FakeCalibService, time: Time):
+    deploy(fake, "pedestals", np.zeros((600, 1000), "f4"))
+    with CalibService(fake.url, deadline_s=10, sleep=time.sleep, clock=time.clock) as client:
+        choice = choice_of(fake, client)
+        ticks = iter(range(0, 10**6, 5))
+        client._clock = lambda: float(next(ticks))  # every look at the clock takes five seconds
+        with pytest.raises(UnavailableError, match="before the deadline"):
+            client.fetch(choice)
+
+
+def test_being_told_to_stop_ends_the_waiting(fake: FakeCalibService):
+    stop = threading.Event()
+    stop.set()
+    fake.fail(None, 503)
+    with CalibService(fake.url, sleep=stop.wait) as client, pytest.raises(UnavailableError, match="told to stop"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert len(fake.requests) == 1
+
+
+def test_every_failure_survives_the_way_to_another_process(fake: FakeCalibService, client: CalibService):
+    fake.fail(None, 503)
+    with pytest.raises(NightbeamError) as caught:
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.what) == (UnavailableError, caught.value.what)
+
+
+def test_connections_are_used_again(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    choice = choice_of(fake, client)
+    for _ in range(4):
+        client.fetch(choice)
+    client.select(EXP, RUN, "epix", UID)
+    fake.add_detector("jungfrau_1")
+    client.select(EXP, RUN, "jungfrau", "jungfrau_1")
+    assert fake.connections == 1
+
+
+def test_threads_may_share_a_client(fake: FakeCalibService, client: CalibService):
+    deploy(fake, "pedestals", np.random.default_rng(1).random((3, 200, 200)).astype("f4"))
+    choice = choice_of(fake, client)
+    expected = bytes(client.fetch(choice))
+    wrong: list[int] = []
+
+    def ask(number: int) -> None:
+        if any(bytes(client.fetch(choice)) != expected for _ in range(5)):
+            wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert client.traffic.data_bytes == 31 * len(expected)
+
+
+# Who asks
+
+
+def test_a_token_is_shown_and_the_filter_goes_into_the_body():
+    with FakeCalibService(token="abc.def") as fake:
+        fake.deploy(EXP, UID, "pedestals", PEDESTALS, run=1)
+        with CalibService(fake.url, auth=BearerToken("abc.def")) as client:
+            choice = client.select(EXP, RUN, "epix", UID).choices["pedestals"]
+            client.fetch(choice)
+        assert {r.authorization for r in fake.requests} == {"Bearer abc.def"}
+        assert [r.in_body for r in fake.requests] == [True, True, True, False]
+        assert fake.requests[1].query == {"detector": "epix10ka_000001", "run": {"$lte": 50}}
+        with CalibService(fake.url) as nobody, pytest.raises(AuthError, match="401"):
+            nobody.select(EXP, RUN, "epix", UID)
+
+
+def test_a_token_can_go_with_filters_in_the_address():
+    with FakeCalibService(token="abc") as fake:
+        fake.deploy(EXP, UID, "pedestals", PEDESTALS, run=1)
+        with CalibService(fake.url, auth=BearerToken("abc", filter_in_body=False)) as client:
+            assert client.select(EXP, RUN, "epix", UID).choices
+        assert not any(r.in_body for r in fake.requests)
+
+
+def test_a_token_is_never_sent_in_the_clear_nor_printed():
+    with pytest.raises(ConfigError, match="in the clear") as caught:
+        CalibService("http://pswww.slac.stanford.edu/ws", auth=BearerToken("s3cret"))
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(BearerToken("s3cret"))
+    with pytest.raises(ConfigError, match="blanks"):
+        BearerToken("two words")
+
+
+def test_the_environment_names_address_and_token():
+    environ = {"LCLS_CALIB_HTTP": "http://localhost:1/x", "CALIB_JWT": "abc"}
+    with CalibService.from_environment(environ, timeout_s=1) as client:
+        assert client.base_url == "http://localhost:1/x/calib_ws"
+        assert client._filter_in_body
+    with CalibService.from_environment({}) as client:
+        assert client.base_url == "https://pswww.slac.stanford.edu/ws/calib_ws"
+        assert client._session.auth is None
+
+
+def test_no_proxy_stands_between_us_and_this_machine(fake: FakeCalibService, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with CalibService(fake.url, deadline_s=1) as client:
+        assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
+
+
+def test_kerberos_is_loaded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "requests_kerberos", None)
+    CalibService("https://host/ws").close()
+    with pytest.raises(ConfigError, match="Kerberos was asked for"):
+        CalibService("https://host/ws", auth=Kerberos())
+
+
+def test_kerberos_asks_for_a_ticket_of_the_named_service(monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, Any] = {}
+
+    class Stub:
+        OPTIONAL = 2
+
+        @staticmethod
+        def HTTPKerberosAuth(**options: Any) -> str:
+            asked.update(options)
+            return "the auth"
+
+    monkeypatch.setitem(sys.modules, "requests_kerberos", Stub)
+    with CalibService("https://pswww.slac.stanford.edu/ws-kerb", auth=Kerberos()) as client:
+        assert client._session.auth == "the auth"
+    assert asked["service"] == "HTTP"
+    assert asked["hostname_override"] == "pswww.slac.stanford.edu"
+    with pytest.raises(ConfigError, match="HTTP@host"):
+        Kerberos("pswww").prepare()
+
+
+def test_memory_is_the_arrays_own_and_hardly_more(fake: FakeCalibService, client: CalibService):
+    array = np.zeros((3, 1000, 1000), "f4")
+    deploy(fake, "pedestals", array)
+    choice = choice_of(fake, client)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        data = client.fetch(choice)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data) == array.nbytes
+    assert peak < array.nbytes + 2_000_000
