@@ -9,6 +9,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -52,20 +53,22 @@ MOST_DATAGRAM_BYTES = 1 << 30
 #: Parents within Parents; files of several nodes have 2.
 MOST_DEPTH = 16
 #: Blocks in one datagram: real ones hold hundreds, and empty ones by the million would only cost time.
-MOST_BLOCKS = 1 << 20
+MOST_BLOCKS = 1 << 17
 
 _HEADER = struct.Struct("<IIIIHHI")
 _BLOCK = struct.Struct("<IHHI")
 _NAMES = struct.Struct("<I256s256s256s256sII")
-_FIELD = struct.Struct("<256xI256sII")
+_FIELD = struct.Struct("<260x256sII")  # before the name: an algorithm of its own, which is nearly always empty
 _SHAPE_BYTES = 20  # five u32, of which the first `rank` count
 _MOST_RANK = 5
 _CORRUPTED = 1 << 3
+_FIELD_TYPES = tuple(FieldType)
+_TRANSITIONS = tuple(Transition)
 _KIND = 0xFFF
 _SOURCE = 0x0FFF_FFFF
 
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,255}")
-_PRINTABLE = re.compile(r"[!-~]*")
+_PRINTABLE = re.compile(r"[ -~]*")
 
 Value = int | float | str | NDArray[Any]
 _T = TypeVar("_T", int, str)
@@ -118,13 +121,13 @@ def parse_header(data: bytes, offset: int = 0, *, most_bytes: int = MOST_DATAGRA
         raise Xtc2Error(f"its extent is {extent} bytes, the least is {BLOCK_BYTES}", fix=_FIX)
     if extent > most_bytes - BLOCK_BYTES:
         raise Xtc2Error(f"it claims {BLOCK_BYTES + extent} bytes, more than {most_bytes}", fix=_FIX)
-    if block_type & _KIND != BlockKind.PARENT:
+    if block_type & _KIND:
         raise Xtc2Error(f"its outermost block is of kind {block_type & _KIND}, not a Parent (0)", fix=_FIX)
-    if service > Transition.L1Accept:
+    if service >= len(_TRANSITIONS):
         raise Xtc2Error(f"there is no transition {service}", fix=_FIX)
     if env >> 28 & 0x3:
         raise Xtc2Error(f"its kind is {env >> 28 & 0x3}, not an event (0)", fix=_FIX)
-    return Header(nanoseconds, seconds, env, damage, Transition(service), extent)
+    return Header(nanoseconds, seconds, env, damage, _TRANSITIONS[service], extent)
 
 
 _FIX = "give LCLS-II .xtc2 files; if this is one, copy it again"
@@ -168,13 +171,14 @@ def walk(data: bytes, begin: int = 0, end: int | None = None, *, most_depth: int
             ends.append(stop)
             at += BLOCK_BYTES
             continue
-        if kind not in _WALKED:
+        known = _WALKED.get(kind)
+        if known is None:
             raise Xtc2Error(f"a block of kind {kind} cannot be where one is, at byte {at}", fix=_FIX)
-        yield Block(BlockKind(kind), source & _SOURCE, corrupted, at + BLOCK_BYTES, stop)
+        yield Block(known, source & _SOURCE, corrupted, at + BLOCK_BYTES, stop)
         at = stop
 
 
-_WALKED = frozenset({BlockKind.PARENT, BlockKind.SHAPES_DATA, BlockKind.NAMES})
+_WALKED = {int(kind): kind for kind in (BlockKind.PARENT, BlockKind.SHAPES_DATA, BlockKind.NAMES)}
 
 
 def _block(data: bytes, at: int, end: int) -> tuple[int, int, int, int]:
@@ -222,16 +226,13 @@ def parse_names(data: bytes, block: Block) -> Names:
     )
 
 
-def _field(version: int, name: bytes, kind: int, rank: int) -> Field:
-    del version  # of the field's own algorithm, which is nearly always empty
-    if kind >= len(FieldType):
+@lru_cache(maxsize=4096)  # every segment of a detector describes the same fields again
+def _field(name: bytes, kind: int, rank: int) -> Field:
+    if kind >= len(_FIELD_TYPES):
         raise Xtc2Error(f"there is no field type {kind}", fix=_FIX)
     if rank > _MOST_RANK:
         raise Xtc2Error(f"a field has {rank} dimensions, the most is {_MOST_RANK}", fix=_FIX)
     return Field(_text(name, "field name"), _FIELD_TYPES[kind], rank)
-
-
-_FIELD_TYPES = tuple(FieldType)
 
 
 def _text(raw: bytes, what: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +54,8 @@ MOST_NAMED = 1 << 16
 
 _WINDOW_BYTES = 1 << 16
 _FIX = "give LCLS-II .xtc2 files; if this is one, copy it again"
+# By name of their own: looked at for every datagram, and Python looks an enum's members up slowly.
+_CONFIGURE, _EVENT, _BEGUN = Transition.Configure, Transition.L1Accept, StreamStatus.BEGUN
 # Where run and chunk information can be.
 _DESCRIBING = frozenset({Transition.Configure, Transition.BeginRun, Transition.BeginStep, Transition.Enable})
 
@@ -187,7 +188,7 @@ class _Look:
     """What has been seen of a file so far."""
 
     status: StreamStatus = StreamStatus.NOT_XTC2
-    counts: Counter[Transition] = field(default_factory=Counter)
+    counts: list[int] = field(default_factory=lambda: [0] * len(Transition))
     configures: list[tuple[int, tuple[Names, ...]]] = field(default_factory=list)
     runs: dict[RunInfo, None] = field(default_factory=dict)
     chunks: dict[ChunkInfo, None] = field(default_factory=dict)
@@ -204,7 +205,7 @@ class _Look:
                     self._take(datagram)
                 except Xtc2Error as error:
                     raise _placed(error, path, datagram.offset) from error
-                if most_datagrams and (self.status in _ENDS_HEAD or number >= most_datagrams):
+                if most_datagrams and (number >= most_datagrams or self.status in _ENDS_HEAD):
                     return
         except Xtc2Error as error:
             self.damaged = True
@@ -217,16 +218,17 @@ class _Look:
 
     def _take(self, datagram: Datagram) -> None:
         transition = datagram.transition
-        if not self.counts and transition is not Transition.Configure:
+        if datagram.offset == 0 and transition is not _CONFIGURE:
             self.status = StreamStatus.CONTINUATION
             self.reasons.append(f"begins with {transition.name}, not with Configure")
         if datagram.body is not None:
             self._read_body(datagram, datagram.body)
         self.counts[transition] += 1
-        if transition is Transition.BeginRun and self.status is StreamStatus.CONFIGURED:
+        if transition is _EVENT:
+            if self.status is _BEGUN:
+                self.status = StreamStatus.HAS_EVENTS
+        elif transition is Transition.BeginRun and self.status is StreamStatus.CONFIGURED:
             self.status = StreamStatus.BEGUN
-        elif transition is Transition.L1Accept and self.status is StreamStatus.BEGUN:
-            self.status = StreamStatus.HAS_EVENTS
 
     def _read_body(self, datagram: Datagram, body: bytes) -> None:
         if datagram.transition is Transition.Configure:
@@ -251,7 +253,7 @@ class _Look:
     def _note_cut(self, source: _Source, path: Path) -> None:
         kind = "still being written" if path.name.endswith(IN_PROGRESS) else "truncated"
         self.reasons.append(f"{kind}: {source.cut}")
-        if not self.counts and not self.damaged:
+        if not any(self.counts) and not self.damaged:
             self.status = source.status_of_first()
 
 
@@ -289,6 +291,7 @@ class _Source:
     ) -> Iterator[Datagram]:
         """Yield complete datagrams; afterwards ``cut`` says whether one more had begun."""
         at, size = 0, HEADER_BYTES
+        wanted = [transition in bodies for transition in Transition]
         while at < self.size:
             if self.size - at < HEADER_BYTES:
                 self.cut = f"{self.size - at} bytes at {at} are too few for a datagram"
@@ -299,11 +302,12 @@ class _Source:
                 header = parse_header(raw, most_bytes=most_bytes)
             except Xtc2Error as error:
                 raise _placed(error, self._path, at) from error
-            size = header.size
+            size = BLOCK_BYTES + header.extent
             if size > self.size - at:
                 self.cut = f"the {header.transition.name} at {at} has {size} bytes, {self.size - at} are there"
                 return
-            yield Datagram(at, header, self._body(at, header, bodies, most_body_bytes))
+            body = self._body(at, header, most_body_bytes) if wanted[header.transition] else None
+            yield Datagram(at, header, body)
             at += size
 
     def status_of_first(self) -> StreamStatus:
@@ -323,9 +327,7 @@ class _Source:
                 return StreamStatus.NOT_XTC2
         return StreamStatus.PARTIAL_CONFIGURE
 
-    def _body(self, at: int, header: Header, bodies: Collection[Transition], most_bytes: int) -> bytes | None:
-        if header.transition not in bodies:
-            return None
+    def _body(self, at: int, header: Header, most_bytes: int) -> bytes:
         length = header.size - HEADER_BYTES
         if length > most_bytes:
             raise Xtc2Error(
