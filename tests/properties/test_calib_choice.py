@@ -63,7 +63,7 @@ def oracle(found: list[dict[str, Any]], run: int) -> dict[str, Any] | None:
     return winners[0][1] if winners else None
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(documents(), st.integers(0, 13) | st.sampled_from([9999, 10000]))
 def test_the_document_of_a_run_is_the_one_that_no_other_beats(found: list[dict[str, Any]], run: int):
     assert choose_document(found, run) is oracle(found, run)

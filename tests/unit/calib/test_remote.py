@@ -196,6 +196,26 @@ def test_a_status_of_404_means_nothing_there(fake: FakeCalibService, client: Cal
     assert time.waits == []
 
 
+def test_an_empty_answer_of_a_wrong_address_is_not_taken_for_the_truth(fake: FakeCalibService, time: Time):
+    with (
+        CalibService(fake.url.replace("calib_ws", "elsewhere"), sleep=time.sleep) as client,
+        pytest.raises(InputError, match="no calibration service at"),
+    ):
+        client.select(EXP, RUN, "epix", UID)
+
+
+@pytest.mark.parametrize("listing", [200, 401])
+def test_a_service_that_answers_404_first_is_made_sure_of_once(
+    fake: FakeCalibService, client: CalibService, listing: Any
+):
+    fake.fail(None, 404, path="^cdb_")
+    if listing == 401:
+        fake.fail(None, 401, path="^$")
+    for _ in range(3):
+        assert client.select(EXP, RUN, "epix", UID).reason == UNKNOWN_DETECTOR
+    assert [r.path for r in fake.requests].count("") == 1
+
+
 def test_an_unknown_detector_is_said_to_be_unknown_and_no_database_none_is_asked(
     fake: FakeCalibService, client: CalibService
 ):
@@ -648,4 +668,4 @@ def test_memory_is_the_arrays_own_and_hardly_more(fake: FakeCalibService, client
     finally:
         tracemalloc.stop()
     assert len(data) == array.nbytes
-    assert peak < array.nbytes + 2_000_000
+    assert peak < array.nbytes + 4_000_000
