@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 from urllib.parse import quote, urlsplit
@@ -532,10 +533,9 @@ class CalibService:
             raise InputError(_wrong_size(place, said, size, limit), fix="the document and the data contradict")
         expected = said if size is None else size
         into = np.empty(_CHUNK_BYTES if expected is None else expected, np.uint8).data
-        got = 0
-        while True:
-            if self._clock() > end:
-                raise _TransientError(f"only {got} bytes came before the deadline")
+        got = self._read_straight(response, into, end) if said is not None and said == size else 0
+        while said is None or got < said:
+            self._check_time(got, end)
             # One more than wanted: an answer that is too long must not look right.
             chunk = response.raw.read(min(_CHUNK_BYTES, limit - got + 1), decode_content=False)
             if not chunk:
@@ -549,6 +549,29 @@ class CalibService:
         if size is not None and got != size:
             raise InputError(_wrong_size(place, got, size, limit), fix="the document and the data contradict")
         return into[:got]
+
+    def _read_straight(self, response: requests.Response, into: memoryview, end: float) -> int:
+        """Read all but the last byte straight from the socket; return how many bytes that was.
+
+        urllib3 would hold every piece once more before it is copied, which costs a quarter of the speed. It gets the
+        last byte, so that it sees the answer's end and keeps the connection. Where its insides are not what they are
+        today, nothing is read here and all of it there.
+        """
+        source = getattr(response.raw, "_fp", None)
+        if not isinstance(source, HTTPResponse) or source.chunked:
+            return 0
+        got, most = 0, len(into) - 1
+        while got < most:
+            self._check_time(got, end)
+            count = source.readinto(into[got : min(got + _CHUNK_BYTES, most)])
+            if not count:
+                raise _TransientError(f"the answer broke off after {got} of {len(into)} bytes")
+            got += count
+        return got
+
+    def _check_time(self, got: int, end: float) -> None:
+        if self._clock() > end:
+            raise _TransientError(f"only {got} bytes came before the deadline")
 
 
 def _address(text: str | None) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nightbeam.calib import remote
 from nightbeam.calib.compute import decode
 from nightbeam.calib.model import NO_CONSTANTS, UNKNOWN_DETECTOR, Choice
 from nightbeam.calib.remote import BearerToken, CalibService, Kerberos
@@ -311,6 +312,18 @@ def test_an_array_arrives_as_it_was_deployed(fake: FakeCalibService, client: Cal
     assert found.dtype == array.dtype  # type: ignore[union-attr]
     assert client.traffic.data_bytes == array.nbytes
     assert len(fake.requests) == 1
+
+
+def test_an_array_arrives_past_a_urllib3_of_other_insides(
+    fake: FakeCalibService, client: CalibService, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(remote, "HTTPResponse", str)
+    array = np.random.default_rng(3).random((3, 700, 701)).astype("f4")
+    deploy(fake, "pedestals", array)
+    choice = choice_of(fake, client)
+    for _ in range(3):
+        np.testing.assert_array_equal(decode(choice.document, client.fetch(choice)), array)
+    assert fake.connections == 1
 
 
 def test_texts_and_empty_arrays_arrive(fake: FakeCalibService, client: CalibService):
