@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from nightbeam.core.errors import MissingError, StorageError
 from nightbeam.xtc2.compute import (
@@ -60,8 +61,7 @@ _CONFIGURE, _EVENT, _BEGUN = Transition.Configure, Transition.L1Accept, StreamSt
 _DESCRIBING = frozenset({Transition.Configure, Transition.BeginRun, Transition.BeginStep, Transition.Enable})
 
 
-@dataclass(frozen=True, slots=True)
-class Datagram:
+class Datagram(NamedTuple):
     """One complete datagram; ``body`` is its payload if that was asked for."""
 
     offset: int

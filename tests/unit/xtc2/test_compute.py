@@ -226,6 +226,8 @@ def test_run_and_chunk_information_must_be_of_the_right_kind():
         run_info({"expt": "mfx1", "runnum": 3.0})
     with pytest.raises(Xtc2Error, match="filename is NoneType, not str"):
         chunk_info({"chunkid": 1})
+    with pytest.raises(Xtc2Error, match="no printable text"):
+        run_info({"expt": "\x1b[2J", "runnum": 3})
 
 
 def test_a_unique_id_is_the_type_and_the_ids_by_rising_segment():
