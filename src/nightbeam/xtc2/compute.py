@@ -349,8 +349,8 @@ def _of_type(values: dict[str, Value], name: str, kind: type[_T]) -> _T:
     value = values.get(name)
     if not isinstance(value, kind):
         raise Xtc2Error(f"{name} is {type(value).__name__}, not {kind.__name__}", fix=_FIX)
-    if isinstance(value, str) and not _PRINTABLE.fullmatch(value):  # it will be printed
-        raise Xtc2Error(f"{name} is {value[:32]!r}, no printable text", fix=_FIX)
+    if not _PRINTABLE.fullmatch(str(value)):  # it will be printed
+        raise Xtc2Error(f"{name} is {str(value)[:32]!r}, no printable text", fix=_FIX)
     return value
 
 
