@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nightbeam.calib.layout import DetectorPlace, EntryIndex, decode_value
+from nightbeam.calib.layout import ConstantPlace, DetectorPlace, EntryIndex, decode_value
 
 __all__ = ["CalibEntry", "Constants"]
 
@@ -56,6 +56,10 @@ class CalibEntry(Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]):
 
     def __repr__(self) -> str:
         return f"<CalibEntry {self.path.name}: {', '.join(self) or 'no constants'}>"
+
+    def value_of(self, place: ConstantPlace) -> Any:
+        """Return the data of a constant of this file."""
+        return decode_value(place.data, self._buffer)
 
     def body(self, offset: int, nbytes: int) -> memoryview:
         """Return some of the file's bytes, shared."""

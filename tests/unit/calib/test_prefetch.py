@@ -1,0 +1,406 @@
+import errno
+import hashlib
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from nightbeam.calib import files
+from nightbeam.calib.files import entry_path, link_entry, list_entries, lock_path, open_entry, remove_stale
+from nightbeam.calib.prefetch import Action, prefetch
+from nightbeam.calib.remote import CalibService
+from nightbeam.core.errors import (
+    AuthError,
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    StorageError,
+    UnavailableError,
+    UsageError,
+)
+from nightbeam.core.locks import sole_owner
+from nightbeam.testing.calib_service import FakeCalibService
+from nightbeam.testing.xtc2_files import detector, write_run
+
+EXP = "tmoc00118"
+EPIX, HSD = "epix10ka_3926196238-0175152897_1111111111-2222222222", "hsd_detnum1234"
+INFO = {"epixquad": EPIX, "hsd": HSD}
+
+
+def patient():
+    """A clock that sleeping puts forward, so that waiting costs no time."""
+    slept = [0.0]
+
+    def sleep(seconds):
+        slept[0] += seconds
+
+    return {"sleep": sleep, "clock": lambda: time.monotonic() + slept[0]}
+
+
+@pytest.fixture
+def fake():
+    with FakeCalibService(hang_s=1.0) as service:
+        service.add_detector(EPIX)
+        service.add_detector(HSD)
+        service.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 1.5, np.float32), run=1)
+        service.deploy(EXP, EPIX, "pixel_status", np.arange(16, dtype=np.uint64).reshape(4, 4), run=1)
+        service.deploy(EXP, EPIX, "geometry", "# geometry µm\n", run=1)
+        yield service
+
+
+@pytest.fixture
+def service(fake):
+    with CalibService(fake.url, **patient(), timeout_s=0.3, deadline_s=6.0) as client:
+        yield client
+
+
+@pytest.fixture
+def cache(tmp_path):
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def go(cache, service):
+    def call(run=5, info=INFO, **options):
+        return prefetch(EXP, output_dir=cache, service=service, run=run, det_info=info, **options)
+
+    return call
+
+
+def data_requests(fake):
+    return [r for r in fake.requests if r.is_data]
+
+
+def test_the_constants_of_a_run_are_fetched_and_can_be_opened(go, cache, fake):
+    report = go()
+    assert (report.action, report.run, report.path) == (Action.FETCHED, 5, entry_path(cache, EXP, 5))
+    entry = open_entry(report.path)
+    assert dict(entry.det_info) == INFO
+    assert float(entry["epixquad"]["pedestals"][0][0, 0, 0, 0]) == 1.5
+    assert entry["epixquad"]["geometry"][0] == "# geometry µm\n"
+    assert entry["hsd"] == {}
+    assert len(data_requests(fake)) == 3
+    assert report.requests == len(fake.requests)
+    # 7*4*8*8 float32, 16 uint64, 14 characters one of which has two bytes
+    assert report.bytes_fetched == 7 * 4 * 8 * 8 * 4 + 16 * 8 + 15
+
+
+def test_the_report_lists_every_constant_and_why_a_detector_has_none(go):
+    rows = {(row.detector, row.ctype): row for row in go().detectors}
+    assert set(rows) == {("epixquad", c) for c in ("geometry", "pedestals", "pixel_status")} | {("hsd", None)}
+    pedestals = rows["epixquad", "pedestals"]
+    assert (pedestals.run_from, pedestals.bytes, pedestals.fetched) == (1, 7168, True)
+    assert 0 <= pedestals.age_days < 1
+    assert rows["hsd", None].reason == "no constants"
+
+
+def test_a_poll_with_nothing_new_asks_two_questions_a_detector_and_moves_no_array(go, fake):
+    go()
+    fake.forget()
+    report = go()
+    assert report.action is Action.CURRENT
+    assert report.requests == len(fake.requests) <= 2 * len(INFO)
+    assert data_requests(fake) == []
+    assert report.bytes_fetched == 0
+
+
+def test_the_next_run_with_the_same_documents_shares_the_content(go, fake, cache):
+    first = go(5)
+    fake.forget()
+    second = go(6)
+    assert second.action is Action.LINKED
+    assert second.path.samefile(first.path)
+    assert data_requests(fake) == []
+    assert go(6).action is Action.CURRENT
+
+
+def test_only_what_changed_is_fetched_and_readers_keep_the_old(go, fake):
+    old = open_entry(go().path)["epixquad"]["pedestals"][0]
+    fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 2.5, np.float32), run=1)
+    fake.forget()
+    report = go()
+    assert report.action is Action.FETCHED
+    assert [row.ctype for row in report.detectors if row.fetched] == ["pedestals"]
+    assert len(data_requests(fake)) == 1
+    entry = open_entry(report.path)
+    assert float(entry["epixquad"]["pedestals"][0].min()) == 2.5
+    assert list(entry["epixquad"]["pixel_status"][0].ravel()) == list(range(16))
+    assert float(old.max()) == 1.5
+
+
+def test_a_constant_that_another_run_has_is_copied_from_it(go, fake):
+    go(5)
+    fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 9.0, np.float32), run=10)
+    fake.forget()
+    report = go(12)
+    assert report.action is Action.FETCHED
+    assert [row.ctype for row in report.detectors if row.fetched] == ["pedestals"]
+    assert float(open_entry(go(5).path)["epixquad"]["pedestals"][0].max()) == 1.5
+
+
+def test_a_constant_that_is_damaged_in_the_cache_is_fetched_and_not_copied(go, fake):
+    path = go(5).path
+    place = open_entry(path).index.detectors["epixquad"].constants["pixel_status"].data["array"]
+    with path.open("r+b") as file:
+        file.seek(place["offset"])
+        file.write(b"\xff")
+    fake.deploy(EXP, EPIX, "pedestals", np.zeros((2, 2), np.float32), run=1)
+    report = go(5)
+    assert sorted(row.ctype for row in report.detectors if row.fetched) == ["pedestals", "pixel_status"]
+    assert int(open_entry(path)["epixquad"]["pixel_status"][0][0, 0]) == 0
+
+
+def test_a_detector_of_the_other_one_asking_is_kept(go):
+    go(info={"epixquad": EPIX})
+    go(info={"hsd": HSD})
+    assert set(open_entry(go(info={"epixquad": EPIX}).path)) == {"epixquad", "hsd"}
+    assert go(info={"hsd": HSD}).action is Action.CURRENT
+
+
+def test_another_unique_id_under_the_same_name_is_another_detector(go):
+    go()
+    report = go(info={"epixquad": HSD, "hsd": HSD})
+    assert report.action is Action.FETCHED
+    assert open_entry(report.path)["epixquad"] == {}
+
+
+def test_an_unknown_detector_says_so_and_stops_nobody(go):
+    report = go(info={"epixquad": EPIX, "opal": "opal_0123456789-0123456789"})
+    assert {row.detector: row.reason for row in report.detectors}["opal"] == "unknown detector"
+    assert set(open_entry(report.path)) == {"epixquad", "opal"}
+
+
+def test_a_pickle_of_the_service_is_refused_and_the_rest_is_cached(go, fake):
+    fake.deploy(EXP, EPIX, "evil", b"cos\nsystem\n(S'touch executed'\ntR.", run=1)
+    report = go()
+    why = {row.ctype: row.reason for row in report.detectors}
+    assert "pickle" in why["evil"]
+    assert "pedestals" in open_entry(report.path)["epixquad"]
+    assert "evil" not in open_entry(report.path)["epixquad"]
+    assert go().action is Action.CURRENT
+
+
+def test_float64_where_float32_is_usual_is_kept_and_warned_of(go, fake, caplog):
+    fake.deploy(EXP, EPIX, "pedestals", np.ones((2, 2), np.float64), run=1)
+    assert open_entry(go().path)["epixquad"]["pedestals"][0].dtype == np.float64
+    assert "float64" in caplog.text
+
+
+# --- failures
+
+
+FAULTS = ["503", "500", "429", "401", "html", "timeout", "connection-reset", "short-body", "long-body", "cut-body"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_the_service_does_the_last_good_file_stays(go, fake, cache, fault):
+    path = go().path
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    fake.deploy(EXP, EPIX, "pedestals", np.zeros((7, 4, 8, 8), np.float32), run=1)
+    fake.fail(None, fault)
+    with pytest.raises(NightbeamError) as raised:
+        go()
+    assert type(raised.value) in (UnavailableError, AuthError, InputError)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+    assert [p.name for p in cache.glob("calibconst*")] == [path.name]
+    fake.recover()
+    assert go().action is Action.FETCHED
+
+
+@pytest.mark.parametrize("fault", ["short-body", "long-body", "404", "503"])
+def test_data_that_are_wrong_are_never_cached(go, fake, cache, fault):
+    fake.fail(None, fault, path="/gridfs/")
+    with pytest.raises((InputError, MissingError, UnavailableError)):
+        go()
+    assert list(cache.glob("calibconst*")) == []
+
+
+def test_a_hostile_shape_is_refused_and_nothing_is_cached(go, fake, cache):
+    fake.fail(None, "bad-shape")
+    with pytest.raises(InputError, match="data_shape"):
+        go()
+    assert list(cache.glob("calibconst*")) == []
+
+
+def test_a_short_outage_is_sat_out(go, fake):
+    fake.fail(3, "503")
+    assert go().action is Action.FETCHED
+
+
+def test_a_gap_is_recorded_and_filled_by_the_next_pass(go, fake):
+    fake.deploy(None, EPIX, "pixel_gain", np.ones((2, 2), np.float32), run=1)
+    fake.fail(None, "503", path="^cdb_epix10ka_000001/")
+    report = go()
+    assert any("incomplete" in (row.reason or "") for row in report.detectors)
+    assert "pixel_gain" not in open_entry(report.path)["epixquad"]
+    assert go().action is Action.CURRENT
+    fake.recover()
+    assert go().action is Action.FETCHED
+    assert "pixel_gain" in open_entry(report.path)["epixquad"]
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(go, fake, cache, monkeypatch):
+    usage = files.shutil.disk_usage(cache)
+    monkeypatch.setattr("nightbeam.core.files.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(StorageError, match="are free"):
+        go()
+    assert data_requests(fake) == []
+    assert list(cache.glob("calibconst*")) == []
+
+
+def test_a_disk_that_fills_while_we_write_leaves_the_last_good_file(go, fake, cache, monkeypatch):
+    path = go().path
+    before = path.read_bytes()
+    fake.deploy(EXP, EPIX, "pedestals", np.zeros((7, 4, 8, 8), np.float32), run=1)
+
+    def full(file, body, hasher):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_write_hashed", full)
+        with pytest.raises(StorageError, match="no space left"):
+            go()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in cache.glob("*.inprogress")) == []
+    assert go().action is Action.FETCHED
+
+
+def test_who_watches_can_stop_a_pass(go, cache):
+    seen = []
+
+    class StopError(Exception):
+        pass
+
+    def watch(progress):
+        seen.append((progress.ctype, progress.done, progress.total))
+        raise StopError
+
+    with pytest.raises(StopError):
+        go(on_progress=watch)
+    assert seen == [("geometry", 1, 3)]
+    assert list(cache.glob("calibconst*")) == []
+
+
+def test_progress_counts_constants_and_bytes(go):
+    seen = []
+    go(on_progress=seen.append)
+    assert [(p.detector, p.done, p.total) for p in seen] == [("epixquad", n, 3) for n in (1, 2, 3)]
+    assert seen[-1].bytes_done == seen[-1].bytes_total
+
+
+# --- two at once
+
+
+def test_the_second_of_two_waits_and_then_has_nothing_to_fetch(go, fake):
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(data_requests(fake)) == 3
+
+
+def test_somebody_who_holds_the_run_for_too_long_is_named(go, cache):
+    with sole_owner(lock_path(cache, EXP, 5)), pytest.raises(BusyError, match="held by process"):
+        go(lock_wait_s=0.1)
+
+
+def test_no_lock_stays_behind(go, cache):
+    go()
+    assert list(lock_path(cache, EXP, 5).parent.iterdir()) == []
+
+
+def test_a_run_whose_twin_is_removed_meanwhile_is_written_from_what_is_mapped(go, fake, monkeypatch):
+    twin = go(5).path
+    fake.forget()
+
+    def gone(existing, new, **options):
+        twin.unlink()
+        return link_entry(existing, new, **options)
+
+    monkeypatch.setattr("nightbeam.calib.prefetch.link_entry", gone)
+    report = go(6)
+    assert report.action is Action.FETCHED
+    assert data_requests(fake) == []
+    assert float(open_entry(report.path)["epixquad"]["pedestals"][0].max()) == 1.5
+
+
+# --- runs
+
+
+@pytest.fixture
+def xtc(tmp_path):
+    directory = tmp_path / "xtc"
+    directory.mkdir()
+    epix = detector("epixquad", "epix10ka", EPIX.split("_")[1:])
+    hsd = detector("hsd", "hsd", ["detnum1234"])
+    write_run(directory, [epix, hsd], experiment=EXP, run=7)
+    (directory / f"{EXP}-r0008-s000-c000.xtc2").write_bytes(b"not xtc2 at all, but long enough for a header")
+    write_run(directory, [hsd], experiment="another01", run=99)
+    (directory / f"{EXP}-rABC-s000-c000.xtc2").write_bytes(b"")
+    return directory
+
+
+def test_the_latest_usable_run_is_served_and_the_others_say_why_not(xtc, cache, service):
+    report = prefetch(EXP, xtc_dir=xtc, output_dir=cache, service=service)
+    assert (report.run, report.action) == (7, Action.FETCHED)
+    assert list(report.rejected_runs) == [8]
+    assert dict(open_entry(report.path).det_info) == INFO
+
+
+def test_a_directory_without_usable_runs_is_no_failure(tmp_path, cache, service):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    report = prefetch(EXP, xtc_dir=empty, output_dir=cache, service=service)
+    assert (report.action, report.run, report.path) == (Action.NOTHING, None, None)
+    assert "no run" in report.reason
+    with pytest.raises(MissingError):
+        prefetch(EXP, xtc_dir=tmp_path / "no", output_dir=cache, service=service)
+
+
+def test_a_run_that_was_asked_for_and_cannot_be_used_is_an_error(xtc, cache, service):
+    with pytest.raises(InputError, match="run 8"):
+        prefetch(EXP, xtc_dir=xtc, output_dir=cache, service=service, run=8)
+    with pytest.raises(UsageError):
+        prefetch(EXP, output_dir=cache, service=service)
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "x/y", ""])
+def test_names_that_would_leave_the_directory_are_refused(cache, service, name):
+    with pytest.raises(InputError):
+        prefetch(name, output_dir=cache, service=service, run=1, det_info=INFO)
+    with pytest.raises(InputError):
+        prefetch(EXP, output_dir=cache, service=service, run=1, det_info={name: EPIX})
+
+
+def test_a_missing_output_directory_is_named(tmp_path, service):
+    with pytest.raises(MissingError, match="no directory"):
+        prefetch(EXP, output_dir=tmp_path / "no", service=service, run=1, det_info=INFO)
+
+
+def test_old_runs_are_removed_but_never_the_one_asked_for(go, cache):
+    for run in (5, 6, 7, 8):
+        go(run, keep=2)
+    assert [line.run for line in list_entries(cache)] == [7, 8]
+    report = go(3, keep=1)
+    assert [line.run for line in list_entries(cache)] == [3, 8]
+    assert [p.name for p in report.removed] == [f"calibconst_{EXP}_r0007.pkl"]
+
+
+def test_temporaries_of_the_dead_are_gone_after_a_pass(go, cache):
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    part = files.part_name(entry_path(cache, EXP, 5))
+    dead = part.with_name(part.name.replace(f".{os.getpid()}.", f".{child.pid}."))
+    dead.write_bytes(b"half")
+    go()
+    assert not dead.exists()
+    assert remove_stale(cache) == []
