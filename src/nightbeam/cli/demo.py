@@ -29,29 +29,50 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder with the real observations; left out if it is not there.",
 )
+@click.option(
+    "--xtc2",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("../shared/data/xtc2"),
+    show_default=True,
+    help="Folder with real LCLS-II files; left out if it is not there.",
+)
 @click.option("--timeout", "timeout_s", default=540.0, show_default=True, help="Seconds that the groups may take.")
 @click.option("--keep-running", is_flag=True, help="Leave the platform up, to look at its page.")
 @json_option
 @click.pass_context
 def demo(
-    ctx: click.Context, directory: Path, real_data: Path, timeout_s: float, keep_running: bool, as_json: bool
+    ctx: click.Context,
+    directory: Path,
+    real_data: Path,
+    xtc2: Path,
+    timeout_s: float,
+    keep_running: bool,
+    as_json: bool,
 ) -> None:
-    """Run the main job end to end and compare the images with the truth.
+    """Run the main jobs end to end and compare what comes out with the truth.
 
-    A platform is started, three groups of simulated subbands trickle in (one with a calibrator, one with a late
-    subband), and each must become an image that shows the simulated sky. Then real observations go through the same
-    calibration and imaging. Exit code 1 when anything is wrong.
+    A platform is started. Detector constants are prefetched from a calibration service of the demo. Three groups of
+    simulated subbands trickle in (one with a calibrator, one with a late subband), and each must become an image that
+    shows the simulated sky. Then real observations go through the same calibration and imaging. Exit code 1 when
+    anything is wrong.
     """
     from nightbeam.demo import run_demo
 
     report = run_demo(
-        directory, settings_of(ctx), real_data=real_data, timeout_s=timeout_s, keep_running=keep_running, say=talk
+        directory,
+        settings_of(ctx),
+        real_data=real_data,
+        xtc2=xtc2,
+        timeout_s=timeout_s,
+        keep_running=keep_running,
+        say=talk,
     )
     if as_json:
         show([report], as_json=True)
     else:
         show([_against_truth(group) for group in report.groups], title="images and truth (ratios: measured / true)")
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
+        show(report.constants, title="detector constants")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:

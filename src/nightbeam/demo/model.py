@@ -48,7 +48,7 @@ class GroupCheck:
 
 @dataclass(frozen=True, slots=True)
 class RealCheck:
-    """One figure of a real observation beside what was published or measured by others."""
+    """Something found beside what was expected: a figure that others published, or what was put in."""
 
     what: str
     expected: str
@@ -62,6 +62,7 @@ class DemoReport:
 
     groups: tuple[GroupCheck, ...]
     real_data: tuple[RealCheck, ...] = ()
+    constants: tuple[RealCheck, ...] = ()
     left_out: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -69,4 +70,4 @@ class DemoReport:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words."""
         wrong = [f"{group.group_id}: {problem}" for group in self.groups for problem in group.problems]
-        return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in self.real_data if not row.ok]
+        return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in (*self.constants, *self.real_data) if not row.ok]

@@ -23,6 +23,7 @@ from nightbeam.core.errors import InputError, NightbeamError, ToolError
 from nightbeam.core.files import remove, write_text
 from nightbeam.core.settings import Settings
 from nightbeam.demo.compute import check_sources, judge_sources, sources_in_reach
+from nightbeam.demo.detector_constants import constants_demo
 from nightbeam.demo.model import DemoReport, GroupCheck, RealCheck
 from nightbeam.imaging import measure_sources, product_path
 from nightbeam.simulate import Truth, TruthGroup, read_truth
@@ -66,6 +67,7 @@ def run_demo(
     settings: Settings,
     *,
     real_data: Path | None,
+    xtc2: Path | None = None,
     timeout_s: float = 540.0,
     keep_running: bool = False,
     say: Callable[[str], None] = _log.info,
@@ -80,6 +82,8 @@ def run_demo(
         The site's; directories and databases are replaced by the demo's own.
     real_data
         A folder with the NGC 5921 and ATA sets; None: simulated data only.
+    xtc2
+        A folder with real LCLS-II files; None: simulated ones alone.
     timeout_s
         For the groups.
     keep_running
@@ -99,26 +103,38 @@ def run_demo(
     settings = demo_settings(directory.absolute(), settings)
     _fresh(settings)
     seconds: dict[str, float] = {}
-    try:
-        started = platform.start(settings)
-        seconds["platform up"] = started.seconds
-        say(f"platform up after {started.seconds:.0f} s: {started.api_url.removesuffix('/api')}")
-        groups = _watch_groups(settings, started.api_url, timeout_s=timeout_s, say=say)
-        seconds["groups"] = time.monotonic() - begin - started.seconds
-    finally:
-        if not keep_running:
-            seconds["platform down"] = platform.stop(settings).seconds
-    rows: tuple[RealCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    with constants_demo(settings.state_dir / "constants", xtc2) as constants:
+        settings = _asking(settings, constants.service.url)
+        try:
+            started = platform.start(settings)
+            seconds["platform up"] = started.seconds
+            say(f"platform up after {started.seconds:.0f} s: {started.api_url.removesuffix('/api')}")
+            say("detector constants: prefetched for the newest run of each experiment")
+            api = platform.PrefectApi(started.api_url, auth_string=settings.platform.auth_string)
+            cached = constants.check(api)
+            seconds["detector constants"] = time.monotonic() - begin - started.seconds
+            groups = _watch_groups(settings, started.api_url, timeout_s=timeout_s, say=say)
+            seconds["groups"] = time.monotonic() - begin - started.seconds - seconds["detector constants"]
+        finally:
+            if not keep_running:
+                seconds["platform down"] = platform.stop(settings).seconds
+    if xtc2 is None or not xtc2.is_dir():
+        left_out = (f"real LCLS-II files: there is no folder {xtc2}",)
+    rows: tuple[RealCheck, ...] = ()
     if real_data is not None and real_data.is_dir():
         say("real observations: NGC 5921 (VLA, 1995) and a pair of ATA subbands")
         before = time.monotonic()
         rows = _real_observations(real_data, settings.state_dir / "real")
         seconds["real observations"] = time.monotonic() - before
     else:
-        left_out = (f"the real observations: there is no folder {real_data}",)
+        left_out = (*left_out, f"the real observations: there is no folder {real_data}")
     seconds["all"] = time.monotonic() - begin
-    return DemoReport(groups, rows, left_out, seconds)
+    return DemoReport(groups, rows, cached, left_out, seconds)
+
+
+def _asking(settings: Settings, url: str) -> Settings:
+    return settings.model_copy(update={"calib": settings.calib.model_copy(update={"service_url": url})})
 
 
 def _real_observations(radio: Path, out: Path) -> tuple[RealCheck, ...]:
