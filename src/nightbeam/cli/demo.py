@@ -50,7 +50,8 @@ def demo(
     if as_json:
         show([report], as_json=True)
     else:
-        show([_against_truth(group) for group in report.groups], title="images and truth: offset in beams, flux measured/true, noise in mJy")
+        title = "images and truth: offset in beams, flux measured/true, noise in mJy"
+        show([_against_truth(group) for group in report.groups], title=title)
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
         if report.real_data:
             show(report.real_data, title="real observations")
