@@ -70,7 +70,8 @@ def demo(
     if as_json:
         show([report], as_json=True)
     else:
-        show([_against_truth(group) for group in report.groups], title="images and truth (ratios: measured / true)")
+        title = "images and truth: offset in beams, flux measured/true, noise in mJy"
+        show([_against_truth(group) for group in report.groups], title=title)
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
         show(report.constants, title="detector constants")
         if report.real_data:
@@ -93,8 +94,8 @@ def _against_truth(group: GroupCheck) -> dict[str, Any]:
         "group": group.group_id,
         "state": group.state,
         "sources": f"{group.found_sources}/{group.expected_sources}",
-        "worst offset": f"{group.worst_offset_beams:.3f} beam",
+        "offset": f"{group.worst_offset_beams:.3f}",
         "flux": f"{group.median_flux_ratio:.3f}",
-        "calibrator": "-" if math.isnan(group.calibrator_flux_ratio) else f"{group.calibrator_flux_ratio:.3f}",
-        "noise": f"{group.noise_mjy:.2f} mJy",
+        "calib.": "-" if math.isnan(group.calibrator_flux_ratio) else f"{group.calibrator_flux_ratio:.3f}",
+        "noise": f"{group.noise_mjy:.2f}",
     }

@@ -88,13 +88,27 @@ def unpack_safely(archive: Path, target: Path) -> Path:
     with new_directory(target) as part, storage_errors(target):
         try:
             with tarfile.open(archive) as tar:
-                odd = next((m.name for m in tar if not (m.isfile() or m.isdir())), None)
-                if odd is not None:
-                    raise InputError(f"{archive} holds {odd}, which is no plain file", fix="fetch it again")
-                tar.extractall(part, filter="data")
+                for member in tar:
+                    _unpack(tar, member, part, archive)
         except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
             raise InputError(f"{archive} cannot be unpacked: {error}", fix="fetch it again") from error
     return target
+
+
+def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, part: Path, archive: Path) -> None:
+    # By hand: tarfile's own filters came with 3.11.4, and Debian 12 has 3.11.2.
+    place = part / member.name
+    data = tar.extractfile(member) if member.isfile() else None
+    if not (member.isdir() or data):
+        raise InputError(f"{archive} holds {member.name}, which is no plain file", fix="fetch it again")
+    if not place.resolve().is_relative_to(part.resolve()):
+        raise InputError(f"{archive} holds {member.name}, which leads out of it", fix="fetch it again")
+    if data is None:
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with data, place.open("xb") as out:
+        shutil.copyfileobj(data, out)
 
 
 def calibrate_ngc5921(radio: Path, out: Path, *, log: Path, timeout_s: float = 600.0) -> Ngc5921:
