@@ -10,10 +10,10 @@ from pathlib import Path
 
 __all__ = ["set_up_logging", "span"]
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_FORMAT = "%(levelname)-7s %(name)s: %(message)s"
 
 
-def set_up_logging(level: str = "INFO", *, file: Path | None = None) -> None:
+def set_up_logging(level: str = "INFO", *, file: Path | None = None, timestamps: bool = True) -> None:
     """Send the library's log to stderr, or to ``file``, with UTC times. Called by programs, never on import."""
     handler: logging.Handler
     if file is None:
@@ -21,7 +21,7 @@ def set_up_logging(level: str = "INFO", *, file: Path | None = None) -> None:
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(file)
-    formatter = logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%SZ")
+    formatter = logging.Formatter(("%(asctime)s " if timestamps else "") + _FORMAT, "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("nightbeam")

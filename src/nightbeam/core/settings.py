@@ -19,6 +19,7 @@ from nightbeam.core.errors import ConfigError
 
 __all__ = [
     "SEED_VARIABLES",
+    "CalibSettings",
     "CalibrateSettings",
     "ContimgSettings",
     "ConvertSettings",
@@ -167,6 +168,23 @@ class ContimgSettings(_Section):
         return value.split(",")[0] if isinstance(value, str) else value
 
 
+class CalibSettings(_Section):
+    """Detector constants: whose, from where, and how many are kept."""
+
+    experiment: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]{1,127}$", description="Whose constants are kept ready, such as mfxl1033223."
+    )
+    xtc_dir: Path | None = Field(None, description="Where the experiment's .xtc2 files lie.")
+    output_dir: Path = Field(Path("/dev/shm"), description="Where constants are cached for every process.")
+    service_url: str | None = Field(
+        None, description="The calibration service; None: LCLS_CALIB_HTTP, else the laboratory's own."
+    )
+    interval_minutes: float = Field(5.0, gt=0, description="Between two looks at the runs and the service.")
+    keep: int = Field(5, ge=1, description="Runs of an experiment whose constants stay in the cache.")
+    skip: tuple[str, ...] = Field((), description="Detectors whose constants are not fetched.")
+    owners: tuple[str, ...] = Field((), description="Other users whose cache files are trusted, by name or number.")
+
+
 class PlatformSettings(_Section):
     """The servers and workers of a site."""
 
@@ -191,6 +209,7 @@ class Settings(_Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
+    calib: CalibSettings = CalibSettings()
     contimg: ContimgSettings = ContimgSettings()
     platform: PlatformSettings = PlatformSettings()
 
@@ -213,7 +232,13 @@ class Settings(_Section):
                 "products_db": database_url(c.products_db, state / "products.sqlite3"),
             }
         )
-        return self.model_copy(update={"state_dir": state, "contimg": contimg})
+        calib = self.calib.model_copy(
+            update={
+                "xtc_dir": self.calib.xtc_dir and self.calib.xtc_dir.expanduser().absolute(),
+                "output_dir": self.calib.output_dir.expanduser().absolute(),
+            }
+        )
+        return self.model_copy(update={"state_dir": state, "calib": calib, "contimg": contimg})
 
     def to_yaml(self) -> str:
         """Return the settings as the YAML that `load_settings` reads."""
