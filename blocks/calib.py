@@ -9,8 +9,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 if TYPE_CHECKING:
-    from nightbeam.calib import CalibService
-    from nightbeam.calib.remote import Auth
+    from nightbeam.calib.remote import Auth, CalibService
 
 
 class CalibrationService(Block):
@@ -43,7 +42,7 @@ class CalibrationService(Block):
         ConfigError
             If there is no token, or Kerberos cannot be loaded.
         """
-        from nightbeam.calib import CalibService
+        from nightbeam.calib.remote import CalibService
 
         options: dict[str, Any] = {"timeout_s": self.timeout_s, "deadline_s": self.deadline_s}
         if self.auth != "none":

@@ -21,7 +21,7 @@ logger = logging.getLogger("nightbeam.calib")
 def calib_prefetch(
     experiment: str,
     xtc_dir: str,
-    output_dir: str = "/dev/shm",  # noqa: S108 (shared memory is the point, and its files are checked before use)
+    output_dir: str = "/dev/shm",
     service: str = "main",
     run: int | None = None,
     skip: list[str] | None = None,
