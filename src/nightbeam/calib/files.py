@@ -17,12 +17,11 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nightbeam import __version__
 from nightbeam.calib.entry import CalibEntry
@@ -40,6 +39,9 @@ from nightbeam.calib.pickles import ALIGNMENT, Emitter, read_restricted
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, RejectedError, StorageError
 from nightbeam.core.files import require_space, storage_errors
 from nightbeam.core.times import iso_z, utc_now
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = [
     "EntryLine",
@@ -173,9 +175,10 @@ def owner_ids(owners: Iterable[str | int]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def lock_path(cache_dir: Path, experiment: str, run: int) -> Path:
-    """Return the lock that whoever fetches this run holds, in a directory of ours that nobody else can write.
+def lock_path(cache_dir: Path, experiment: str) -> Path:
+    """Return the lock of whoever fetches for this experiment, in a directory that nobody else can write.
 
+    It is one for all runs: most share their constants, and two who fetched them for two runs would fetch them twice.
     A lock beside the cache files could be planted as a link to a file that we would then overwrite.
 
     Raises
@@ -183,8 +186,7 @@ def lock_path(cache_dir: Path, experiment: str, run: int) -> Path:
     RejectedError
         If somebody else made that directory.
     """
-    directory = _own_directory(cache_dir)
-    return directory / f"{entry_path(cache_dir, experiment, run).name}.lock"
+    return _own_directory(cache_dir) / f"{check_name(experiment)}.lock"
 
 
 def _own_directory(cache_dir: Path) -> Path:
@@ -433,6 +435,8 @@ def _write(
     reasons: Mapping[str, str],
     gaps: Mapping[str, tuple[str, ...]],
 ) -> EntryIndex:
+    from concurrent.futures import ThreadPoolExecutor  # readers, who are many, do without
+
     with ThreadPoolExecutor(1) as hasher:
         emitter = Emitter(file, lambda out, body: _write_hashed(out, body, hasher))
         emitter.begin()

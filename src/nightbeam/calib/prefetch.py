@@ -191,7 +191,7 @@ def prefetch(
     on_progress
         Called after each constant. What it raises ends the pass, and nothing is changed.
     lock_wait_s
-        How long to wait for another process that works on the same run.
+        How long to wait for another process that works for the same experiment.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def prefetch(
     StorageError
         If there is not enough space.
     BusyError
-        If another process has worked on the run for longer than ``lock_wait_s``.
+        If another process has worked for the experiment for longer than ``lock_wait_s``.
     RejectedError
         If somebody else planted something in our way.
     """
@@ -281,9 +281,9 @@ def _nothing(target: _Target, skipped: frozenset[str]) -> PrefetchReport | None:
 
 @contextmanager
 def _lone(work: _Pass, wait_s: float) -> Iterator[None]:
-    lock = lock_path(work.output_dir, work.target.experiment, work.run)
+    lock = lock_path(work.output_dir, work.target.experiment)
     try:
-        with storage_errors(lock), sole_owner(lock, wait_s=wait_s, what=work.path.name):
+        with storage_errors(lock), sole_owner(lock, wait_s=wait_s, what=f"the cache of {work.target.experiment}"):
             yield
     finally:
         remove_free_lock(lock)
@@ -298,7 +298,7 @@ def _collected(output_dir: Path, target: _Target, keep: int | None, report: Pref
 
 @dataclass
 class _Pass:
-    """One pass over one run, while its lock is held."""
+    """One pass over one run, while its experiment's lock is held."""
 
     target: _Target
     output_dir: Path

@@ -613,12 +613,12 @@ def test_cleaning_up_never_takes_a_file_from_its_writer(cache, monkeypatch):
 
 
 def test_locks_lie_in_a_directory_that_only_we_can_write(cache):
-    path = lock_path(cache, "x", 1)
+    path = lock_path(cache, "x")
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert lock_path(cache, "x", 1) == path
+    assert lock_path(cache, "x") == path
 
 
 def test_a_planted_directory_of_locks_is_refused(cache, tmp_path):
     (cache / f".calibconst.{os.geteuid()}").symlink_to(tmp_path)
     with pytest.raises(RejectedError, match="ours alone"):
-        lock_path(cache, "x", 1)
+        lock_path(cache, "x")

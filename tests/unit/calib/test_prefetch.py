@@ -305,14 +305,14 @@ def test_the_second_of_two_waits_and_then_has_nothing_to_fetch(go, fake):
     assert len(data_requests(fake)) == 3
 
 
-def test_somebody_who_holds_the_run_for_too_long_is_named(go, cache):
-    with sole_owner(lock_path(cache, EXP, 5)), pytest.raises(BusyError, match="held by process"):
+def test_somebody_who_works_for_the_experiment_too_long_is_named(go, cache):
+    with sole_owner(lock_path(cache, EXP)), pytest.raises(BusyError, match="held by process"):
         go(lock_wait_s=0.1)
 
 
 def test_no_lock_stays_behind(go, cache):
     go()
-    assert list(lock_path(cache, EXP, 5).parent.iterdir()) == []
+    assert list(lock_path(cache, EXP).parent.iterdir()) == []
 
 
 def test_a_run_whose_twin_is_removed_meanwhile_is_written_from_what_is_mapped(go, fake, monkeypatch):
