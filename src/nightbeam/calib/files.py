@@ -13,7 +13,6 @@ import mmap
 import os
 import re
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nightbeam import __version__
 from nightbeam.calib.entry import CalibEntry
 from nightbeam.calib.layout import (
     FOOTER_BYTES,
@@ -435,7 +433,10 @@ def _write(
     reasons: Mapping[str, str],
     gaps: Mapping[str, tuple[str, ...]],
 ) -> EntryIndex:
-    from concurrent.futures import ThreadPoolExecutor  # readers, who are many, do without
+    # Readers, who are many, do without.
+    from concurrent.futures import ThreadPoolExecutor
+
+    from nightbeam import __version__
 
     with ThreadPoolExecutor(1) as hasher:
         emitter = Emitter(file, lambda out, body: _write_hashed(out, body, hasher))
@@ -452,7 +453,7 @@ def _write(
             detectors[detector] = DetectorPlace(places, reasons.get(detector), gaps.get(detector, ()))
         emitter.put(b"uu")
         end = emitter.end()
-    writer = f"nightbeam {__version__} on {socket.gethostname()}, process {os.getpid()}"
+    writer = f"nightbeam {__version__} on {os.uname().nodename}, process {os.getpid()}"
     index = EntryIndex(experiment, dict(det_info), detectors, iso_z(utc_now()), writer, end)
     file.write(pack_tail(index))
     return index
@@ -504,7 +505,7 @@ def _published(path: Path) -> Iterator[BinaryIO]:
 
 def part_name(path: Path) -> Path:
     """Return a fresh temporary name, which says who is writing what."""
-    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", os.uname().nodename)
     return path.with_name(f"{path.name}.{host}.{os.getpid()}.{os.urandom(6).hex()}.inprogress")
 
 
@@ -646,7 +647,7 @@ def _remove_if_dead(path: Path, name: re.Match[str]) -> bool:
 
 def _patience_s(name: re.Match[str]) -> float:
     """Return how long a temporary without a lock must have been unchanged before it is called dead."""
-    if name["pid"] is None or name["host"] != re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()):
+    if name["pid"] is None or name["host"] != re.sub(r"[^A-Za-z0-9_-]", "-", os.uname().nodename):
         return _FOREIGN_S
     try:
         os.kill(int(name["pid"]), 0)
