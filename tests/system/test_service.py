@@ -86,7 +86,7 @@ def test_a_killed_flow_process_is_crashed_at_once_and_restarted_and_a_cancel_dra
     count = service.wrote()["count"]
     os.kill(service.wrote()["pid"], signal.SIGKILL)
     service.until(lambda: service.kind(run) == "CRASHED", 15.0)
-    successor = service.successor(run, 45.0)
+    successor = service.successor(run, 90.0)
     service.counts_on()
     assert service.wrote()["count"] > count, "it goes on from where it was"
 
@@ -128,7 +128,7 @@ def test_a_run_whose_process_and_worker_are_both_killed_is_swept_and_restarted(s
     # The supervisor asks for a sweep when it has a new worker; nothing else would find this run so soon.
     service.until(lambda: service.kind(run) == "CRASHED", 45.0)
     assert f"its process {pid} is gone" in service.api.flow_run(run)["state"]["message"]
-    service.successor(run, 45.0)
+    service.successor(run, 90.0)
     service.counts_on()
     assert service.wrote()["pid"] != pid
 

@@ -65,7 +65,8 @@ class ConstantsDemo:
         asked = self.service.requests
         fetched = sum(request.is_data for request in asked)
         found = f"{len(asked)} questions, {fetched} arrays"
-        rows.append(RealCheck(f"{experiment}: a second look", "questions, 0 arrays", found, bool(asked) and not fetched))
+        right = bool(asked) and not fetched
+        rows.append(RealCheck(f"{experiment}: a second look", "questions, 0 arrays", found, right))
         return tuple(rows)
 
     def _prefetch(self, api: PrefectApi, experiment: str, xtc_dir: Path, timeout_s: float) -> str:

@@ -70,4 +70,5 @@ class DemoReport:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words."""
         wrong = [f"{group.group_id}: {problem}" for group in self.groups for problem in group.problems]
-        return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in (*self.constants, *self.real_data) if not row.ok]
+        rows = (*self.constants, *self.real_data)
+        return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in rows if not row.ok]
