@@ -139,9 +139,7 @@ def _deploy_for_real_files(demo: ConstantsDemo, xtc_dir: Path) -> None:
     demo.service.deploy(experiment, "cspad_detnum1234", "pedestals", value, run=1)
 
 
-def _deploy(
-    demo: ConstantsDemo, experiment: str, run: int, name: str, unique_id: str, shape: tuple[int, ...]
-) -> None:
+def _deploy(demo: ConstantsDemo, experiment: str, run: int, name: str, unique_id: str, shape: tuple[int, ...]) -> None:
     """Deploy constants from run 1 on, better ones from ten runs before, and later ones that must not be served."""
     random = np.random.default_rng(len(shape) + shape[0])
     pedestals = [random.normal(2000.0, 20.0, shape).astype(np.float32) for _ in range(3)]
