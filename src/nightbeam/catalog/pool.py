@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.engine import CreateEnginePlugin
+from sqlalchemy.engine import URL, CreateEnginePlugin
 from sqlalchemy.pool import Pool
 
 __all__ = ["PLUGIN", "WidePool"]
@@ -22,6 +22,10 @@ class WidePool(CreateEnginePlugin):
     Prefect's server has 15 for SQLite, and no setting for more. Where 14 wait for the one that writes, and that one
     asks for a second connection before it ends, all wait for each other until their time limits of 30 and 60 s.
     """
+
+    def update_url(self, url: URL) -> URL:
+        """Return the URL as it is: this plugin has no options of its own in it."""
+        return url
 
     def handle_pool_kwargs(self, pool_cls: type[Pool], pool_args: dict[str, Any]) -> None:
         """Take away the upper limit."""

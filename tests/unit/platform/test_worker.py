@@ -145,8 +145,10 @@ def test_the_server_is_quiet_listens_where_told_and_keeps_its_database_in_the_st
     assert program.env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert program.env["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
     assert program.env["DO_NOT_TRACK"] == "1"
-    assert program.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"].partition("?")[0].endswith(
-        f"{layout.prefect_home}/prefect.db"
+    assert (
+        program.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+        .partition("?")[0]
+        .endswith(f"{layout.prefect_home}/prefect.db")
     )
     assert "PREFECT_SERVER_API_AUTH_STRING" not in program.env
     assert program.env["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:4207/api"
