@@ -380,6 +380,7 @@ def write_entry(
     *,
     reasons: Mapping[str, str] | None = None,
     gaps: Mapping[str, tuple[str, ...]] | None = None,
+    short_names: Mapping[str, str] | None = None,
     need_bytes: int = 0,
 ) -> EntryIndex:
     """Write a cache file that appears whole, under its name, or not at all.
@@ -394,6 +395,8 @@ def write_entry(
         By detector name, for every detector of ``det_info``; None where one was skipped.
     reasons, gaps
         By detector: why it has no constants, and what the service failed to say.
+    short_names
+        By detector: the service's own name for it.
     need_bytes
         How much the arrays will take, for the check of free space.
 
@@ -418,7 +421,7 @@ def write_entry(
         raise InputError("constants are given for other detectors than det_info names")
     require_space(path.parent, need_bytes + _slack(constants), what=path.name)
     with _published(path) as file:
-        return _write(file, name.experiment, det_info, constants, reasons or {}, gaps or {})
+        return _write(file, name.experiment, det_info, constants, reasons or {}, gaps or {}, short_names or {})
 
 
 def _slack(constants: Mapping[str, Sequence[Payload] | None]) -> int:
@@ -432,6 +435,7 @@ def _write(
     constants: Mapping[str, Sequence[Payload] | None],
     reasons: Mapping[str, str],
     gaps: Mapping[str, tuple[str, ...]],
+    short_names: Mapping[str, str],
 ) -> EntryIndex:
     # Readers, who are many, do without.
     from concurrent.futures import ThreadPoolExecutor
@@ -450,7 +454,8 @@ def _write(
         for detector in det_info:
             emitter.value(detector)
             places = _write_detector(emitter, constants[detector])
-            detectors[detector] = DetectorPlace(places, reasons.get(detector), gaps.get(detector, ()))
+            why, missing = reasons.get(detector), gaps.get(detector, ())
+            detectors[detector] = DetectorPlace(places, why, missing, short_names.get(detector))
         emitter.put(b"uu")
         end = emitter.end()
     writer = f"nightbeam {__version__} on {os.uname().nodename}, process {os.getpid()}"

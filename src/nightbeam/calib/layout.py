@@ -80,11 +80,14 @@ class DetectorPlace:
         Why there are none, or None.
     gaps
         What the service failed to say although constants were found.
+    short_name
+        The service's own name for the detector, so that the next poll need not ask; None where it is not known.
     """
 
     constants: Mapping[str, ConstantPlace] | None
     reason: str | None = None
     gaps: tuple[str, ...] = ()
+    short_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,12 @@ def _detector_json(place: DetectorPlace) -> dict[str, Any]:
             ctype: {"database": c.database, "document": dict(c.document), "data": c.data}
             for ctype, c in place.constants.items()
         }
-    return {"constants": constants, "reason": place.reason, "gaps": list(place.gaps)}
+    return {
+        "constants": constants,
+        "reason": place.reason,
+        "gaps": list(place.gaps),
+        "short_name": place.short_name,
+    }
 
 
 def _detector(item: Mapping[str, Any]) -> DetectorPlace:
@@ -245,8 +253,8 @@ def _detector(item: Mapping[str, Any]) -> DetectorPlace:
             str(ctype): ConstantPlace(str(c["database"]), dict(c["document"]), dict(c["data"]))
             for ctype, c in item["constants"].items()
         }
-    reason = None if item["reason"] is None else str(item["reason"])
-    return DetectorPlace(constants, reason, tuple(str(gap) for gap in item["gaps"]))
+    reason, short_name = (None if item[key] is None else str(item[key]) for key in ("reason", "short_name"))
+    return DetectorPlace(constants, reason, tuple(str(gap) for gap in item["gaps"]), short_name)
 
 
 def _check(index: EntryIndex) -> None:

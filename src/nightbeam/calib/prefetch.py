@@ -164,7 +164,7 @@ def prefetch(
 ) -> PrefetchReport:
     """Make sure that the cache serves a run with the constants that hold for it now.
 
-    The service is asked for documents only (two requests for a detector); data are fetched for those that no cache
+    The service is asked for documents only (two requests for a detector, and one for its name the first time); data are fetched for those that no cache
     file of the experiment has. A new file appears whole or not at all, and a failure leaves everything as it was.
 
     Parameters
@@ -320,6 +320,8 @@ class _Pass:
         remove_stale(self.output_dir)
         entries = self._entries()
         own = next((entry for entry in entries if entry.path == self.path), None)
+        for entry in entries:
+            self._tell_names(entry.index)
         wanted = self._select(self.target.det_info, {})
         if own is not None and _serves(own.index, wanted):
             return self._report(Action.CURRENT, wanted, own.index, frozenset())
@@ -353,6 +355,11 @@ class _Pass:
             _log.info("%s is not used: %s", path, error.what)
             return None
 
+    def _tell_names(self, index: EntryIndex) -> None:
+        for name, place in index.detectors.items():
+            if place.short_name:
+                self.service.remember(self.target.experiment, index.det_info[name], place.short_name)
+
     def _select(self, det_info: Mapping[str, str], known: Mapping[str, Selection]) -> _Wanted:
         asked = {name: uid for name, uid in det_info.items() if name not in self.skipped}
         selections = {
@@ -385,6 +392,7 @@ class _Pass:
             constants,
             reasons={n: s.reason for n, s in wanted.selections.items() if s.reason},
             gaps={n: s.gaps for n, s in wanted.selections.items() if s.gaps},
+            short_names={n: s.short_name for n, s in wanted.selections.items() if s.short_name},
             need_bytes=steps.bytes_total,
         )
         return index, frozenset(steps.fetched)

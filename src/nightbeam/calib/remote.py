@@ -350,6 +350,18 @@ class CalibService:
                 self._short_names[unique_id] = name
         return name
 
+    def remember(self, experiment: str | None, unique_id: str, short_name: str) -> None:
+        """Take a detector's short name, which never changes, from an earlier answer, so that it is not asked for.
+
+        Raises
+        ------
+        InputError
+            If it is no name.
+        """
+        known = service_id(experiment, unique_id, self._fixed_ids)
+        with self._lock:
+            self._short_names.setdefault(known, check_name("short name", short_name))
+
     def select(
         self, experiment: str | None, run: int | None, detector: str, unique_id: str, *, suffix: str = ""
     ) -> Selection:

@@ -100,6 +100,8 @@ def run_demo(
         If ``directory`` holds something else.
     """
     begin = time.monotonic()
+    # Flows run elsewhere: what they are told must not depend on where this process stands.
+    real_data, xtc2 = (None if path is None else path.absolute() for path in (real_data, xtc2))
     settings = demo_settings(directory.absolute(), settings)
     _fresh(settings)
     seconds: dict[str, float] = {}

@@ -109,6 +109,15 @@ def test_a_poll_with_nothing_new_asks_two_questions_a_detector_and_moves_no_arra
     assert report.bytes_fetched == 0
 
 
+def test_a_new_process_has_the_short_names_from_the_cache(fake, cache):
+    def ask():
+        fake.forget()
+        with CalibService(fake.url) as service:
+            return prefetch(EXP, output_dir=cache, service=service, run=5, det_info=INFO).requests
+
+    assert (ask(), ask()) == (3 * len(INFO) + 3, 2 * len(INFO))
+
+
 def test_the_next_run_with_the_same_documents_shares_the_content(go, fake, cache):
     first = go(5)
     fake.forget()
