@@ -172,7 +172,7 @@ def test_a_writer_killed_at_fifty_random_moments_harms_nobody_and_leaves_nothing
             halves += bool(only_entries(cache))
             check(cache)
         writer.stdin.close()
-    assert outcomes["killed"] == KILLS, "a write ended before the signal too often: some that were too late do not count"
+    assert outcomes["killed"] == KILLS, "too many writes ended before their signal"
     assert halves >= 3, "no kill fell into a write"
     deploy(fake, 999)
     assert fetch_once(fake, cache).action == "fetched"

@@ -164,8 +164,9 @@ def prefetch(
 ) -> PrefetchReport:
     """Make sure that the cache serves a run with the constants that hold for it now.
 
-    The service is asked for documents only (two requests for a detector, and one for its name the first time); data are fetched for those that no cache
-    file of the experiment has. A new file appears whole or not at all, and a failure leaves everything as it was.
+    The service is asked for documents only (two requests for a detector, and one for its name the first time); data
+    are fetched for those that no cache file of the experiment has. A new file appears whole or not at all, and a
+    failure leaves everything as it was.
 
     Parameters
     ----------
