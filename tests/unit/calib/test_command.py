@@ -32,13 +32,6 @@ def fake():
 
 
 @pytest.fixture
-def cache(tmp_path):
-    directory = tmp_path / "cache"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
 def xtc(tmp_path):
     directory = tmp_path / "xtc"
     directory.mkdir()

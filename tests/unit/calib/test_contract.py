@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -40,16 +39,6 @@ def pedestals(value):
     return np.full((3, 2, 4, 4), value, np.float32)
 
 
-def patient():
-    """A clock that sleeping puts forward, so that waiting costs no time."""
-    slept = [0.0]
-
-    def sleep(seconds):
-        slept[0] += seconds
-
-    return {"sleep": sleep, "clock": lambda: time.monotonic() + slept[0]}
-
-
 @pytest.fixture
 def fake():
     with FakeCalibService(hang_s=1.0) as service:
@@ -61,15 +50,8 @@ def fake():
 
 
 @pytest.fixture
-def cache(tmp_path):
-    directory = tmp_path / "cache"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def ensure(fake, cache):
-    with CalibService(fake.url, **patient(), timeout_s=0.3, deadline_s=6.0) as service:
+def ensure(fake, cache, patience):
+    with CalibService(fake.url, **patience) as service:
 
         def call(run, info=INFO, skip=()):
             return ensure_valid_calibconst(

@@ -63,13 +63,6 @@ def constants(value=1.5, shape=(3, 2, 8, 16)):
 
 
 @pytest.fixture
-def cache(tmp_path):
-    directory = tmp_path / "cache"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
 def written(cache):
     path = entry_path(cache, "xpptut15", 14)
     write_entry(path, DET_INFO, constants(), reasons={"hsd": "no constants"})

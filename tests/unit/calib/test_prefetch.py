@@ -2,7 +2,6 @@ import errno
 import hashlib
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -30,16 +29,6 @@ EPIX, HSD = "epix10ka_3926196238-0175152897_1111111111-2222222222", "hsd_detnum1
 INFO = {"epixquad": EPIX, "hsd": HSD}
 
 
-def patient():
-    """A clock that sleeping puts forward, so that waiting costs no time."""
-    slept = [0.0]
-
-    def sleep(seconds):
-        slept[0] += seconds
-
-    return {"sleep": sleep, "clock": lambda: time.monotonic() + slept[0]}
-
-
 @pytest.fixture
 def fake():
     with FakeCalibService(hang_s=1.0) as service:
@@ -52,16 +41,9 @@ def fake():
 
 
 @pytest.fixture
-def service(fake):
-    with CalibService(fake.url, **patient(), timeout_s=0.3, deadline_s=6.0) as client:
+def service(fake, patience):
+    with CalibService(fake.url, **patience) as client:
         yield client
-
-
-@pytest.fixture
-def cache(tmp_path):
-    directory = tmp_path / "cache"
-    directory.mkdir()
-    return directory
 
 
 @pytest.fixture
