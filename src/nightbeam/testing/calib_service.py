@@ -11,23 +11,26 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 
 from nightbeam.core.errors import UsageError
 
-__all__ = ["FakeCalibService", "Fault", "Received"]
+__all__ = ["FakeCalibService", "Fault", "Gate", "Received"]
 
 Fault = Literal[
     "500", "502", "503", "401", "403", "404", "429", "timeout", "html", "short-body", "long-body", "cut-body",
-    "no-length", "bad-shape", "connection-reset",
+    "no-length", "bad-shape", "connection-reset", "redirect", "trickle", "trickle-head", "gone",
 ]  # fmt: skip
+
+#: Given the header ``Authorization``, returns what is added to the answer's headers, or None for "who asks?".
+Gate = Callable[[str | None], Mapping[str, str] | None]
 
 _ROOT: Final = "/calib_ws"
 _HOSTILE: Final = "__import__('os').system('touch /tmp/nightbeam-was-here')"
@@ -73,6 +76,18 @@ class _Plan:
     left: int | None
     path: re.Pattern[str]
     retry_after: str | None
+    to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    path: str
+    query: Mapping[str, Any] | None = None
+    in_body: bool = False
+
+
+class _BadRequestError(Exception):
+    """The question is none that the service understands."""
 
 
 class FakeCalibService:
@@ -81,9 +96,13 @@ class FakeCalibService:
     Parameters
     ----------
     token
-        Where given, requests without it as a bearer token are answered 401.
+        Where given, requests without it as a bearer token are answered 401, and filters must be in the body.
     hang_s
         How long a request is left without an answer by the fault ``timeout``.
+    drip_s
+        How long the faults ``trickle`` wait after each byte.
+    gate
+        Lets requests in by their header ``Authorization`` (`nightbeam.testing.kerberos.Acceptor`).
 
     Examples
     --------
@@ -93,8 +112,10 @@ class FakeCalibService:
     ...     client = CalibService(service.url)
     """
 
-    def __init__(self, *, token: str | None = None, hang_s: float = 30.0) -> None:
-        self._token, self._hang_s = token, hang_s
+    def __init__(
+        self, *, token: str | None = None, hang_s: float = 30.0, drip_s: float = 0.2, gate: Gate | None = None
+    ) -> None:
+        self._token, self._hang_s, self._drip_s, self._gate = token, hang_s, drip_s, gate
         self._databases: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self._data: dict[tuple[str, str], bytes | memoryview] = {}
         self._plans: list[_Plan] = []
@@ -271,7 +292,13 @@ class FakeCalibService:
     # How it fails
 
     def fail(
-        self, times: int | None, kind: Fault | int, *, path: str = "", retry_after: str | int | None = None
+        self,
+        times: int | None,
+        kind: Fault | int,
+        *,
+        path: str = "",
+        retry_after: str | int | None = None,
+        to: str | None = None,
     ) -> None:
         """Answer the next requests wrongly.
 
@@ -287,17 +314,22 @@ class FakeCalibService:
               connection is closed before all announced bytes are sent.
             - ``no-length``: the right answer, but its end is where the connection closes.
             - ``bad-shape``: documents whose ``data_shape`` is code.
+            - ``redirect``: status 302 to ``to``.
+            - ``trickle``: the right answer, but byte after byte; ``trickle-head``: its headers too.
+            - ``gone``: 404 as a proxy answers that has lost the service, whatever is asked.
         path
             Only requests whose path has a match of this regular expression, e.g. ``/gridfs/``.
         retry_after
             Header of a status: seconds, or a date.
+        to
+            Where a redirect points, e.g. ``/calib_ws/cdb_x``; by default to where it came from.
         """
         name = str(kind)
         if name not in get_args(Fault):
             raise UsageError(f"no fault is called {name!r}", fix=f"one of {', '.join(get_args(Fault))}")
         text = None if retry_after is None else str(retry_after)
         with self._lock:
-            self._plans.append(_Plan(name, times, re.compile(path), text))  # type: ignore[arg-type]
+            self._plans.append(_Plan(name, times, re.compile(path), text, to))  # type: ignore[arg-type]
 
     def recover(self) -> None:
         """Fail no more."""
@@ -319,7 +351,7 @@ class FakeCalibService:
     # What it answers
 
     def _answer(self, path: str, query: Mapping[str, Any] | None) -> tuple[int, str, bytes | memoryview]:
-        pieces = [piece for piece in path.split("/") if piece]
+        pieces = path.split("/") if path else []
         with self._lock:
             if len(pieces) == 3 and pieces[1] == "gridfs":
                 body = self._data.get((pieces[0], pieces[2]))
@@ -368,6 +400,9 @@ _COMPARE: Final[Mapping[str, Any]] = {
 }
 
 
+_OPERATORS: Final = frozenset({*_COMPARE, "$in", "$ne", "$exists"})
+
+
 def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, str) and (found := re.fullmatch(r"ObjectId\(([0-9a-f]{24})\)", wanted)):
         return bool(value == found[1])
@@ -384,9 +419,47 @@ def _fits(value: Any, wanted: Any) -> bool:
             if (value is not None) != bool(limit):
                 return False
         # MongoDB compares numbers with numbers alone.
-        elif not _is_number(value) or not _COMPARE[name](value, limit):
+        elif not (_is_number(value) and _is_number(limit) and _COMPARE[name](value, limit)):
             return False
     return True
+
+
+def _below_root(place: str) -> str | None:
+    """Return the decoded path below the base; None where it is not below it, or has an empty piece."""
+    if place in (_ROOT, f"{_ROOT}/"):
+        return ""
+    pieces = [unquote(piece) for piece in place.removeprefix(f"{_ROOT}/").split("/")]
+    if not place.startswith(f"{_ROOT}/") or any(piece in ("", ".", "..") or "/" in piece for piece in pieces):
+        return None
+    return "/".join(pieces)
+
+
+def _filter_of(parameters: str, body: bytes, *, only_body: bool) -> Mapping[str, Any] | None:
+    """Return the filter of a question, as strictly as a service may read it; None without one."""
+    given = parse_qsl(parameters, keep_blank_values=True)
+    if [name for name, _ in given] not in ([], ["query_string"]):
+        raise _BadRequestError("there is one parameter, query_string")
+    if given and (only_body or body):
+        raise _BadRequestError("the filter belongs in the body")
+    text = body.decode("utf-8", "replace") if body else given[0][1] if given else None
+    if text is None:
+        return None
+    try:
+        query = json.loads(text)
+    except ValueError as error:
+        raise _BadRequestError("the filter is not JSON") from error
+    if not isinstance(query, dict):
+        raise _BadRequestError("the filter is no object")
+    for key, wanted in query.items():
+        if key.startswith("$") or not _is_condition(wanted):
+            raise _BadRequestError(f"the filter has an unknown operator at {key}")
+    return query
+
+
+def _is_condition(wanted: Any) -> bool:
+    if not isinstance(wanted, dict):
+        return True
+    return all(name in _OPERATORS and isinstance(limit, list) == (name == "$in") for name, limit in wanted.items())
 
 
 def _is_number(value: Any) -> bool:
@@ -448,49 +521,61 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: `FakeCalibService.requests` has it all."""
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        path = unquote(parts.path)
+        self._granted: Mapping[str, str] = {}
+        place, _, parameters = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        asked = body.decode() or next(iter(parse_qs(parts.query).get("query_string", [])), "")
-        if not path.startswith(_ROOT):
-            self._send(path, None, bool(body), 404, "text/html", _PAGE)
+        path = _below_root(place)
+        if path is None:
+            self._send(_Question(place, in_body=bool(body)), 404, "text/html", _PAGE)
             return
-        path = path[len(_ROOT) :].strip("/")
+        query, wrong = None, None
         try:
-            query = json.loads(asked) if asked else None
-        except ValueError:
-            self._send(path, None, bool(body), 400, "text/plain", b"the filter is not JSON")
-            return
-        self._reply(path, query, bool(body))
+            query = _filter_of(parameters, body, only_body=self._token is not None)
+        except _BadRequestError as error:
+            wrong = str(error)
+        self._reply(_Question(path, query, bool(body)), wrong)
 
-    def _reply(self, path: str, query: Mapping[str, Any] | None, in_body: bool) -> None:
+    @property
+    def _token(self) -> str | None:
+        return self.server.service._token
+
+    def _reply(self, asked: _Question, wrong: str | None) -> None:
         service = self.server.service
-        plan = service._fault(path)
-        if plan is None and not self._allowed(service._token):
-            self._send(path, query, in_body, 401, "text/plain", b"who asks?")
-            return
-        if plan is None:
-            self._send(path, query, in_body, *service._answer(path, query))
-            return
-        if plan.kind.isdigit():
+        plan = service._fault(asked.path)
+        if plan is None and not self._allowed():
+            self._send(asked, 401, "text/plain", b"who asks?", (("WWW-Authenticate", "Negotiate"),))
+        elif wrong is not None:
+            self._send(asked, 400, "text/plain", wrong.encode())
+        elif plan is None:
+            self._send(asked, *service._answer(asked.path, asked.query))
+        elif plan.kind.isdigit():
             extra = () if plan.retry_after is None else (("Retry-After", plan.retry_after),)
-            self._send(path, query, in_body, int(plan.kind), "text/plain", b"as told", extra)
+            self._send(asked, int(plan.kind), "text/plain", b"as told", extra)
         elif plan.kind == "html":
-            self._send(path, query, in_body, 200, "text/html; charset=utf-8", _PAGE)
+            self._send(asked, 200, "text/html; charset=utf-8", _PAGE)
+        elif plan.kind == "gone":
+            self._send(asked, 404, "text/plain", b"default backend - 404")
+        elif plan.kind == "redirect":
+            self._send(asked, 302, "text/plain", b"", (("Location", plan.to or self.path),))
         else:
-            self._spoil(plan.kind, path, query, in_body)
+            self._spoil(plan.kind, asked)
 
-    def _allowed(self, token: str | None) -> bool:
-        return token is None or self.headers.get("Authorization") == f"Bearer {token}"
+    def _allowed(self) -> bool:
+        shown, gate = self.headers.get("Authorization"), self.server.service._gate
+        if gate is not None:
+            granted = gate(shown)
+            self._granted = granted or {}
+            return granted is not None
+        return self._token is None or shown == f"Bearer {self._token}"
 
-    def _spoil(self, kind: Fault, path: str, query: Mapping[str, Any] | None, in_body: bool) -> None:
+    def _spoil(self, kind: Fault, asked: _Question) -> None:
         service = self.server.service
         if kind == "timeout":
-            self._note(path, query, in_body, 0, 0)
+            self._note(asked, 0, 0)
             self.server.stopping.wait(service._hang_s)
             self.close_connection = True
             return
-        status, content, body = service._answer(path, query)
+        status, content, body = service._answer(asked.path, asked.query)
         if kind == "short-body":
             body = memoryview(body)[: len(body) // 2]
         elif kind == "long-body":
@@ -500,17 +585,17 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.dumps(documents).encode()
         if kind == "no-length":
             self.close_connection = True
-            self._send(path, query, in_body, status, content, body, (("Connection", "close"),), length=False)
+            self._send(asked, status, content, body, (("Connection", "close"),), length=False)
         elif kind in ("cut-body", "connection-reset"):
-            self._cut(path, query, in_body, body, reset=kind == "connection-reset")
+            self._cut(asked, body, reset=kind == "connection-reset")
+        elif kind in ("trickle", "trickle-head"):
+            self._trickle(asked, content, body, at_once=0 if kind == "trickle-head" else None)
         else:
-            self._send(path, query, in_body, status, content, body)
+            self._send(asked, status, content, body)
 
-    def _cut(
-        self, path: str, query: Mapping[str, Any] | None, in_body: bool, body: bytes | memoryview, *, reset: bool
-    ) -> None:
+    def _cut(self, asked: _Question, body: bytes | memoryview, *, reset: bool) -> None:
         half = memoryview(body)[: len(body) // 2]
-        self._note(path, query, in_body, 0, len(half))
+        self._note(asked, 0, len(half))
         self._head(200, "application/octet-stream", (("Content-Length", str(len(body))),))
         self.connection.sendall(half)
         if reset:
@@ -521,6 +606,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         self.close_connection = True
 
+    def _trickle(self, asked: _Question, content: str, body: bytes | memoryview, *, at_once: int | None) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {content}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        at_once = len(head) if at_once is None else at_once
+        self._note(asked, 200, len(body))
+        self.connection.sendall(head[:at_once])
+        for byte in (head + bytes(body))[at_once:]:
+            self.connection.sendall(bytes((byte,)))
+            if self.server.stopping.wait(self.server.service._drip_s):
+                break
+        self.close_connection = True
+
     def _head(self, status: int, content: str, extra: Iterable[tuple[str, str]]) -> None:
         self.send_response(status)
         for name, value in (("Content-Type", content), *extra):
@@ -529,9 +625,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(
         self,
-        path: str,
-        query: Mapping[str, Any] | None,
-        in_body: bool,
+        asked: _Question,
         status: int,
         content: str,
         body: bytes | memoryview,
@@ -540,10 +634,12 @@ class _Handler(BaseHTTPRequestHandler):
         length: bool = True,
     ) -> None:
         # Noted first: a client that has its answer may look at the list at once.
-        self._note(path, query, in_body, status, len(body))
-        self._head(status, content, [*extra, *([("Content-Length", str(len(body)))] if length else [])])
+        self._note(asked, status, len(body))
+        size = [("Content-Length", str(len(body)))] if length else []
+        self._head(status, content, [*extra, *self._granted.items(), *size])
         self.connection.sendall(body)
 
-    def _note(self, path: str, query: Mapping[str, Any] | None, in_body: bool, status: int, sent_bytes: int) -> None:
+    def _note(self, asked: _Question, status: int, sent_bytes: int) -> None:
         authorization = self.headers.get("Authorization")
-        self.server.service._note(Received(path, query, in_body, status, sent_bytes, authorization))
+        received = Received(asked.path, asked.query, asked.in_body, status, sent_bytes, authorization)
+        self.server.service._note(received)

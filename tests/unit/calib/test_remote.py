@@ -608,12 +608,12 @@ def test_a_token_is_shown_and_the_filter_goes_into_the_body():
             nobody.select(EXP, RUN, "epix", UID)
 
 
-def test_a_token_can_go_with_filters_in_the_address():
-    with FakeCalibService(token="abc") as fake:
-        fake.deploy(EXP, UID, "pedestals", PEDESTALS, run=1)
-        with CalibService(fake.url, auth=BearerToken("abc", filter_in_body=False)) as client:
-            assert client.select(EXP, RUN, "epix", UID).choices
-        assert not any(r.in_body for r in fake.requests)
+def test_a_token_can_go_with_filters_in_the_address(fake: FakeCalibService):
+    deploy(fake)
+    with CalibService(fake.url, auth=BearerToken("abc", filter_in_body=False)) as client:
+        assert client.select(EXP, RUN, "epix", UID).choices
+    assert not any(r.in_body for r in fake.requests)
+    assert {r.authorization for r in fake.requests} == {"Bearer abc"}
 
 
 def test_a_token_is_never_sent_in_the_clear_nor_printed():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,61 @@ def test_unknown_places_are_empty_and_a_bad_filter_is_a_bad_request(fake: FakeCa
     answer = http.get(f"{fake.url}/cdb_nobody/nothing", params={"query_string": "{'a'"}, timeout=5)
     assert answer.status_code == 400
     assert http.get(fake.url.replace("calib_ws", "elsewhere"), timeout=5).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [
+        ("", 200), ("/", 200), ("/cdb_x", 200), ("/cdb%5Fx/b", 200),
+        ("_anything/cdb_x", 404), ("xyz", 404), ("//cdb_x", 404), ("/cdb_x/", 404), ("/cdb_x//b", 404),
+        ("/cdb_x%2Fb", 404), ("/cdb_x/%2e%2e/b", 404), ("/a/b/c/d", 404),
+        ("/cdb_x/b?query=%7B%7D", 400), ("/cdb_x/b?query_string=%7B%7D&x=1", 400), ("/cdb_x/b?query_string=[1]", 400),
+        ('/cdb_x/b?query_string={"run":{"$foo":1}}', 400), ('/cdb_x/b?query_string={"$or":[]}', 400),
+        ('/cdb_x/b?query_string={"run":{"$in":1}}', 400), ('/cdb_x/b?query_string={"run":{"$lte":"x"}}', 200),
+    ],
+)  # fmt: skip
+def test_it_is_as_strict_as_a_service_may_be(fake: FakeCalibService, place: str, status: int):
+    # By hand: requests would tidy up some of these.
+    connection = HTTPConnection(fake.url.split("/")[2], timeout=5)
+    connection.request("GET", "/calib_ws" + place)
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_with_a_token_the_filter_belongs_in_the_body(http: requests.Session):
+    with FakeCalibService(token="abc") as fake:
+        http.headers["Authorization"] = "Bearer abc"
+        place = f"{fake.url}/cdb_a/b"
+        assert http.get(place, params={"query_string": "{}"}, timeout=5).status_code == 400
+        assert http.get(place, json={"run": 1}, timeout=5).json() == []
+        assert http.get(place, timeout=5).json() == []
+
+
+def test_a_gate_decides_by_the_header_and_adds_its_own(http: requests.Session):
+    with FakeCalibService(gate=lambda shown: {"X-Proof": "p"} if shown == "let me in" else None) as fake:
+        assert http.get(fake.url, timeout=5).headers["WWW-Authenticate"] == "Negotiate"
+        assert http.get(fake.url, headers={"Authorization": "let me in"}, timeout=5).headers["X-Proof"] == "p"
+
+
+def test_redirects_and_a_lost_backend(fake: FakeCalibService, http: requests.Session):
+    fake.fail(2, "redirect")
+    assert http.get(f"{fake.url}/cdb_a?query_string={{}}", timeout=5).json() == []
+    assert [r.status for r in fake.requests] == [302, 302, 200]
+    fake.fail(1, "redirect", to="https://login.example/")
+    answer = http.get(fake.url, timeout=5, allow_redirects=False)
+    assert answer.headers["Location"] == "https://login.example/"
+    fake.fail(None, "gone")
+    assert {http.get(f"{fake.url}{p}", timeout=5).status_code for p in ("", "/", "/cdb_a", "/a/gridfs/b")} == {404}
+
+
+@pytest.mark.parametrize("kind", ["trickle", "trickle-head"])
+def test_a_trickle_is_the_right_answer_and_no_pause_is_long(http: requests.Session, kind: Any):
+    with FakeCalibService(drip_s=0.002) as fake:
+        fake.deploy("tmoc00118", UID, "pedestals", ARRAY, run=3)
+        fake.fail(1, kind)
+        begin = time.monotonic()
+        assert http.get(fake.url, timeout=0.5).json() == ["cdb_detnames", "cdb_epix10ka_000001", "cdb_tmoc00118"]
+        assert time.monotonic() - begin > 0.1
 
 
 def test_a_fault_lasts_as_often_as_it_was_told(fake: FakeCalibService, http: requests.Session):
