@@ -147,6 +147,8 @@ def inspect_file(path: Path) -> FileReport:
         If there is no such file.
     StorageError
         If it cannot be read.
+    Xtc2Error
+        If it is no regular file but a directory, pipe, socket or device.
     """
     look = _Look()
     with _opened(path) as source:
@@ -172,10 +174,8 @@ def read_head(path: Path, *, most_datagrams: int = MOST_HEAD_DATAGRAMS) -> Strea
 
     Raises
     ------
-    MissingError
-        If there is no such file.
-    StorageError
-        If it cannot be read.
+    MissingError, StorageError, Xtc2Error
+        As `inspect_file`.
     """
     look = _Look()
     with _opened(path) as source:
@@ -359,11 +359,9 @@ class _Source:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
     try:
-        # Without waiting: a pipe of that name must not stop us.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = _descriptor(path)
         try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise Xtc2Error(f"{path} is no regular file", fix=_FIX)
+            _require_regular(os.fstat(handle), path)
             yield _Source(handle, path)
         finally:
             os.close(handle)
@@ -376,6 +374,24 @@ def _opened(path: Path) -> Iterator[_Source]:
             raise
         reason = os.strerror(error.errno or errno.EIO)
         raise StorageError(f"cannot read {path}: {reason}", fix="check the mount and the file's owner") from error
+
+
+def _descriptor(path: Path) -> int:
+    try:
+        # Asked before it is opened: opening alone makes some devices do things, and fails for a socket.
+        _require_regular(path.stat(), path)
+        # Without waiting, should a pipe have taken its place meanwhile.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as error:
+        if isinstance(error, Xtc2Error):
+            raise
+        # A NUL, or a character that the system has no bytes for: no file can have that name.
+        raise MissingError(f"no file {str(path)!r}", fix="check the name") from error
+
+
+def _require_regular(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Xtc2Error(f"{path} is no regular file", fix=_FIX)
 
 
 def _placed(error: Xtc2Error, path: Path, offset: int) -> Xtc2Error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Self
 from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.xtc2.compute import detectors_of
 from nightbeam.xtc2.files import IN_PROGRESS, read_head
-from nightbeam.xtc2.model import Names, RunVerdict, StreamHead, StreamStatus, StreamVerdict
+from nightbeam.xtc2.model import Names, RunVerdict, StreamHead, StreamStatus, StreamVerdict, Xtc2Error
 
 __all__ = ["RunListing", "StreamFile", "StreamName", "find_runs", "judge_run", "latest_usable_run", "list_runs"]
 
@@ -121,7 +123,7 @@ def find_runs(xtc_dir: Path, experiment: str) -> dict[int, tuple[StreamFile, ...
     """
     listing = list_runs(xtc_dir, experiment)
     for path, reason in listing.skipped:
-        log.debug("passed over %s: %s", path, reason)
+        log.debug("passed over %r: %s", str(path), reason)  # anybody may have chosen that name
     return dict(listing.runs)
 
 
@@ -184,7 +186,10 @@ def _data_files(directory: Path) -> Iterator[Path]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingError(f"no directory {directory}", fix="check the data directory of the experiment") from error
     except OSError as error:
-        raise StorageError(f"cannot read {directory}: {error.strerror}", fix="check the mount and its owner") from error
+        reason = os.strerror(error.errno or errno.EIO)
+        raise StorageError(f"cannot read {directory}: {reason}", fix="check the mount and its owner") from error
+    except ValueError as error:  # a NUL, or a character that the system has no bytes for
+        raise MissingError(f"no directory {str(directory)!r}", fix="check the name") from error
     return (path for path in paths if path.name.endswith((".xtc2", ".xtc2" + IN_PROGRESS)))
 
 
@@ -255,6 +260,8 @@ def _head_of(file: StreamFile) -> tuple[Path, StreamHead]:
             continue
         except StorageError as error:
             return path, StreamHead(StreamStatus.UNREADABLE, error.what)
+        except Xtc2Error as error:  # a directory or device of that name: it must not hide the runs below
+            return path, StreamHead(StreamStatus.NOT_XTC2, error.what)
     return file.path, StreamHead(StreamStatus.NO_FILE, "it has gone")
 
 

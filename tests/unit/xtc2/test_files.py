@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -258,10 +259,35 @@ def test_a_missing_file_is_missing(tmp_path):
 @pytest.mark.timeout(10)
 def test_a_pipe_or_directory_of_that_name_stops_nobody(tmp_path):
     os.mkfifo(tmp_path / "pipe.xtc2")
+    os.mknod(tmp_path / "socket.xtc2", 0o600 | stat.S_IFSOCK)
     (tmp_path / "folder.xtc2").mkdir()
-    for name in ("pipe.xtc2", "folder.xtc2"):
-        with pytest.raises(Xtc2Error, match="no regular file"):
-            inspect_file(tmp_path / name)
+    for name in ("pipe.xtc2", "socket.xtc2", "folder.xtc2"):
+        for read in (inspect_file, read_configure, read_head):
+            with pytest.raises(Xtc2Error, match="no regular file"):
+                read(tmp_path / name)
+
+
+def test_a_device_is_not_even_opened(monkeypatch):
+    def opened(*_: object) -> int:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(Xtc2Error, match="no regular file"):
+        inspect_file(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("name", ["a\0b.xtc2", "\ud800.xtc2"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path, name):
+    for read in (inspect_file, read_configure, read_head):
+        with pytest.raises(MissingError, match="no file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["two\nlines.xtc2", os.fsdecode(b"\xff.xtc2"), "a" * 250 + ".xtc2"])
+def test_odd_names_are_names(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(xtc2_bytes([EPIX]))
+    assert inspect_file(path).readable
 
 
 def test_a_part_marked_as_corrupted_is_not_looked_into(tmp_path):

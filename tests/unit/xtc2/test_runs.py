@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,14 @@ def test_runs_are_found_by_exact_experiment_and_the_rest_is_listed(tmp_path):
         f"{EXP}-r0012-s000-c000.smd.xtc2": "small data",
     }
     assert find_runs(tmp_path, EXP) == listing.runs
+
+
+def test_a_foreign_name_forges_no_line_of_the_log(tmp_path, caplog):
+    (tmp_path / "a\nERROR all is lost\x1b[2J.xtc2").touch()
+    with caplog.at_level(logging.DEBUG):
+        assert find_runs(tmp_path, EXP) == {}
+    (message,) = caplog.messages
+    assert message.isprintable()
 
 
 def test_a_finished_file_is_preferred_to_the_one_it_was(tmp_path):
@@ -256,6 +266,36 @@ def test_a_file_that_gets_its_final_name_meanwhile_is_read_under_it(tmp_path, mo
     assert verdict.streams[0].path == final
     final.unlink()
     assert judge_run(tmp_path, EXP, 7).streams[0].status is StreamStatus.NO_FILE
+
+
+ODD_FILES = {
+    "directory": (Path.mkdir, StreamStatus.NOT_XTC2),
+    "pipe": (os.mkfifo, StreamStatus.NOT_XTC2),
+    "socket": (lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK), StreamStatus.NOT_XTC2),
+    "device": (lambda path: path.symlink_to("/dev/zero"), StreamStatus.NOT_XTC2),
+    "loop": (lambda path: path.symlink_to(path), StreamStatus.UNREADABLE),
+    "dangling": (lambda path: path.symlink_to("nowhere"), StreamStatus.NO_FILE),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("odd", ODD_FILES)
+def test_what_is_no_file_rejects_its_run_and_not_those_below(tmp_path, odd):
+    made(tmp_path)
+    make, status = ODD_FILES[odd]
+    make(tmp_path / name_of(9))
+    verdict = judge_run(tmp_path, EXP, 9)
+    assert (verdict.usable, [s.status for s in verdict.streams]) == (False, [status])
+    assert verdict.streams[0].reason
+    chosen, rejected = latest_usable_run(tmp_path, EXP)
+    assert chosen is not None
+    assert (chosen.run, [v.run for v in rejected]) == (7, [9])
+
+
+def test_a_directory_that_no_system_could_have_is_missing(tmp_path):
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(MissingError, match="no directory"):
+            list_runs(tmp_path / name, EXP)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
