@@ -15,7 +15,7 @@ from typing import Any
 from nightbeam.calib.compute import needs_update
 from nightbeam.calib.entry import CalibEntry
 from nightbeam.calib.files import entry_path, is_whole, list_entries, load_pickle, map_entry
-from nightbeam.calib.prefetch import Action, PrefetchReport, prefetch, skipped_names
+from nightbeam.calib.prefetch import PrefetchReport, prefetch_and_open, skipped_names
 from nightbeam.calib.reader import open_constants
 from nightbeam.calib.remote import CalibService
 from nightbeam.core.errors import NightbeamError
@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 CalibConst = dict[str, Any]
 Log = logging.Logger | None
 _SHM = "/dev/shm"
+#: How many runs of an experiment stay in the cache.
+KEEP = 5
 
 
 def get_latest_run(
@@ -141,6 +143,7 @@ def update_calib(
     *,
     service: CalibService | None = None,
     owners: Iterable[str | int] = (),
+    keep: int | None = KEEP,
 ) -> None:
     """Bring the cache up to date for a run, by default the latest one that can be used.
 
@@ -150,13 +153,17 @@ def update_calib(
         Detectors to leave out, or ``"all"``.
     service
         Whom to ask; None: whom ``LCLS_CALIB_HTTP`` and ``CALIB_JWT`` name.
+    owners
+        Users whose cache files are trusted beside our own.
+    keep
+        How many runs of the experiment to keep; None: all.
 
     Raises
     ------
     NightbeamError
         As `nightbeam.calib.prefetch.prefetch`; what was in the cache is untouched.
     """
-    _update(expcode, latest_run, latest_info, output_dir, log, xtc_dir, skip_calib_load, service, owners)
+    _update(expcode, latest_run, latest_info, output_dir, log, xtc_dir, skip_calib_load, service, owners, keep)
 
 
 def ensure_valid_calibconst(
@@ -170,6 +177,7 @@ def ensure_valid_calibconst(
     *,
     service: CalibService | None = None,
     owners: Iterable[str | int] = (),
+    keep: int | None = KEEP,
 ) -> tuple[CalibConst, int]:
     """Return the constants that hold for the requested run, and its number.
 
@@ -191,18 +199,17 @@ def ensure_valid_calibconst(
     """
     log = log or _log
     try:
-        report = _update(expcode, latest_run, latest_info, output_dir, log, xtc_dir, skip_calib_load, service, owners)
+        report, entry = _update(
+            expcode, latest_run, latest_info, output_dir, log, xtc_dir, skip_calib_load, service, owners, keep
+        )
     except NightbeamError as error:
         entry = _fallback(error, expcode, latest_run, latest_info, output_dir, skip_calib_load, owners)
         log.warning("%s; the constants that %s holds are used", error.what, entry.path)
         return _requested(entry, latest_info or {}, skip_calib_load), latest_run or 0
     if report.run is None or not report.detectors:
         return {}, -1
-    asked = {row.detector: row.unique_id for row in report.detectors}
-    if report.action is Action.NOTHING:
-        return dict.fromkeys(asked), report.run
-    constants = open_constants(expcode, report.run, Path(output_dir), owners=owners)
-    return _requested(constants, asked, skip_calib_load), report.run
+    asked = latest_info or {row.detector: row.unique_id for row in report.detectors}
+    return _requested(entry, asked, skip_calib_load), report.run
 
 
 def _update(
@@ -215,10 +222,11 @@ def _update(
     skip: Collection[str],
     service: CalibService | None,
     owners: Iterable[str | int],
-) -> PrefetchReport:
+    keep: int | None,
+) -> tuple[PrefetchReport, CalibEntry | None]:
     opened = service or CalibService.from_environment(os.environ)
     try:
-        report = prefetch(
+        report, entry = prefetch_and_open(
             expcode,
             output_dir=Path(output_dir),
             service=opened,
@@ -226,6 +234,7 @@ def _update(
             run=run,
             det_info=info,
             skip=skip,
+            keep=keep,
             owners=owners,
         )
     finally:
@@ -234,7 +243,7 @@ def _update(
     if log is not None:
         what = f"{report.action}{f': {report.reason}' if report.reason else ''}"
         log.info("run %s of %s: %s, %.1f s", report.run, expcode, what, report.seconds)
-    return report
+    return report, entry
 
 
 def _fallback(
@@ -256,13 +265,16 @@ def _fallback(
     needed = {name: info[name] for name in set(info) - skipped_names(skip, info)}
     if entry is None or entry.index.experiment != expcode or needs_update(needed, entry.det_info):
         raise error
-    if entry.index.skipped & set(needed):
-        raise error
     return entry
 
 
-def _requested(constants: Mapping[str, Any], asked: Mapping[str, str], skip: Collection[str]) -> CalibConst:
-    return {**dict.fromkeys(skipped_names(skip, asked)), **_as_dict(constants)}
+def _requested(entry: CalibEntry | None, asked: Mapping[str, str], skip: Collection[str]) -> CalibConst:
+    """Return the detectors that were asked for and no others, which may not have been looked at."""
+    skipped = skipped_names(skip, asked)
+    found: CalibConst = {}
+    for name in asked:
+        found[name] = None if entry is None or name in skipped else dict(entry[name])
+    return found
 
 
 def _as_dict(constants: Mapping[str, Any]) -> CalibConst:

@@ -8,7 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from nightbeam.calib.layout import ConstantPlace, DetectorPlace, EntryIndex, decode_value
+from nightbeam.calib.pickles import PlacedArray
 
 __all__ = ["CalibEntry", "Constants"]
 
@@ -27,16 +30,21 @@ class CalibEntry(Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]):
         The file, as it was opened.
     index
         What the file says of itself.
+    identity
+        Device, inode, size and time of the last change (ns): other bytes always have another.
     """
 
-    def __init__(self, path: Path, index: EntryIndex, buffer: mmap.mmap) -> None:
-        self.path, self.index, self._buffer = path, index, buffer
+    def __init__(
+        self, path: Path, index: EntryIndex, buffer: mmap.mmap, identity: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ) -> None:
+        self.path, self.index, self._buffer, self.identity = path, index, buffer, identity
         self._found: dict[str, Mapping[str, tuple[Any, Mapping[str, Any]]]] = {}
 
     @property
     def det_info(self) -> Mapping[str, str]:
-        """Unique id by detector name; also of detectors that were skipped."""
-        return self.index.det_info
+        """Unique id by detector name; a detector that was skipped has no valid constants and is not there."""
+        skipped = self.index.skipped
+        return {name: uid for name, uid in self.index.det_info.items() if name not in skipped}
 
     def __getitem__(self, detector: str) -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
         if detector not in self._found:
@@ -44,7 +52,7 @@ class CalibEntry(Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]):
             if place is None or place.constants is None:
                 raise KeyError(_why_not(detector, place))
             self._found[detector] = MappingProxyType(
-                {ctype: (decode_value(c.data, self._buffer), dict(c.document)) for ctype, c in place.constants.items()}
+                {ctype: (self.value_of(c), dict(c.document)) for ctype, c in place.constants.items()}
             )
         return self._found[detector]
 
@@ -59,7 +67,14 @@ class CalibEntry(Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]]):
 
     def value_of(self, place: ConstantPlace) -> Any:
         """Return the data of a constant of this file."""
-        return decode_value(place.data, self._buffer)
+        return decode_value(place.data, self._array)
+
+    def _array(self, place: PlacedArray) -> np.ndarray[Any, Any]:
+        if place.nbytes == 0:
+            array = np.empty(place.shape, place.dtype)
+            array.setflags(write=False)
+            return array
+        return np.ndarray(place.shape, place.dtype, self._buffer, place.offset)
 
     def body(self, offset: int, nbytes: int) -> memoryview:
         """Return some of the file's bytes, shared."""

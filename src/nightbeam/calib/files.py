@@ -33,9 +33,10 @@ from nightbeam.calib.layout import (
     parse_index,
     placed_arrays,
 )
-from nightbeam.calib.pickles import ALIGNMENT, Emitter, read_restricted
+from nightbeam.calib.pickles import ALIGNMENT, Emitter, PlacedArray, read_restricted
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, RejectedError, StorageError
 from nightbeam.core.files import require_space, storage_errors
+from nightbeam.core.locks import remove_free_lock, sole_owner
 from nightbeam.core.times import iso_z, utc_now
 
 if TYPE_CHECKING:
@@ -52,13 +53,17 @@ __all__ = [
     "list_entries",
     "load_pickle",
     "lock_path",
+    "lone_writer",
     "map_entry",
     "open_entry",
     "owner_ids",
     "parse_entry_name",
     "read_index",
     "remove_stale",
+    "remove_surplus",
+    "surplus",
     "verify_entry",
+    "verify_mapped",
     "write_entry",
 ]
 
@@ -71,6 +76,7 @@ _LARGEST_INDEX = 1 << 28
 #: A temporary of a process whose number may have been given to another one is stale after this long,
 #: one of another machine or another program after an hour without a change.
 _REUSED_S, _FOREIGN_S = 60.0, 3600.0
+_Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,11 @@ class Payload:
     database: str
     document: Mapping[str, Any]
     data: Any | Callable[[], Any]
+
+    @property
+    def key(self) -> _Key:
+        """Database, document and data; constants with the same key, none of it empty, have the same data."""
+        return self.database, str(self.document.get("_id") or ""), str(self.document.get("id_data") or "")
 
 
 @dataclass(frozen=True)
@@ -215,13 +226,13 @@ def _known_directory(cache_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _checked(path: Path, owners: Iterable[str | int]) -> Iterator[tuple[int, int]]:
-    """Yield a handle and a size of a file that only its owner, one of ours, can have written."""
+def _checked(path: Path, owners: Iterable[str | int]) -> Iterator[tuple[int, os.stat_result]]:
+    """Yield a handle and the facts of a file that only its owner, one of ours, can have written."""
     handle = _open_no_link(path)
     try:
         found = os.fstat(handle)
         _refuse_untrusted(path, found, owners)
-        yield handle, found.st_size
+        yield handle, found
     finally:
         os.close(handle)
 
@@ -283,9 +294,12 @@ def open_entry(path: Path, *, owners: Iterable[str | int] = ()) -> CalibEntry:
 
 def map_entry(path: Path, *, owners: Iterable[str | int] = ()) -> CalibEntry | None:
     """Return what `open_entry` does, or None where the file is a pickle that another program wrote."""
-    with _checked(path, owners) as (handle, size):
-        index = _index_of(path, handle, size)
-        return None if index is None else CalibEntry(path, index, mmap.mmap(handle, size, access=mmap.ACCESS_READ))
+    with _checked(path, owners) as (handle, facts):
+        index = _index_of(path, handle, facts.st_size)
+        if index is None:
+            return None
+        buffer = mmap.mmap(handle, facts.st_size, access=mmap.ACCESS_READ)
+        return CalibEntry(path, index, buffer, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
 
 
 def read_index(path: Path, *, owners: Iterable[str | int] = ()) -> EntryIndex | None:
@@ -296,8 +310,8 @@ def read_index(path: Path, *, owners: Iterable[str | int] = ()) -> EntryIndex | 
     MissingError, RejectedError, InputError
         As `open_entry`.
     """
-    with _checked(path, owners) as (handle, size):
-        return _index_of(path, handle, size)
+    with _checked(path, owners) as (handle, facts):
+        return _index_of(path, handle, facts.st_size)
 
 
 def _index_of(path: Path, handle: int, size: int) -> EntryIndex | None:
@@ -340,34 +354,58 @@ def load_pickle(path: Path, *, owners: Iterable[str | int] = ()) -> dict[str, An
 
 
 def is_whole(path: Path, *, owners: Iterable[str | int] = ()) -> bool:
-    """Say whether a file could be used: trusted, and to all appearance complete. Arrays are not read."""
+    """Say whether a file could be used: trusted and complete. Another program's pickle is read to its end for that."""
     try:
-        with _checked(path, owners) as (handle, size):
-            if _index_of(path, handle, size) is not None:
-                return True
-            # Another program's pickle: begins with a protocol, ends with the mark of the end.
-            return os.pread(handle, 1, 0) == b"\x80" and os.pread(handle, 1, max(0, size - 1)) == b"."
+        if read_index(path, owners=owners) is None:
+            load_pickle(path, owners=owners)
     except NightbeamError:
         return False
+    return True
 
 
 def verify_entry(path: Path, *, owners: Iterable[str | int] = ()) -> EntryIndex:
-    """Read every array of a cache file and compare its checksum.
+    """Read a cache file whole and compare every checksum.
 
     Raises
     ------
     InputError
-        Naming the detector and the constant that is damaged.
+        Naming the detector and the constant that is damaged, or the pickle.
     MissingError, RejectedError
         As `open_entry`.
     """
     entry = open_entry(path, owners=owners)
-    for detector, place in entry.index.detectors.items():
-        for ctype, constant in (place.constants or {}).items():
-            for array in placed_arrays(constant.data):
-                if hashlib.sha256(entry.body(array.offset, array.nbytes)).hexdigest() != array.sha256:
-                    raise InputError(f"{path}: {ctype} of {detector} is damaged", fix="remove it; it is fetched anew")
+    verify_mapped(entry)
     return entry.index
+
+
+def verify_mapped(entry: CalibEntry) -> None:
+    """Do for an open cache file what `verify_entry` does for one by its name.
+
+    Raises
+    ------
+    InputError
+        As `verify_entry`.
+    """
+    around, at = hashlib.sha256(), 0
+    # Detectors that are served by the same document share an array: it is read once.
+    for offset, (array, what) in sorted(_arrays_of(entry.index).items()):
+        around.update(entry.body(at, offset - at))
+        at = offset + array.nbytes
+        if hashlib.sha256(entry.body(offset, array.nbytes)).hexdigest() != array.sha256:
+            raise InputError(f"{entry.path}: {what} is damaged", fix="remove it; it is fetched anew")
+    around.update(entry.body(at, entry.index.data_bytes - at))
+    if around.hexdigest() != entry.index.pickle_sha256:
+        raise InputError(f"{entry.path}: its pickle is damaged", fix="remove it; it is fetched anew")
+
+
+def _arrays_of(index: EntryIndex) -> dict[int, tuple[PlacedArray, str]]:
+    return {
+        array.offset: (array, f"{ctype} of {detector}")
+        for detector, place in index.detectors.items()
+        for ctype, constant in (place.constants or {}).items()
+        for array in placed_arrays(constant.data)
+        if array.nbytes
+    }
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -447,24 +485,28 @@ def _write(
         emitter.begin()
         emitter.put(b"}(")
         emitter.value("det_info")
-        emitter.value(dict(det_info))
+        # Whoever compares ids must not take a detector that was skipped for one that is served.
+        emitter.value({name: uid for name, uid in det_info.items() if constants[name] is not None})
         emitter.value("calib_const")
         emitter.put(b"}(")
-        detectors = {}
+        detectors: dict[str, DetectorPlace] = {}
+        written: dict[_Key, tuple[Any, int]] = {}
         for detector in det_info:
             emitter.value(detector)
-            places = _write_detector(emitter, constants[detector])
+            places = _write_detector(emitter, constants[detector], written)
             why, missing = reasons.get(detector), gaps.get(detector, ())
             detectors[detector] = DetectorPlace(places, why, missing, short_names.get(detector))
         emitter.put(b"uu")
         end = emitter.end()
     writer = f"nightbeam {__version__} on {os.uname().nodename}, process {os.getpid()}"
-    index = EntryIndex(experiment, dict(det_info), detectors, iso_z(utc_now()), writer, end)
+    index = EntryIndex(experiment, dict(det_info), detectors, iso_z(utc_now()), writer, end, emitter.sha256)
     file.write(pack_tail(index))
     return index
 
 
-def _write_detector(emitter: Emitter, constants: Sequence[Payload] | None) -> dict[str, ConstantPlace] | None:
+def _write_detector(
+    emitter: Emitter, constants: Sequence[Payload] | None, written: dict[_Key, tuple[Any, int]]
+) -> dict[str, ConstantPlace] | None:
     if constants is None:
         emitter.value(None)
         return None
@@ -473,7 +515,14 @@ def _write_detector(emitter: Emitter, constants: Sequence[Payload] | None) -> di
     for constant in constants:
         emitter.value(constant.ctype)
         emitter.put(b"(")
-        node = emitter.value(constant.data() if callable(constant.data) else constant.data)
+        key = constant.key
+        if key in written:  # another detector is served by the same document
+            node, number = written[key]
+            emitter.recall(number)
+        else:
+            node = emitter.value(constant.data() if callable(constant.data) else constant.data)
+            if all(key):
+                written[key] = node, emitter.remember()
         emitter.value(constant.document)
         emitter.put(b"t")
         places[constant.ctype] = ConstantPlace(constant.database, dict(constant.document), node)
@@ -503,9 +552,16 @@ def _published(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fchmod(handle, _MODE)
                 os.fsync(handle)
-                part.replace(path)
+                _take_name(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _take_name(part: Path, path: Path) -> None:
+    try:
+        part.replace(path)
+    except IsADirectoryError as error:
+        raise RejectedError(f"{path} is a directory, not a cache file", fix=_REMOVE) from error
 
 
 def part_name(path: Path) -> Path:
@@ -538,24 +594,28 @@ def link_entry(existing: Path, new: Path, *, owners: Iterable[str | int] = ()) -
     StorageError
         If neither a link nor a copy can be made.
     """
-    with _checked(existing, owners) as (handle, size), storage_errors(new):
-        index = _index_of(existing, handle, size)
+    with _checked(existing, owners) as (handle, facts), storage_errors(new):
+        index = _index_of(existing, handle, facts.st_size)
         if index is None:
             raise InputError(f"{existing} has no index", fix="fetch it anew")
         part = part_name(new)
         try:
             os.link(existing, part, follow_symlinks=False)
             if os.path.samestat(part.lstat(), os.fstat(handle)):
-                part.replace(new)
+                _take_name(part, new)
                 return index
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
+            if isinstance(error, NightbeamError) or error.errno not in _NO_LINK:
                 raise
         finally:
             # Renaming one name of a file onto another name of it does nothing, and leaves both.
             part.unlink(missing_ok=True)
-        _copy(handle, size, new)
+        _copy(handle, facts.st_size, new)
     return index
+
+
+#: Why a link may not be had although a copy may; the last where ``existing`` was removed after it was opened.
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.ENOENT}
 
 
 def _copy(handle: int, size: int, new: Path) -> None:
@@ -685,7 +745,7 @@ def collect(
     spare: Iterable[Path] = (),
     dry_run: bool = False,
 ) -> list[EntryLine]:
-    """Remove all but the cache files of the ``keep`` highest runs of each experiment; returns what was removed.
+    """Remove all but the cache files of the ``keep`` highest runs of each experiment, and those that are damaged.
 
     Processes that have mapped a file keep it. Files of other users are left alone.
 
@@ -696,27 +756,88 @@ def collect(
     dry_run
         Remove nothing.
 
+    Returns
+    -------
+    list
+        What was removed.
+
     Raises
     ------
     InputError
         If ``keep`` is less than 1.
+    BusyError
+        If somebody fetches for an experiment for longer than a minute.
     MissingError
         If there is no such directory.
     """
-    if keep < 1:
-        raise InputError(f"cannot keep {keep} runs", fix="keep 1 or more")
-    ours = [line for line in list_entries(cache_dir, experiment) if _is_ours(line.path)]
-    spared, removed, seen = set(spare), [], dict[str, int]()
-    for line in reversed(ours):
-        seen[line.experiment] = seen.get(line.experiment, 0) + 1
-        if seen[line.experiment] > keep and line.path not in spared:
-            removed.append(line)
-            if not dry_run:
-                with storage_errors(line.path):
-                    line.path.unlink(missing_ok=True)
+    spare, removed = tuple(spare), list[EntryLine]()
+    for each in sorted({name.experiment for _, name in _named(cache_dir, experiment)}):
+        if dry_run:
+            removed += surplus(cache_dir, each, keep=keep, spare=spare)
+            continue
+        with lone_writer(cache_dir, each, wait_s=60.0):
+            removed += remove_surplus(cache_dir, each, keep=keep, spare=spare)
     if not dry_run:
         remove_stale(cache_dir)
     return removed
+
+
+@contextmanager
+def lone_writer(cache_dir: Path, experiment: str, *, wait_s: float) -> Iterator[None]:
+    """Hold the lock of whoever writes or removes cache files of an experiment.
+
+    Raises
+    ------
+    BusyError
+        If another process holds it for longer than ``wait_s``.
+    """
+    lock = lock_path(cache_dir, experiment)
+    try:
+        with storage_errors(lock), sole_owner(lock, wait_s=wait_s, what=f"the cache of {experiment}"):
+            yield
+    finally:
+        remove_free_lock(lock)
+
+
+def remove_surplus(cache_dir: Path, experiment: str, *, keep: int, spare: Iterable[Path] = ()) -> list[EntryLine]:
+    """Do for one experiment what `collect` does; for those who hold its lock."""
+    removed = surplus(cache_dir, experiment, keep=keep, spare=spare)
+    for line in removed:
+        with storage_errors(line.path):
+            line.path.unlink(missing_ok=True)
+    return removed
+
+
+def surplus(cache_dir: Path, experiment: str, *, keep: int, spare: Iterable[Path] = ()) -> list[EntryLine]:
+    """Return which of our cache files of an experiment are damaged, or of runs below the ``keep`` highest.
+
+    A file that is planted or of another user is neither counted nor named.
+
+    Raises
+    ------
+    InputError
+        If ``keep`` is less than 1.
+    """
+    if keep < 1:
+        raise InputError(f"cannot keep {keep} runs", fix="keep 1 or more")
+    spared = set(spare)
+    ours = [line for line in list_entries(cache_dir, experiment) if _is_ours(line.path)]
+    good = [line for line in ours if line.index is not None or is_whole(line.path)]
+    damaged = [line for line in ours if line not in good and _is_damaged(line.path)]
+    lowest = sorted(good, key=lambda line: -line.run)[keep:]
+    return [line for line in (*damaged, *lowest) if line.path not in spared]
+
+
+def _is_damaged(path: Path) -> bool:
+    """Say whether a file can never be used; one that cannot be read today is not meant."""
+    try:
+        if read_index(path) is None:
+            load_pickle(path)
+    except InputError:
+        return True
+    except NightbeamError:
+        pass
+    return False
 
 
 def _is_ours(path: Path) -> bool:

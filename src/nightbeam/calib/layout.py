@@ -1,7 +1,8 @@
 """The layout of a cache file: a pickle, then a JSON index of what lies where in it, then a footer of 64 bytes.
 
 `pickle.load` stops at the pickle's end and never sees the rest; we read the footer, then the index, and map the arrays
-where they lie. Both forms are the same bytes, so they cannot disagree and are published by one rename.
+where they lie. Arrays are the same bytes in both forms, and both are published by one rename; what is small (texts,
+numbers, documents) is written twice, and a checksum in the index covers the pickle's copy.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ _BEGIN, _END = b"NBCALIB\x01", b"\x01BILACBN"
 _FOOTER = struct.Struct("<8sQQ32s8s")
 FOOTER_BYTES = _FOOTER.size
 _DEEPEST = 80
+_MOST_AXES = 32  # what numpy 1 allows
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class EntryIndex:
         Program, host and process that wrote it.
     data_bytes
         Where the pickle ends and this index begins.
+    pickle_sha256
+        Of all bytes of the pickle that are not an array's.
     """
 
     experiment: str
@@ -112,6 +115,7 @@ class EntryIndex:
     created: str
     writer: str
     data_bytes: int
+    pickle_sha256: str
 
     @property
     def skipped(self) -> frozenset[str]:
@@ -128,6 +132,7 @@ class EntryIndex:
             "detectors": {name: _detector_json(place) for name, place in self.detectors.items()},
             "created": self.created,
             "writer": self.writer,
+            "pickle_sha256": self.pickle_sha256,
         }
 
 
@@ -176,12 +181,13 @@ def parse_index(text: bytes, digest: bytes, data_bytes: int) -> EntryIndex:
             created=str(tree["created"]),
             writer=str(tree["writer"]),
             data_bytes=data_bytes,
+            pickle_sha256=str(tree["pickle_sha256"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _check(index)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"its index is malformed: {error!r}") from error
-    _check(index)
     return index
 
 
@@ -204,16 +210,11 @@ def placed_arrays(node: Mapping[str, Any], depth: int = 0) -> Iterator[PlacedArr
             yield from placed_arrays(item, depth + 1)
 
 
-def decode_value(node: Mapping[str, Any], buffer: mmap.mmap, depth: int = 0) -> Any:
-    """Return the value that the JSON speaks of; arrays are read-only views of ``buffer``."""
+def decode_value(node: Mapping[str, Any], array_at: Callable[[PlacedArray], Any], depth: int = 0) -> Any:
+    """Return the value that the JSON speaks of; ``array_at`` makes an array of its place."""
     kind, body = _only_item(node, depth)
     if kind == "array":
-        place = _placed(body)
-        dtype = np.dtype(place.dtype)
-        count = math.prod(place.shape)
-        if count == 0:
-            return _frozen(np.empty(place.shape, dtype))
-        return np.frombuffer(buffer, dtype, count, place.offset).reshape(place.shape)
+        return array_at(_placed(body))
     if kind == "plain":
         return body
     if kind == "bytes":
@@ -221,14 +222,9 @@ def decode_value(node: Mapping[str, Any], buffer: mmap.mmap, depth: int = 0) -> 
     if kind == "scalar":
         return np.frombuffer(bytes.fromhex(body[1]), _dtype(body[0]), 1)[0]
     if kind == "dict":
-        return {key: decode_value(item, buffer, depth + 1) for key, item in body}
-    items = [decode_value(item, buffer, depth + 1) for item in body]
+        return {key: decode_value(item, array_at, depth + 1) for key, item in body}
+    items = [decode_value(item, array_at, depth + 1) for item in body]
     return items if kind == "list" else tuple(items)
-
-
-def _frozen(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    array.setflags(write=False)
-    return array
 
 
 def _detector_json(place: DetectorPlace) -> dict[str, Any]:
@@ -262,8 +258,8 @@ def _check(index: EntryIndex) -> None:
         raise InputError("its index names other detectors than its det_info")
     for place in index.detectors.values():
         for constant in (place.constants or {}).values():
-            for array in placed_arrays(constant.data):
-                _check_array(array, index.data_bytes)
+            # All but the arrays is made once here, so that a reader meets no surprise later.
+            decode_value(constant.data, lambda array: _check_array(array, index.data_bytes))
 
 
 def _check_array(place: PlacedArray, limit: int) -> None:
@@ -272,6 +268,8 @@ def _check_array(place: PlacedArray, limit: int) -> None:
         raise InputError(f"its index places an array of shape {place.shape} at {place.offset}")
     if math.prod(place.shape) * dtype.itemsize != place.nbytes or place.offset + place.nbytes > limit:
         raise InputError(f"its index places {place.nbytes} bytes at {place.offset}, outside its {limit}")
+    if len(place.shape) > _MOST_AXES or any(n > limit for n in place.shape):
+        raise InputError(f"its index places an array of {len(place.shape)} axes, the longest {max(place.shape)}")
 
 
 def _placed(body: Any) -> PlacedArray:

@@ -1,13 +1,14 @@
 """Pickles, safe on both sides: written opcode by opcode so that each array's place is known; read by an allow-list.
 
-The emitter writes protocol 4 without a memo. An array becomes what `numpy.ndarray.__reduce__` describes, but its bytes
-begin at a multiple of `ALIGNMENT` in the file, so that the same bytes can be mapped. It names
-``numpy.core.multiarray``, which numpy 1 and numpy 2 both keep for old pickles (numpy 1 does not know the
-``numpy._core`` that numpy 2 writes).
+The emitter writes protocol 4, and remembers only what it is asked to. An array becomes what
+`numpy.ndarray.__reduce__` describes, but its bytes begin at a multiple of `ALIGNMENT` in the file, so that the same
+bytes can be mapped. It names ``numpy.core.multiarray``, which numpy 1 and numpy 2 both keep for old pickles (numpy 1
+does not know the ``numpy._core`` that numpy 2 writes).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import pickle
@@ -61,6 +62,13 @@ class Emitter:
     file: BinaryIO
     write_body: Callable[[BinaryIO, memoryview], str]
     _at: int = field(default=0, init=False)
+    _remembered: int = field(default=0, init=False)
+    _digest: Any = field(default_factory=hashlib.sha256, init=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hexadecimal, of all that was written but the bytes of arrays."""
+        return str(self._digest.hexdigest())
 
     def begin(self) -> None:
         """Write the protocol."""
@@ -74,7 +82,18 @@ class Emitter:
     def put(self, opcodes: bytes) -> None:
         """Write opcodes as they are."""
         self.file.write(opcodes)
+        self._digest.update(opcodes)
         self._at += len(opcodes)
+
+    def remember(self) -> int:
+        """Keep what was written last; returns a number for `recall`."""
+        self.put(pickle.MEMOIZE)
+        self._remembered += 1
+        return self._remembered - 1
+
+    def recall(self, number: int) -> None:
+        """Write once more what was remembered under a number, without its bytes."""
+        self.put(pickle.LONG_BINGET + struct.pack("<I", number))
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """Write a value and return the JSON that describes it in the index.

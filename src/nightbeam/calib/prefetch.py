@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,31 +15,34 @@ from typing import Any
 from nightbeam.calib.compute import check_name, creation_time, decode, expected_bytes, needs_update
 from nightbeam.calib.entry import CalibEntry
 from nightbeam.calib.files import (
+    EntryLine,
     Payload,
-    collect,
     entry_path,
     link_entry,
     list_entries,
-    lock_path,
+    lone_writer,
     map_entry,
+    open_entry,
     remove_stale,
+    remove_surplus,
+    verify_mapped,
     write_entry,
 )
 from nightbeam.calib.layout import ConstantPlace, EntryIndex, placed_arrays
 from nightbeam.calib.model import Choice, Selection
 from nightbeam.calib.remote import CalibService
-from nightbeam.core.errors import InputError, MissingError, NightbeamError, UsageError
-from nightbeam.core.files import storage_errors
-from nightbeam.core.locks import remove_free_lock, sole_owner
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError, UsageError
 from nightbeam.core.times import utc_now
 from nightbeam.xtc2 import RunVerdict, judge_run, latest_usable_run
 
-__all__ = ["Action", "DetectorReport", "PrefetchReport", "Progress", "prefetch", "skipped_names"]
+__all__ = ["Action", "DetectorReport", "PrefetchReport", "Progress", "prefetch", "prefetch_and_open", "skipped_names"]
 
 _log = logging.getLogger(__name__)
 
 _SKIPPED = "skipped on request"
 _Key = tuple[str, str, str]
+#: Files of which this process has read every byte.
+_SOUND: set[tuple[int, int, int, int]] = set()
 
 
 class Action(StrEnum):
@@ -209,23 +212,55 @@ def prefetch(
     RejectedError
         If somebody else planted something in our way.
     """
+    return prefetch_and_open(
+        experiment,
+        output_dir=output_dir,
+        service=service,
+        xtc_dir=xtc_dir,
+        run=run,
+        det_info=det_info,
+        skip=skip,
+        keep=keep,
+        owners=owners,
+        on_progress=on_progress,
+        lock_wait_s=lock_wait_s,
+    )[0]
+
+
+def prefetch_and_open(
+    experiment: str,
+    *,
+    output_dir: Path,
+    service: CalibService,
+    xtc_dir: Path | None = None,
+    run: int | None = None,
+    det_info: Mapping[str, str] | None = None,
+    skip: Collection[str] = (),
+    keep: int | None = None,
+    owners: Iterable[str | int] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    lock_wait_s: float = 600.0,
+) -> tuple[PrefetchReport, CalibEntry | None]:
+    """Do what `prefetch` does; returns its report and the file it speaks of, opened before anybody could replace it."""
     begin, before = time.monotonic(), service.traffic
-    target = _target(experiment, xtc_dir, run, det_info)
+    target = _target(experiment, xtc_dir, None if run is None else operator.index(run), det_info)
     skipped = skipped_names(skip, target.det_info)
-    report = _nothing(target, skipped)
+    report, entry = _nothing(target, skipped), None
+    removed: list[EntryLine] = []
     if report is None:
-        work = _Pass(target, Path(output_dir), service, skipped, tuple(owners), on_progress)
-        with _lone(work, lock_wait_s):
-            report = work.bring_up_to_date()
-    removed = _collected(output_dir, target, keep, report)
+        work = _Pass(target, Path(output_dir), service, skipped, tuple(owners), on_progress, keep, removed)
+        with lone_writer(work.output_dir, experiment, wait_s=lock_wait_s):
+            report, entry = work.bring_up_to_date()
+            work.collect()
     traffic = service.traffic.since(before)
-    return replace(
+    report = replace(
         report,
         requests=traffic.requests,
         bytes_fetched=traffic.data_bytes,
         seconds=time.monotonic() - begin,
-        removed=removed,
+        removed=tuple(line.path for line in removed),
     )
+    return report, entry
 
 
 def _target(experiment: str, xtc_dir: Path | None, run: int | None, det_info: Mapping[str, str] | None) -> _Target:
@@ -280,23 +315,6 @@ def _nothing(target: _Target, skipped: frozenset[str]) -> PrefetchReport | None:
     return PrefetchReport(target.experiment, target.run, Action.NOTHING, None, rows, reason, target.rejected)
 
 
-@contextmanager
-def _lone(work: _Pass, wait_s: float) -> Iterator[None]:
-    lock = lock_path(work.output_dir, work.target.experiment)
-    try:
-        with storage_errors(lock), sole_owner(lock, wait_s=wait_s, what=f"the cache of {work.target.experiment}"):
-            yield
-    finally:
-        remove_free_lock(lock)
-
-
-def _collected(output_dir: Path, target: _Target, keep: int | None, report: PrefetchReport) -> tuple[Path, ...]:
-    if keep is None or report.path is None:
-        return ()
-    gone = collect(Path(output_dir), keep=keep, experiment=target.experiment, spare=[report.path])
-    return tuple(line.path for line in gone)
-
-
 @dataclass
 class _Pass:
     """One pass over one run, while its experiment's lock is held."""
@@ -307,6 +325,8 @@ class _Pass:
     skipped: frozenset[str]
     owners: tuple[str | int, ...]
     on_progress: Callable[[Progress], None] | None
+    keep: int | None
+    removed: list[EntryLine]
 
     @property
     def run(self) -> int:
@@ -317,23 +337,31 @@ class _Pass:
     def path(self) -> Path:
         return entry_path(self.output_dir, self.target.experiment, self.run)
 
-    def bring_up_to_date(self) -> PrefetchReport:
+    def bring_up_to_date(self) -> tuple[PrefetchReport, CalibEntry]:
         remove_stale(self.output_dir)
+        self.collect()
         entries = self._entries()
         own = next((entry for entry in entries if entry.path == self.path), None)
-        for entry in entries:
-            self._tell_names(entry.index)
-        wanted = self._select(self.target.det_info, {})
-        if own is not None and _serves(own.index, wanted):
-            return self._report(Action.CURRENT, wanted, own.index, frozenset())
-        if own is not None and not self.target.complete:
-            wanted = self._select(_with_others(wanted.det_info, own.index), wanted.selections)
+        self._tell_names(entries)
+        wanted = self._carried(self._select(self.target.det_info, self.skipped, {}), entries)
+        if own is not None and _serves(own.index, wanted) and self._is_sound(own):
+            return self._report(Action.CURRENT, wanted, own.index, frozenset()), own
+        if own is not None:
+            wanted = self._carried(self._with_held(wanted, own.index), entries)
         for twin in entries:
-            index = self._linked(twin, wanted)
-            if index is not None:
-                return self._report(Action.LINKED, wanted, index, frozenset())
-        index, fetched = self._write(wanted, entries)
-        return self._report(Action.FETCHED, wanted, index, fetched)
+            if self._serves_alone(twin, wanted) and self._is_sound(twin) and self._linked(twin):
+                return self._report(Action.LINKED, wanted, twin.index, frozenset()), self._reopened()
+        index, fetched = self._written(wanted, entries)
+        return self._report(Action.FETCHED, wanted, index, fetched), self._reopened()
+
+    def collect(self, most: int | None = None) -> list[EntryLine]:
+        """Remove the files of runs that are beyond what is kept; returns them."""
+        keep = self.keep if most is None else most
+        if keep is None:
+            return []
+        gone = remove_surplus(self.output_dir, self.target.experiment, keep=keep, spare=[self.path])
+        self.removed += gone
+        return gone
 
     def _entries(self) -> list[CalibEntry]:
         """Return the files of the experiment that can be read, each content once, ours first."""
@@ -356,30 +384,77 @@ class _Pass:
             _log.info("%s is not used: %s", path, error.what)
             return None
 
-    def _tell_names(self, index: EntryIndex) -> None:
-        for name, place in index.detectors.items():
-            if place.short_name:
-                self.service.remember(self.target.experiment, index.det_info[name], place.short_name)
+    def _reopened(self) -> CalibEntry:
+        return open_entry(self.path, owners=self.owners)
 
-    def _select(self, det_info: Mapping[str, str], known: Mapping[str, Selection]) -> _Wanted:
-        asked = {name: uid for name, uid in det_info.items() if name not in self.skipped}
+    def _is_sound(self, entry: CalibEntry) -> bool:
+        """Say whether every byte of a file is as it was written; each is read once in a process."""
+        if entry.identity in _SOUND:
+            return True
+        try:
+            verify_mapped(entry)
+        except InputError as error:
+            _log.warning("%s; it is written anew", error.what)
+            return False
+        _SOUND.add(entry.identity)
+        return True
+
+    def _tell_names(self, entries: Iterable[CalibEntry]) -> None:
+        for entry in entries:
+            for name, place in entry.index.detectors.items():
+                if place.short_name:
+                    self.service.remember(self.target.experiment, entry.index.det_info[name], place.short_name)
+
+    def _select(self, det_info: Mapping[str, str], skipped: frozenset[str], known: Mapping[str, Selection]) -> _Wanted:
+        asked = {name: uid for name, uid in det_info.items() if name not in skipped}
         selections = {
             name: known.get(name) or self.service.select(self.target.experiment, self.run, name, uid)
             for name, uid in asked.items()
         }
-        return _Wanted(det_info, self.skipped, selections)
+        return _Wanted(det_info, skipped, selections)
 
-    def _linked(self, twin: CalibEntry, wanted: _Wanted) -> EntryIndex | None:
-        """Let this run share another one's content if it is all that is wanted and no more."""
+    def _with_held(self, wanted: _Wanted, own: EntryIndex) -> _Wanted:
+        """Ask also for what the file holds beyond the request, so that two who ask in turn do not undo each other."""
+        held = {name: uid for name, uid in own.det_info.items() if name not in own.skipped}
+        det_info = dict(wanted.det_info) if self.target.complete else {**held, **wanted.det_info}
+        skipped = frozenset(name for name in wanted.skipped if held.get(name) != det_info[name])
+        return self._select(det_info, skipped, wanted.selections)
+
+    def _carried(self, wanted: _Wanted, entries: Iterable[CalibEntry]) -> _Wanted:
+        """Add what the detectors' own databases said earlier where they could not be asked now.
+
+        Their documents hold for every run, so those of another run's file will do.
+        """
+        entries = tuple(entries)
+        selections = {
+            name: _completed(selection, self.target.experiment, entries) if selection.gaps else selection
+            for name, selection in wanted.selections.items()
+        }
+        return replace(wanted, selections=selections)
+
+    def _serves_alone(self, twin: CalibEntry, wanted: _Wanted) -> bool:
+        """Say whether another run's file holds all that is wanted and no more."""
         index = twin.index
-        if twin.path == self.path or index.skipped != wanted.skipped or dict(index.det_info) != dict(wanted.det_info):
-            return None
-        if not _serves(index, wanted):
-            return None
+        same = index.skipped == wanted.skipped and dict(index.det_info) == dict(wanted.det_info)
+        return twin.path != self.path and same and _serves(index, wanted)
+
+    def _linked(self, twin: CalibEntry) -> bool:
         try:
-            return link_entry(twin.path, self.path, owners=self.owners)
-        except MissingError:  # removed by a collection; what we have mapped can still be copied
-            return None
+            link_entry(twin.path, self.path, owners=self.owners)
+        except MissingError:  # removed by somebody who does not ask for locks; what is mapped can still be copied
+            return False
+        return True
+
+    def _written(self, wanted: _Wanted, entries: list[CalibEntry]) -> tuple[EntryIndex, frozenset[_Key]]:
+        try:
+            return self._write(wanted, entries)
+        except StorageError:
+            # Runs that the new one would push out may make room for it; the highest stays whatever comes.
+            gone = {line.path for line in self.collect(max(self.keep - 1, 1))} if self.keep else set()
+            if not gone:
+                raise
+            entries[:] = [entry for entry in entries if entry.path not in gone]  # what is mapped takes space
+            return self._write(wanted, entries)
 
     def _write(self, wanted: _Wanted, entries: list[CalibEntry]) -> tuple[EntryIndex, frozenset[_Key]]:
         stock = _Stock.of(entries)
@@ -452,8 +527,9 @@ class _Steps:
     """Counts what is done, for whoever watches."""
 
     def __init__(self, wanted: _Wanted, on_progress: Callable[[Progress], None] | None) -> None:
-        sizes = [_size(choice) for _, choice in wanted.choices]
-        self.total, self.bytes_total = len(sizes), sum(sizes)
+        # Detectors that are served by the same document share its data.
+        sizes = {choice.key: _size(choice) for _, choice in wanted.choices}
+        self.total, self.bytes_total = len(sizes), sum(sizes.values())
         self._on_progress, self._done, self._bytes_done = on_progress, 0, 0
         self.fetched: set[_Key] = set()
 
@@ -485,15 +561,24 @@ def _serves(index: EntryIndex, wanted: _Wanted) -> bool:
 
 def _same(index: EntryIndex, name: str, selection: Selection) -> bool:
     place = index.detectors[name]
-    if place.constants is None or bool(place.gaps) != bool(selection.gaps):
+    if place.constants is None or (place.gaps and not selection.gaps):  # the latter: what was missing can be asked now
         return False
     return {ctype: constant.key for ctype, constant in place.constants.items()} == selection.keys
 
 
-def _with_others(det_info: Mapping[str, str], own: EntryIndex) -> dict[str, str]:
-    """Add the detectors that others have asked for in this run, so that two who ask in turn do not undo each other."""
-    others = {name: uid for name, uid in own.det_info.items() if name not in own.skipped}
-    return {**others, **det_info}
+def _completed(selection: Selection, experiment: str, entries: Iterable[CalibEntry]) -> Selection:
+    for entry in entries:
+        place = entry.index.detectors.get(selection.detector)
+        if place is None or not place.constants or entry.index.det_info[selection.detector] != selection.unique_id:
+            continue
+        earlier = {
+            ctype: Choice(ctype, constant.document, constant.database)
+            for ctype, constant in place.constants.items()
+            if constant.database != f"cdb_{experiment}" and ctype not in selection.refused
+        }
+        choices = {**earlier, **selection.choices}
+        return replace(selection, choices=dict(sorted(choices.items())), reason=None if choices else selection.reason)
+    return selection
 
 
 def _rows(

@@ -135,9 +135,10 @@ def test_status_show_and_gc_look_at_the_cache(arguments, cache, xtc, capsys):
 
     capsys.readouterr()
     assert run("calib", "gc", "--output-dir", cache, "--keep", "2", "--dry-run", "--json") == 0
-    assert [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines()] == [3]
+    assert [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines()] == [9]  # damaged
+    assert [line.run for line in list_entries(cache)] == [3, 4, 9]
     assert run("calib", "gc", EXP, "--output-dir", cache, "--keep", "1") == 0
-    assert [line.run for line in list_entries(cache)] == [9]
+    assert [line.run for line in list_entries(cache)] == [4]
     assert run("calib", "status", "--output-dir", cache / "no") == 66
 
 

@@ -25,6 +25,7 @@ from nightbeam.calib import (
     try_load_calib_const_from_file,
     update_calib,
 )
+from nightbeam.calib import prefetch as prefetch_module
 from nightbeam.calib.files import entry_path
 from nightbeam.calib.remote import CalibService
 from nightbeam.core.errors import InputError, NightbeamError, StorageError, UnavailableError
@@ -200,12 +201,13 @@ def test_row_11_what_a_crashed_writer_left_is_removed(ensure, cache):
     assert list(cache.glob("*.inprogress")) == []
 
 
-def test_row_12_old_runs_are_removed_on_request(ensure, cache):
-    for run in range(1, 8):
+def test_row_12_old_runs_are_removed(ensure, cache):
+    for run in range(1, 9):
         ensure(run)
+    assert sorted(line.run for line in files.list_entries(cache)) == [4, 5, 6, 7, 8]
     files.collect(cache, keep=3)
-    assert load_existing_run(cache, EXP) == 7
-    assert sorted(line.run for line in files.list_entries(cache)) == [5, 6, 7]
+    assert load_existing_run(cache, EXP) == 8
+    assert sorted(line.run for line in files.list_entries(cache)) == [6, 7, 8]
 
 
 def test_row_13_a_full_disk_leaves_the_old_file_and_nothing_else(ensure, fake, cache, monkeypatch):
@@ -222,6 +224,71 @@ def test_row_13_a_full_disk_leaves_the_old_file_and_nothing_else(ensure, fake, c
         ensure(6)
     assert entry_path(cache, EXP, 5).read_bytes() == before
     assert sorted(p.name for p in cache.glob("calibconst*")) == [entry_path(cache, EXP, 5).name]
+
+
+# --- nothing that was not asked for, and nothing of another detector
+
+
+def test_a_skipped_detector_is_none_even_where_the_cache_has_another_one_of_that_name(ensure):
+    ensure(5, {"jf": UID, "jf2": UID})
+    constants, _ = ensure(5, {"jf": UID, "jf2": OTHER}, skip=["jf2"])
+    assert constants["jf2"] is None
+
+
+def test_detectors_beyond_the_request_are_not_handed_out(ensure):
+    ensure(5, {"jf": UID, "jf2": OTHER})
+    assert set(ensure(5, {"jf": UID})[0]) == {"jf"}
+
+
+def test_what_is_returned_was_opened_before_anybody_could_replace_it(ensure, fake, cache, monkeypatch):
+    real = prefetch_module.prefetch_and_open
+
+    def overtaken(*arguments, **options):
+        found = real(*arguments, **options)
+        real(*arguments, **(options | {"det_info": {"jf": OTHER}}))
+        files.collect(cache, keep=1)
+        for path in cache.glob("*.pkl"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr("nightbeam.calib.contract.prefetch_and_open", overtaken)
+    assert value(ensure(5)[0]) == 1
+
+
+def test_whoever_compares_ids_sees_that_a_skipped_detector_is_not_served(ensure, cache):
+    both = {"jf": UID, "jf2": OTHER}
+    ensure(5, both, skip=["jf2"])
+    assert detector_info_from_file(cache, EXP, 5) == {"jf": UID}
+    with entry_path(cache, EXP, 5).open("rb") as file:
+        plain = pickle.load(file)
+    assert plain["det_info"] == {"jf": UID}
+    assert plain["calib_const"]["jf2"] is None
+    assert needs_update(both, plain["det_info"])
+
+
+def test_a_skipped_detector_that_is_cached_stays_when_another_one_changes(ensure, fake, cache):
+    both = {"jf": UID, "jf2": OTHER}
+    ensure(5, both)
+    fake.deploy(EXP, UID, "pedestals", pedestals(2), run=1)
+    fake.deploy(EXP, OTHER, "pedestals", pedestals(8), run=1)
+    constants, _ = ensure(5, both, skip=["jf2"])
+    assert (value(constants), constants["jf2"]) == (2, None)
+    assert value(open_constants(EXP, 5, cache), "jf2") == 8  # it stays, and stays right
+
+
+def test_a_pickle_of_another_program_that_was_cut_is_not_counted(cache):
+    data = pickle.dumps({"det_info": INFO, "calib_const": {"jf": {"c": (np.full(4096, 46, np.uint8), {})}}})
+    path = entry_path(cache, EXP, 5)
+    path.write_bytes(data)
+    path.chmod(0o640)
+    assert load_existing_run(cache, EXP) == 5
+    path.write_bytes(data[:3000])
+    assert data[2999:3000] == b"."
+    assert load_existing_run(cache, EXP) == -1
+
+
+def test_a_run_number_of_numpy_is_a_run_number(ensure):
+    assert ensure(np.int64(5))[1] == 5
 
 
 # --- the functions

@@ -527,6 +527,14 @@ def test_a_file_under_another_experiments_name_cannot_be_used(written, cache):
     assert "xpptut15" in list_entries(cache, "other")[0].reason
 
 
+def test_text_that_differs_between_the_two_forms_is_found(written):
+    raw = bytearray(written.read_bytes())
+    raw[raw.index(b"geometry") + 40] ^= 1
+    written.write_bytes(raw)
+    with pytest.raises(InputError, match="pickle is damaged"):
+        verify_entry(written)
+
+
 def test_the_highest_runs_are_kept_of_each_experiment(cache):
     for experiment, runs in {"a": (1, 2, 10), "b": (5,)}.items():
         for run in runs:

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import pickle
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from nightbeam.core.errors import (
     InputError,
     MissingError,
     NightbeamError,
+    RejectedError,
     StorageError,
     UnavailableError,
     UsageError,
@@ -235,6 +237,119 @@ def test_a_gap_is_recorded_and_filled_by_the_next_pass(go, fake):
     assert "pixel_gain" in open_entry(report.path)["epixquad"]
 
 
+OWN = "^cdb_epix10ka_000001/"
+
+
+def test_a_gap_does_not_take_away_what_is_cached(go, fake):
+    fake.deploy(None, EPIX, "pixel_gain", np.ones((2, 2), np.float32), run=1)
+    before = go().path.read_bytes()
+    fake.fail(None, "503", path=OWN)
+    report = go()
+    assert report.action is Action.CURRENT
+    assert any("incomplete" in (row.reason or "") for row in report.detectors)
+    assert report.path.read_bytes() == before
+    fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 2.5, np.float32), run=1, detector_too=False)
+    found = open_entry(go().path)["epixquad"]
+    assert float(found["pedestals"][0].max()) == 2.5
+    assert float(found["pixel_gain"][0].max()) == 1
+
+
+def test_in_a_gap_a_new_run_has_what_an_earlier_one_has(go, fake):
+    fake.deploy(None, EPIX, "pixel_gain", np.ones((2, 2), np.float32), run=1)
+    fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 2.5, np.float32), run=6)
+    go(5)
+    fake.fail(None, "503", path=OWN)
+    found = open_entry(go(6).path)["epixquad"]
+    assert float(found["pedestals"][0].max()) == 2.5
+    assert float(found["pixel_gain"][0].max()) == 1
+
+
+def test_one_document_that_serves_three_detectors_is_fetched_and_stored_once(go, fake, cache):
+    report = go(info=dict.fromkeys(("a", "b", "c"), EPIX))
+    assert len(data_requests(fake)) == 3
+    found = open_entry(report.path)
+    assert {float(found[name]["pedestals"][0].max()) for name in "abc"} == {1.5}
+    with report.path.open("rb") as file:
+        plain = pickle.load(file)["calib_const"]
+    np.testing.assert_array_equal(plain["c"]["pedestals"][0], found["c"]["pedestals"][0])
+    assert plain["b"]["geometry"][0] == "# geometry µm\n"
+    files.verify_entry(report.path)
+    places = [found.index.detectors[name].constants["pedestals"].data["array"]["offset"] for name in "abc"]
+    assert len(set(places)) == 1
+
+
+def spoil(path, offset):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff\xff\x7f\x7f")
+
+
+def pedestals_of(path):
+    return open_entry(path).index.detectors["epixquad"].constants["pedestals"].data["array"]
+
+
+def test_a_damaged_array_is_neither_kept_nor_linked(go, fake):
+    path = go(5).path
+    spoil(path, pedestals_of(path)["offset"])
+    fake.forget()
+    report = go(6)
+    assert report.action is Action.FETCHED
+    assert [r.path for r in data_requests(fake)] == [r.path for r in data_requests(fake)][:1]  # the others are sound
+    assert float(open_entry(report.path)["epixquad"]["pedestals"][0].max()) == 1.5
+    assert go(5).action is not Action.CURRENT
+    assert float(open_entry(path)["epixquad"]["pedestals"][0].max()) == 1.5
+
+
+def test_a_damaged_pickle_beside_sound_arrays_is_written_anew(go, fake):
+    path = go(5).path
+    spoil(path, path.read_bytes().index(b"numpy\nndarray"))
+    fake.forget()
+    assert go(5).action is Action.FETCHED
+    assert data_requests(fake) == []
+    with path.open("rb") as file:
+        assert set(pickle.load(file)) == {"det_info", "calib_const"}
+
+
+def test_a_directory_under_the_name_of_the_file_is_said(go, cache):
+    entry_path(cache, EXP, 5).mkdir()
+    with pytest.raises(RejectedError, match="is a directory"):
+        go(5)
+    assert list(cache.glob("*.inprogress")) == []
+
+
+def test_runs_that_the_new_one_pushes_out_make_room_for_it(go, fake, cache, monkeypatch):
+    for run in (1, 2, 3):
+        fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), run, np.float32), run=run)
+        go(run)
+    real = files.require_space
+
+    def small(directory, need, *, what):
+        if len(list(cache.glob("*.pkl"))) > 2:
+            raise StorageError("full")
+        real(directory, need, what=what)
+
+    monkeypatch.setattr(files, "require_space", small)
+    fake.deploy(EXP, EPIX, "pedestals", np.full((7, 4, 8, 8), 4, np.float32), run=4)
+    with pytest.raises(StorageError):
+        go(4)
+    assert [line.run for line in list_entries(cache)] == [1, 2, 3]
+    report = go(4, keep=3)
+    assert [line.run for line in list_entries(cache)] == [2, 3, 4]
+    assert report.removed == (entry_path(cache, EXP, 1),)
+    assert float(open_entry(report.path)["epixquad"]["pedestals"][0].max()) == 4
+
+
+def test_damaged_files_are_removed_and_not_counted_among_the_kept(go, cache):
+    for run in (1, 2):
+        go(run)
+    for run in (90, 91):
+        path = entry_path(cache, EXP, run)
+        path.write_bytes(b"rubbish")
+        path.chmod(0o640)
+    go(3, keep=2)
+    assert [line.run for line in list_entries(cache)] == [2, 3]
+
+
 def test_a_disk_without_room_is_said_before_anything_is_fetched(go, fake, cache, monkeypatch):
     usage = files.shutil.disk_usage(cache)
     monkeypatch.setattr("nightbeam.core.files.shutil.disk_usage", lambda path: usage._replace(free=1000))
@@ -304,6 +419,20 @@ def test_somebody_who_works_for_the_experiment_too_long_is_named(go, cache):
 def test_no_lock_stays_behind(go, cache):
     go()
     assert list(lock_path(cache, EXP).parent.iterdir()) == []
+
+
+def test_a_twin_that_is_removed_after_it_was_opened_is_copied(go, fake, monkeypatch):
+    twin = go(5).path
+    real = os.link
+
+    def gone(source, new, **options):
+        twin.unlink()
+        real(source, new, **options)
+
+    monkeypatch.setattr("os.link", gone)
+    report = go(6)
+    assert report.action is Action.LINKED
+    assert float(open_entry(report.path)["epixquad"]["pedestals"][0].max()) == 1.5
 
 
 def test_a_run_whose_twin_is_removed_meanwhile_is_written_from_what_is_mapped(go, fake, monkeypatch):
