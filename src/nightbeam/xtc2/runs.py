@@ -136,7 +136,8 @@ def judge_run(xtc_dir: Path, experiment: str, run: int, *, events_required: bool
     Parameters
     ----------
     xtc_dir
-        The directory with the bulk files; its ``smalldata`` tells of streams whose bulk file is not there.
+        The directory with the bulk files; its ``smalldata`` tells of streams whose bulk file is not there,
+        and where it cannot be read, that is logged.
     experiment, run
         As in the names of the files.
     events_required
@@ -267,13 +268,21 @@ def _head_of(file: StreamFile) -> tuple[Path, StreamHead]:
 
 def _without_bulk(xtc_dir: Path, experiment: str, run: int, there: set[int]) -> list[StreamVerdict]:
     """Return the streams that have small data but no bulk file."""
-    folder = xtc_dir / _SMALL_DATA
-    if not folder.is_dir():
-        return []
     found: dict[int, StreamVerdict] = {}
-    for path in _data_files(folder):
+    for path in _small_data_files(xtc_dir):
         name = StreamName.parse(path.name)
         if name and (name.experiment, name.run, name.smd) == (experiment, run, True) and name.stream not in there:
             reason = f"only small data are there: {path.name}"
             found[name.stream] = StreamVerdict(path, name.stream, name.chunk, StreamStatus.NO_FILE, reason)
     return list(found.values())
+
+
+def _small_data_files(xtc_dir: Path) -> Iterator[Path]:
+    """Return the small data; they only tell of further streams, so a run can be judged without them."""
+    try:
+        return _data_files(xtc_dir / _SMALL_DATA)
+    except MissingError as error:
+        log.debug("streams are those of the bulk files: %s", error.what)
+    except StorageError as error:
+        log.warning("streams are those of the bulk files: %s", error.what)
+    return iter(())

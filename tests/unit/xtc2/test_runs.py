@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -158,6 +159,40 @@ def test_small_data_are_not_asked_for_but_every_stream_that_they_know_is(tmp_pat
     verdict = judge_run(tmp_path, EXP, 7)
     assert verdict.reasons == (f"stream 1: no file (only small data are there: {EXP}-r0007-s001-c000.smd.xtc2)",)
     assert [(s.stream, s.status) for s in verdict.streams] == [(0, "has events"), (1, "no file")]
+
+
+@pytest.mark.parametrize(
+    ("number", "level"),
+    [(errno.EACCES, "WARNING"), (errno.EIO, "WARNING"), (errno.ELOOP, "WARNING"), (errno.ENOENT, "DEBUG")],
+)
+def test_small_data_that_cannot_be_read_or_go_meanwhile_are_a_remark(tmp_path, monkeypatch, caplog, number, level):
+    made(tmp_path, small_data=True)
+    real = os.listdir
+
+    def listed(path: Path) -> list[str]:
+        if Path(path).name == "smalldata":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    with caplog.at_level(logging.DEBUG):
+        assert judge_run(tmp_path, EXP, 7).usable
+        assert latest_usable_run(tmp_path, EXP)[0] is not None
+    remarks = [r for r in caplog.records if "smalldata" in r.getMessage()]
+    assert [r.levelname for r in remarks] == [level] * 2
+
+
+def test_a_directory_whose_small_data_cannot_even_be_asked_for_has_usable_runs(tmp_path, monkeypatch):
+    made(tmp_path, small_data=True)
+    real = Path.stat
+
+    def asked(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "smalldata":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", asked)
+    assert judge_run(tmp_path, EXP, 7).usable
 
 
 @pytest.mark.parametrize(
