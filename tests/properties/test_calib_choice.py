@@ -86,6 +86,7 @@ def test_documents_that_serve_other_runs_change_nothing(found: list[dict[str, An
 @given(documents())
 def test_the_newest_of_each_kind_is_older_than_none_of_its_kind(found: list[dict[str, Any]]):
     newest = newest_of_each(found)
-    assert set(newest) == {d["ctype"] for d in found}
-    for document in found:
+    whole = [d for d in found if type(d["run"]) is int]
+    assert set(newest) == {d["ctype"] for d in whole}
+    for document in whole:
         assert newest[document["ctype"]]["_id"][:8] >= document["_id"][:8]

@@ -56,8 +56,10 @@ _SHAPE = re.compile(rf"\(({_NUMBERS}|\s*)\)|({_NUMBERS})", re.ASCII)
 _DTYPE = re.compile(r"[<=|]?[a-z]{1,10}[0-9]{0,3}")
 _DECIMAL = re.compile(r"[0-9]{1,9}", re.ASCII)
 
-#: Texts are geometry (tens of kB) or a printed dict with arrays in it.
+#: Texts are geometry (tens of kB).
 _MAX_TEXT_BYTES: Final = 64 * 1024**2
+#: To read a printed dict takes up to 500 times its size in memory.
+_MAX_PRINTED_BYTES: Final = 1024**2
 _MAX_DIMENSIONS: Final = 32
 
 _PRINTED_DICTS: Final = frozenset({"xtcav_lasingoff", "xtcav_pedestals", "lasingoffreference"})
@@ -90,19 +92,26 @@ def base_url(text: str) -> str:
         If it is no http or https address, or carries a password, a query or a fragment.
     """
     fix = "give the service's address, e.g. https://host/ws or https://host/calib_ws"
+    shown = _showable(text)
     try:
         parts = urlsplit(text.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        raise ConfigError(f"the calibration service's address cannot be understood ({error})", fix=fix) from error
-    if not usable or parts.query or parts.fragment or parts.username or parts.password:
-        # Not quoted: it may hold a password.
-        shown = parts.hostname or text.strip()[:80]
-        raise ConfigError(f"the calibration service's address is not a plain http(s) address: {shown!r}", fix=fix)
+    except ValueError:
+        # Without its words and without it: it quotes the piece that it stumbled over, which may be a password.
+        raise ConfigError(f"the calibration service's address cannot be understood: {shown}", fix=fix) from None
+    if not usable or "@" in text or parts.query or parts.fragment:
+        raise ConfigError(f"the calibration service's address is not a plain http(s) address: {shown}", fix=fix)
     path = re.sub(r"/+", "/", parts.path).rstrip("/")
     if path.rpartition("/")[2] != "calib_ws":
         path += "/calib_ws"
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _showable(address: str) -> str:
+    """Return what may be shown of an address that somebody mistyped: nothing that can be a password or a token."""
+    if "@" in address:  # wherever it stands, what comes before it may be a user and a password
+        return "one with an @ in it"
+    return repr(re.split(r"[?#]", address.strip())[0][:80])
 
 
 def base_url_from(environ: Mapping[str, str]) -> str:
@@ -296,10 +305,16 @@ def choose_all(documents: Iterable[Document], run: int | None) -> dict[str, Docu
 
 
 def newest_of_each(documents: Iterable[Document]) -> dict[str, Document]:
-    """Return by ctype the document that was made last, whatever its range; the later one of equally new ones."""
+    """Return by ctype the document that was made last, whatever its range; the later one of equally new ones.
+
+    Documents without an id, or whose ``run`` is no whole number, are passed over: nobody could say since when they
+    hold.
+    """
     newest: dict[str, Document] = {}
     for ctype, group in _by_ctype(documents).items():
-        for document in filter(_identified, group):
+        for document in group:
+            if not _identified(document) or type(document.get("run")) is not int:
+                continue
             if ctype not in newest or _made(document) >= _made(newest[ctype]):
                 newest[ctype] = document
     return newest
@@ -384,9 +399,10 @@ def expected_bytes(document: Document, *, max_bytes: int = MAX_ARRAY_BYTES) -> i
     )
 
 
-def text_limit(max_bytes: int = MAX_ARRAY_BYTES) -> int:
+def text_limit(document: Document, max_bytes: int = MAX_ARRAY_BYTES) -> int:
     """Return the most bytes that are read of data whose document does not say how many there are."""
-    return min(_MAX_TEXT_BYTES, max_bytes)
+    printed = document.get("ctype") in _PRINTED_DICTS
+    return min(_MAX_PRINTED_BYTES if printed else _MAX_TEXT_BYTES, max_bytes)
 
 
 def dtype_remark(document: Document) -> str | None:
@@ -472,6 +488,11 @@ def _read_only(data: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ND
 
 def _decode_text(document: Document, data: Buffer) -> str | dict[str, Any]:
     name = f"{document.get('ctype')} of document {document.get('_id')}"
+    if len(data) > text_limit(document):
+        raise InputError(
+            f"{name} has {len(data)} bytes, and at most {text_limit(document)} are read",
+            fix="deploy what is that large as an array",
+        )
     try:
         text = bytes(data).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -65,7 +65,8 @@ __all__ = ["Auth", "BearerToken", "CalibService", "Kerberos"]
 _log = logging.getLogger(__name__)
 
 _NAMES_DATABASE: Final = "cdb_detnames"
-_MAX_ANSWER_BYTES: Final = 64 * 1024**2
+#: Some six thousand documents; JSON takes up to 27 times its size in memory.
+_MAX_ANSWER_BYTES: Final = 8 * 1024**2
 _MAX_DATABASE_NAME: Final = 49
 #: Of 64 KiB to 4 MiB the fastest from the socket into the array.
 _CHUNK_BYTES: Final = 1024**2
@@ -438,7 +439,8 @@ class CalibService:
             raise RejectedError(_refusal(choice), fix="deploy it as an array or a text")
         path = (check_name("database", choice.database), "gridfs", check_document_id("id_data", choice.data_id))
         size = expected_bytes(choice.document, max_bytes=self._max_bytes)
-        data = self._ask(path, size=size, limit=text_limit(self._max_bytes) if size is None else size, data=True)
+        limit = text_limit(choice.document, self._max_bytes) if size is None else size
+        data = self._ask(path, size=size, limit=limit, data=True)
         if data is None:
             raise MissingError(
                 f"{choice.ctype} of document {choice.document_id}: {self._place(path)} is not there",

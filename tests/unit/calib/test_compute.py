@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +23,10 @@ from nightbeam.calib.compute import (
     expected_bytes,
     is_understood,
     needs_update,
+    newest_of_each,
     service_id,
     short_name_from,
+    text_limit,
 )
 from nightbeam.core.errors import ConfigError, InputError, RejectedError
 
@@ -92,10 +95,21 @@ def test_what_is_no_address_is_refused(text: str):
         base_url(text)
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated():
-    with pytest.raises(ConfigError) as caught:
-        base_url("https://me:secret@host/ws")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:secret@host/ws", "me:secret@host/ws", "http:/me:secret@host/ws", "https:me:secret@host/ws",
+        "https://me:secret/x@host/ws", "https://me:se?cret#secret@host/ws", "https://me:secret\uff0f@host/ws",
+        "host/ws?token=secret", "https://[host/?token=secret", "https://host:port/?secret",
+    ],
+)  # fmt: skip
+def test_a_password_in_an_address_is_refused_and_not_repeated(text: str):
+    with pytest.raises(ConfigError, match="address") as caught:
+        base_url(text)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown.replace(text, "")
     assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 # Names
@@ -364,6 +378,28 @@ def test_a_printed_dict_becomes_arrays_and_numbers():
 def test_a_printed_dict_that_is_none_is_refused_and_never_run(text: str):
     with pytest.raises(InputError, match="lasingoffreference of document"):
         decode(text_document("lasingoffreference"), text.encode())
+
+
+def test_a_printed_dict_of_more_than_a_mebibyte_is_not_read():
+    # 64 MiB of "0," took 30 GiB.
+    large = b"{'a':[" + b"0," * 2**19 + b"]}"
+    with pytest.raises(InputError, match="at most 1048576 are read"):
+        decode(text_document("lasingoffreference"), large)
+    with pytest.raises(InputError, match="at most 1048576 are read"):
+        decode(text_document("xtcav_pedestals"), b" " * (2**20 + 1))
+    assert text_limit({"ctype": "xtcav_lasingoff"}) == 2**20
+    assert text_limit({"ctype": "xtcav_lasingoff"}, 99) == 99
+    assert decode(text_document("geometry"), large) == large.decode()
+
+
+@pytest.mark.parametrize("run", [None, "3", 2.5, True, "missing"])
+def test_a_document_without_a_run_is_never_the_newest_of_its_kind(run: Any):
+    good = {"_id": made(1), "ctype": "pedestals", "run": 20_000}
+    odd = {"_id": made(2), "ctype": "pedestals", "run": run}
+    if run == "missing":
+        del odd["run"]
+    assert newest_of_each([good, odd]) == {"pedestals": good}
+    assert newest_of_each([odd]) == {}
 
 
 class Armed:

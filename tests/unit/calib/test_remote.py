@@ -299,6 +299,27 @@ def test_damaged_documents_are_counted_and_do_not_hide_good_ones(fake: FakeCalib
     assert found.ignored == 1
 
 
+def test_a_document_without_a_run_serves_nobody_and_is_counted(fake: FakeCalibService, client: CalibService):
+    # It would pass the service's filter only where the service does not filter.
+    deploy(fake, changes={"run": -1})
+    for document in fake._databases["cdb_epix10ka_000001"]["epix10ka_000001"]:
+        document["run"] = [0]
+    fake._documents = lambda pieces, query, ask=fake._documents: ask(  # type: ignore[method-assign]
+        pieces, query if pieces[0] == "cdb_detnames" else None
+    )
+    found = client.select(EXP, RUN, "epix", UID)
+    assert [choice.run_from for choice in found.choices.values()] == [-1]
+    fake._databases["cdb_tmoc00118"].clear()
+    found = client.select(EXP, RUN, "epix", UID)
+    assert (dict(found.choices), found.ignored, found.reason) == ({}, 1, NO_CONSTANTS)
+
+
+def test_documents_of_more_than_eight_mebibytes_are_not_read(fake: FakeCalibService, client: CalibService):
+    deploy(fake, changes={"comment": "x" * 2**23})
+    with pytest.raises(InputError, match="at most 8388608 are read"):
+        client.select(EXP, RUN, "epix", UID)
+
+
 # Fetching
 
 
@@ -420,6 +441,12 @@ def test_an_endless_text_is_cut_off(fake: FakeCalibService):
     deploy(fake, "geometry", "x" * 1000)
     with CalibService(fake.url, max_bytes=999) as client, pytest.raises(InputError, match="at most 999"):
         client.fetch(choice_of(fake, client, "geometry"))
+
+
+def test_a_printed_dict_of_more_than_a_mebibyte_is_not_fetched(fake: FakeCalibService, client: CalibService):
+    deploy(fake, "lasingoffreference", {"a": "x" * 2**20})
+    with pytest.raises(InputError, match="at most 1048576 are read"):
+        client.fetch(choice_of(fake, client, "lasingoffreference"))
 
 
 @pytest.mark.parametrize("data_id", ["../../secret", "", "xyz", "1" * 23])
