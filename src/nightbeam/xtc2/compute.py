@@ -270,7 +270,8 @@ def parse_shapes_data(data: bytes, block: Block, names: Names) -> dict[str, Valu
     Raises
     ------
     Xtc2Error
-        If there is not one Data block, the shapes are missing, or they do not make up its length.
+        If there is not one Data block, the shapes are missing, they do not make up its length, or either is
+        marked as corrupted.
     """
     shapes, values = _shapes_and_data(data, block)
     n_arrays = sum(1 for field in names.fields if field.rank)
@@ -296,8 +297,10 @@ def _shapes_and_data(data: bytes, block: Block) -> tuple[memoryview, memoryview]
     parts: dict[int, memoryview] = {}
     at, view = block.begin, memoryview(data)
     while at < block.end:
-        _, _, block_type, stop = _block(data, at, block.end)
+        _, damage, block_type, stop = _block(data, at, block.end)
         kind = block_type & _KIND
+        if damage & _CORRUPTED:
+            raise Xtc2Error(f"the block of kind {kind} at byte {at} is marked as corrupted", fix=_FIX)
         if kind not in (BlockKind.SHAPES, BlockKind.DATA) or kind in parts:
             raise Xtc2Error(f"a block of kind {kind} cannot be (again) in a ShapesData, at byte {at}", fix=_FIX)
         parts[kind] = view[at + BLOCK_BYTES : stop]

@@ -123,14 +123,14 @@ def read_configure(path: Path) -> tuple[Names, ...]:
     MissingError, StorageError
         As `read_datagrams`.
     Xtc2Error
-        If the file does not begin with a complete Configure.
+        If the file does not begin with a complete Configure, or it or a part of it is marked as corrupted.
     """
     with _opened(path) as source:
         for datagram in source.datagrams({Transition.Configure}):
             if datagram.body is None:
                 raise Xtc2Error(f"{path} begins with {datagram.transition.name}, not with Configure", fix=_FIX)
             try:
-                return _names_of(datagram.body)
+                return _names_of(datagram.header, datagram.body)
             except Xtc2Error as error:
                 raise _placed(error, path, datagram.offset) from error
         raise Xtc2Error(f"{path}: {source.cut or 'zero bytes'}", fix=_FIX)
@@ -235,7 +235,7 @@ class _Look:
             self._configure_bytes += len(body)
             if self._configure_bytes > MOST_CONFIGURE_BYTES:
                 raise Xtc2Error(f"the Configures of this file have more than {MOST_CONFIGURE_BYTES} bytes", fix=_FIX)
-            names = _names_of(body)
+            names = _names_of(datagram.header, body)
             self.configures.append((datagram.offset, names))
             self._naming = [n for n in names if n.detector_name in ("runinfo", "chunkinfo")]
             if self.status is StreamStatus.NOT_XTC2:
@@ -260,7 +260,9 @@ class _Look:
 _ENDS_HEAD = frozenset({StreamStatus.CONTINUATION, StreamStatus.HAS_EVENTS})
 
 
-def _names_of(body: bytes) -> tuple[Names, ...]:
+def _names_of(header: Header, body: bytes) -> tuple[Names, ...]:
+    if header.corrupted:
+        raise Xtc2Error("the Configure is marked as corrupted, so its detectors cannot be known", fix=_FIX)
     found: dict[int, Names] = {}
     for block in walk(body):
         if block.corrupted:

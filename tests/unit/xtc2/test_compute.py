@@ -213,6 +213,7 @@ def with_shape(*shape: int, data: bytes = b"") -> bytes:
         (block(BlockKind.SHAPES_DATA, block(BlockKind.PARENT)), r"kind 0 cannot be \(again\)"),
         (block(BlockKind.SHAPES_DATA, block(BlockKind.DATA, extent=13)), "claims 13 bytes"),
         (block(BlockKind.SHAPES_DATA, b"\0\0\0"), "3 bytes are left over"),
+        (block(BlockKind.SHAPES_DATA, block(BlockKind.DATA, damage=8)), "kind 3 at byte 12 is marked as corrupted"),
     ],
 )
 def test_values_that_do_not_make_up_their_shapes_are_turned_down(data, words):

@@ -23,6 +23,7 @@ from nightbeam.xtc2 import (
     Xtc2Error,
     detectors_of,
     inspect_file,
+    judge_run,
     read_configure,
     read_datagrams,
 )
@@ -298,6 +299,30 @@ def test_a_part_marked_as_corrupted_is_not_looked_into(tmp_path):
         read_configure(path)
     path.write_bytes(datagram(Transition.Configure, names) + datagram(Transition.BeginRun, b"nonsense", damage=8))
     assert inspect_file(path).status is StreamStatus.BEGUN
+
+
+@pytest.mark.parametrize("payload", [b"".join(names_block(n) for n in names_of([EPIX])), b"nonsense"])
+def test_a_configure_marked_as_corrupted_is_not_looked_into(tmp_path, payload):
+    path = tmp_path / "mfx1-r0009-s000-c000.xtc2"
+    path.write_bytes(datagram(Transition.Configure, payload, damage=8) + datagram(Transition.BeginRun))
+    with pytest.raises(Xtc2Error, match="the Configure is marked as corrupted"):
+        read_configure(path)
+    report = inspect_file(path)
+    assert (report.status, report.detectors, report.readable) == (StreamStatus.NOT_XTC2, (), False)
+    assert "datagram at 0: the Configure is marked as corrupted" in report.reason
+    assert read_head(path).names == ()
+    verdict = judge_run(tmp_path, "mfx1", 9)
+    assert (verdict.usable, verdict.det_info) == (False, {})
+    assert "marked as corrupted" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("damage", [1, 2, 4, 16, 32, 64, 0xF000])
+def test_other_damage_of_a_configure_does_not_stop_us(tmp_path, damage):
+    path = tmp_path / "mfx1-r0009-s000-c000.xtc2"
+    names = b"".join(names_block(n) for n in names_of([EPIX]))
+    path.write_bytes(datagram(Transition.Configure, names, damage=damage) + datagram(Transition.BeginRun))
+    assert len(read_configure(path)) == 4
+    assert judge_run(tmp_path, "mfx1", 9).usable
 
 
 def test_nodes_in_one_file_lie_in_parents_of_their_own(tmp_path):
