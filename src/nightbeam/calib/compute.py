@@ -29,6 +29,7 @@ __all__ = [
     "array_layout",
     "base_url",
     "base_url_from",
+    "check_collection",
     "check_document_id",
     "check_name",
     "choose_all",
@@ -38,6 +39,7 @@ __all__ = [
     "detector_type",
     "dtype_remark",
     "expected_bytes",
+    "is_name",
     "is_pickle",
     "is_understood",
     "needs_update",
@@ -50,6 +52,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,127}")
+#: What MongoDB bears as a collection and an address as a piece: printable ASCII without $, / and \\.
+_COLLECTION = re.compile(r"(?!\.|system\.)[ -#%-.0-\[\]-~]{1,127}")
 _OBJECT_ID = re.compile(r"[0-9a-fA-F]{24}")
 _NUMBERS = r"\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*)*,?\s*"
 _SHAPE = re.compile(rf"\(({_NUMBERS}|\s*)\)|({_NUMBERS})", re.ASCII)
@@ -144,6 +148,27 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be part of an address and of a file's name, as `check_name` wants it."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_collection(name: str) -> str:
+    """Return ``name`` if the service can have a collection of that name; it may have to be percent-encoded.
+
+    Raises
+    ------
+    InputError
+        If it is empty, longer than 127 characters, begins with a dot or ``system.``, or has ``$``, a slash, a
+        backslash or anything that is not printable ASCII in it.
+    """
+    if not _COLLECTION.fullmatch(name):
+        raise InputError(
+            f"collection {name[:80]!r} is not a name", fix="printable ASCII without $, / and \\ is allowed"
+        )
+    return name
+
+
 def check_document_id(what: str, text: object) -> str:
     """Return an id of the service, 24 hexadecimal digits.
 
@@ -163,14 +188,14 @@ def service_id(experiment: str | None, unique_id: str, fixed: Mapping[str, str] 
 
 
 def detector_type(unique_id: str) -> str:
-    """Return the type of a detector: its unique id up to the first ``_``.
+    """Return the type of a detector, its unique id up to the first ``_``: the service's collection of its names.
 
     Raises
     ------
     InputError
-        If that is not a name.
+        If no collection can have that name.
     """
-    return check_name("detector type", unique_id.partition("_")[0])
+    return check_collection(unique_id.partition("_")[0])
 
 
 def short_name_from(documents: Iterable[Document], unique_id: str) -> str | None:

@@ -25,11 +25,13 @@ from requests.adapters import HTTPAdapter
 from nightbeam.calib.compute import (
     base_url,
     base_url_from,
+    check_collection,
     check_document_id,
     check_name,
     choose_all,
     detector_type,
     expected_bytes,
+    is_name,
     is_pickle,
     is_understood,
     newest_of_each,
@@ -288,7 +290,7 @@ class CalibService:
         InputError
             If it answers something that is no list of documents.
         """
-        path = (check_name("database", database), check_name("collection", collection))
+        path = (check_name("database", database), check_collection(collection))
         body = self._ask(path, query)
         if body is None:
             self._confirm()
@@ -324,32 +326,38 @@ class CalibService:
         """Return the service's own name for a detector; None where it does not know it.
 
         A name that was found is remembered. A unique id of fewer than 20 characters that the table of names does not
-        have is a name itself (older deployments), unless one of its ids is empty.
+        have is a name itself (older deployments), unless one of its ids is empty or it has anything but letters,
+        digits, ``_`` and ``-`` in it. A type that cannot be a collection of the service is not asked about.
 
         Raises
         ------
-        InputError
-            If the unique id begins with something that is no name.
-        NightbeamError
-            As for `find`.
+        UnavailableError, AuthError, InputError
+            As for `find`; never because of the unique id.
         """
         with self._lock:
             known = self._short_names.get(unique_id)
         if known is not None:
             return known
-        collection = detector_type(unique_id)
-        name = short_name_from(self.find(_NAMES_DATABASE, collection, {"long": unique_id}), unique_id)
-        pieces = unique_id.split("_")[1:]
-        # With an empty id nothing but an exact hit can be right, so the whole table is not asked for.
-        if name is None and pieces and all(pieces):
-            if len(unique_id) < SHORT_ENOUGH:
-                name = check_name("unique id", unique_id)
-            else:
-                name = short_name_from(self.find(_NAMES_DATABASE, collection), unique_id)
+        name = self._ask_name(unique_id)
         if name is not None:
             with self._lock:
                 self._short_names[unique_id] = name
         return name
+
+    def _ask_name(self, unique_id: str) -> str | None:
+        try:
+            collection = detector_type(unique_id)
+        except InputError as error:
+            _log.warning("%.80r is asked about nowhere: %s", unique_id, error.what)
+            return None
+        name = _short_name(self.find(_NAMES_DATABASE, collection, {"long": unique_id}), unique_id)
+        pieces = unique_id.split("_")[1:]
+        # With an empty id nothing but an exact hit can be right, so the whole table is not asked for.
+        if name is not None or not pieces or not all(pieces):
+            return name
+        if len(unique_id) < SHORT_ENOUGH:
+            return unique_id if is_name(unique_id) else None
+        return _short_name(self.find(_NAMES_DATABASE, collection), unique_id)
 
     def remember(self, experiment: str | None, unique_id: str, short_name: str) -> None:
         """Take a detector's short name, which never changes, from an earlier answer, so that it is not asked for.
@@ -391,7 +399,9 @@ class CalibService:
         Raises
         ------
         UnavailableError, AuthError, InputError
-            If the service failed and nothing is known, so that it is not mistaken for "no constants".
+            If the service failed and nothing is known, so that it is not mistaken for "no constants"; or if the
+            experiment, the detector or the suffix is no name. An unusual unique id is an unknown detector, no error:
+            the others of the run are not to suffer for it.
         """
         check_name("detector", detector)
         if experiment is not None:
@@ -616,6 +626,18 @@ def _database(name: str) -> str:
             f"{database!r} is too long for a database of the service", fix=f"at most {_MAX_DATABASE_NAME} characters"
         )
     return check_name("database", database)
+
+
+def _short_name(documents: list[dict[str, Any]], unique_id: str) -> str | None:
+    """Return the short name that a table has for a detector; None too where it has one that nobody can use."""
+    try:
+        name = short_name_from(documents, unique_id)
+        if name is not None:
+            _database(name)
+    except InputError as error:
+        _log.warning("the service's name of %.80r cannot be used: %s", unique_id, error.what)
+        return None
+    return name
 
 
 def _selection(

@@ -16,9 +16,11 @@ from nightbeam.calib.compute import (
     array_layout,
     base_url,
     base_url_from,
+    check_collection,
     choose_document,
     creation_time,
     decode,
+    detector_type,
     dtype_remark,
     expected_bytes,
     is_understood,
@@ -142,6 +144,18 @@ def test_an_empty_id_matches_no_detector(unique_id: str):
 
 def test_two_exact_hits_are_no_exact_hit():
     assert short_name_from(names(("e_a", "e_1"), ("e_a", "e_2")), "e_a") == "e_1"
+
+
+@pytest.mark.parametrize("name", ["epix10ka", "Opal.1000", "a b", "a:b", "a%2Fb", "~", "x" * 127])
+def test_a_collection_may_have_an_unusual_name(name: str):
+    assert check_collection(name) == name
+    assert detector_type(f"{name}_1_2") == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "$cmd", "system.users", "ä", "a\n", "a\0", "x" * 128])
+def test_what_cannot_be_a_collection_is_refused(name: str):
+    with pytest.raises(InputError, match="is not a name"):
+        check_collection(name)
 
 
 def test_entries_without_a_short_name_are_passed_over():

@@ -251,8 +251,7 @@ def test_every_detector_of_the_test_experiment_has_the_same_constants(fake: Fake
 
 @pytest.mark.parametrize(
     ("experiment", "detector", "unique_id"),
-    [("../etc", "epix", UID), ("a/b", "epix", UID),
-     (EXP, "../epix", UID), (EXP, "epix", "../epix_aa"), (EXP, "epix", "")],
+    [("../etc", "epix", UID), ("a/b", "epix", UID), (EXP, "../epix", UID)],
 )  # fmt: skip
 def test_names_that_lead_elsewhere_are_refused_before_anybody_is_asked(
     fake: FakeCalibService, client: CalibService, experiment: str, detector: str, unique_id: str
@@ -262,15 +261,51 @@ def test_names_that_lead_elsewhere_are_refused_before_anybody_is_asked(
     assert fake.requests == []
 
 
+@pytest.mark.parametrize("unique_id", ["", "_", "../epix_aa", "a/b_1", "..", "$x_1", "ä_1", "x\0y_1"])
+def test_a_type_that_can_be_no_collection_is_asked_about_nowhere(
+    fake: FakeCalibService, client: CalibService, unique_id: str
+):
+    found = client.select(EXP, RUN, "epix", unique_id)
+    assert (dict(found.choices), found.reason) == ({}, UNKNOWN_DETECTOR)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    "unique_id",
+    [
+        "ts_10.0.0.1",
+        "ts_SN 4711",
+        "ts_fb:ad/1",
+        "ts_SN 4711 of the year 2019/b",
+        "Opal.1000_3.4",
+        "andor 2k_1.2_x",
+        "a_",
+    ],
+)
+def test_a_detector_with_an_unusual_serial_or_type_is_unknown_unless_the_table_has_it(
+    fake: FakeCalibService, client: CalibService, unique_id: str
+):
+    found = client.select(EXP, RUN, "other", unique_id)
+    assert (dict(found.choices), found.reason) == ({}, UNKNOWN_DETECTOR)
+    assert fake.requests[0].path == f"cdb_detnames/{unique_id.partition('_')[0]}"
+    assert fake.requests[0].query == {"long": unique_id}
+    fake.add_detector(unique_id, "odd_000001")
+    fake.deploy(EXP, unique_id, "pedestals", PEDESTALS, run=1)
+    assert list(client.select(EXP, RUN, "other", unique_id).choices) == ["pedestals"]
+
+
 def test_a_short_name_or_ctype_from_the_service_that_leads_elsewhere_is_refused(
     fake: FakeCalibService, client: CalibService
 ):
     deploy(fake, changes={"ctype": "../../etc/passwd"})
     found = client.select(EXP, RUN, "epix", UID)
     assert (dict(found.choices), found.ignored) == ({}, 2)
-    fake.add_detector("jungfrau_000-111-222-333-444", "../../x")
-    with pytest.raises(InputError, match="short name"):
-        client.select(EXP, RUN, "jf", "jungfrau_000-111-222-333-444")
+    for unique_id, short in (("jungfrau_000-111-222-333", "../../x"), ("epixm_000-111-222-333-444", "e" * 46)):
+        fake.add_detector(unique_id, short)
+        fake.forget()
+        found = client.select(EXP, RUN, "jf", unique_id)
+        assert (dict(found.choices), found.reason) == ({}, UNKNOWN_DETECTOR)
+        assert {r.path.partition("/")[0] for r in fake.requests} == {"cdb_detnames"}
 
 
 def test_a_pickle_is_refused_by_name_and_the_rest_is_handed_out(fake: FakeCalibService, client: CalibService):
