@@ -12,6 +12,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 
 from blocks import CalibrationService
 from nightbeam.calib.prefetch import DetectorReport, PrefetchReport, Progress
+from nightbeam.core.errors import NightbeamError
 from tasks import calib as steps
 
 logger = logging.getLogger("nightbeam.calib")
@@ -56,17 +57,21 @@ def calib_prefetch(
     """
     block = CalibrationService.load(service)
     assert isinstance(block, CalibrationService)
-    with block.client() as client:
-        report = steps.prefetch(
-            experiment,
-            output_dir=Path(output_dir),
-            service=client,
-            xtc_dir=Path(xtc_dir),
-            run=run,
-            skip=tuple(skip or ()),
-            keep=keep,
-            on_progress=_Bar(experiment),
-        )
+    try:
+        with block.client() as client:
+            report = steps.prefetch(
+                experiment,
+                output_dir=Path(output_dir),
+                service=client,
+                xtc_dir=Path(xtc_dir),
+                run=run,
+                skip=tuple(skip or ()),
+                keep=keep,
+                on_progress=_Bar(experiment),
+            )
+    except NightbeamError as error:
+        _table([], f"{experiment}, run {run or 'latest'}: failed, the cache is as it was: {error}")
+        raise
     _show(report)
     told = {"action": str(report.action), "run": report.run, "path": str(report.path) if report.path else None}
     logger.info("%s: %s, run %s", experiment, report.reason or report.action, report.run)
@@ -79,8 +84,18 @@ class _Bar:
     def __init__(self, experiment: str) -> None:
         self._experiment = experiment
         self._id: UUID | None = None
+        self._broken = False
 
     def __call__(self, progress: Progress) -> None:
+        if self._broken:
+            return
+        try:
+            self._draw(progress)
+        except Exception as error:  # the constants matter more than the picture of their coming
+            logger.warning("how far the fetching is cannot be shown: %s", error)
+            self._broken = True
+
+    def _draw(self, progress: Progress) -> None:
         percent = 100.0 * progress.bytes_done / max(progress.bytes_total, 1)
         text = f"{self._experiment}: {progress.done} of {progress.total} constants, {progress.detector} last"
         if self._id is None:
@@ -97,7 +112,10 @@ def _show(report: PrefetchReport) -> None:
         {"detector": f"run {run}", "why there is none": f"cannot be used: {why}"}
         for run, why in (report.rejected_runs or {}).items()
     ]
-    about = f"{report.experiment}, run {report.run}: {report.reason or report.action}"
+    _table(rows, f"{report.experiment}, run {report.run}: {report.reason or report.action}")
+
+
+def _table(rows: list[dict[str, Any]], about: str) -> None:
     create_table_artifact(rows or [{"detector": "-", "why there is none": about}], key="calib-table", description=about)
 
 

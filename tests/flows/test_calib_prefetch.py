@@ -91,10 +91,21 @@ def test_who_is_not_let_in_fails_at_once_and_the_cache_stays(place):
     place.service.fail(100, "401")
     with pytest.raises(AuthError):
         place.run()
+    tables = [a["data"] for a in place.artifacts() if a["type"] == "table"]
+    assert "failed, the cache is as it was" in tables[-1]
     array, _ = open_constants(place.experiment, RUN, place.cache)["epix"]["pedestals"]
     assert np.array_equal(array, PEDESTALS)
     place.service.recover()
     assert place.run()["action"] == "fetched"
+
+
+def test_constants_come_even_if_the_bar_cannot_be_drawn(place, monkeypatch, caplog):
+    def broken(*arguments, **options):
+        raise RuntimeError("no artifact today")
+
+    monkeypatch.setattr("flows.calib_prefetch.create_progress_artifact", broken)
+    assert place.run()["action"] == "fetched"
+    assert caplog.text.count("cannot be shown: no artifact today") == 1
 
 
 def test_how_to_be_let_in_is_the_operators_and_survives_another_apply(tmp_path):

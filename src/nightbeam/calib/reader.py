@@ -17,9 +17,10 @@ __all__ = ["open_constants"]
 def open_constants(experiment: str, run: int, cache_dir: Path, *, owners: Iterable[str | int] = ()) -> Constants:
     """Return the constants of a run, from the cache alone; no service is asked.
 
-    Opening takes well under a millisecond, whatever the size: arrays are read-only views of pages that all processes of
-    the machine share. They stay valid when the file is replaced or removed. A pickle that another program wrote is read
-    too, but copied.
+    Opening takes well under a millisecond for a detector or two, whatever the size of their arrays, and some
+    milliseconds for twenty, whose documents are read: arrays are read-only views of pages that all processes of the
+    machine share. They stay valid when the file is replaced or removed. A pickle that another program wrote is read too,
+    but copied.
 
     Parameters
     ----------

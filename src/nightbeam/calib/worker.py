@@ -56,11 +56,11 @@ def prefetch_loop(
     Raises
     ------
     InputError
-        If the interval is not positive.
+        If the interval is not positive, or longer than can be slept.
     NightbeamError
         With ``once``, what the pass raised.
     """
-    if interval_s <= 0:
+    if not 0 < interval_s <= threading.TIMEOUT_MAX:
         raise InputError(f"an interval of {interval_s:g} s makes no sense", fix="give minutes greater than 0")
 
     def one_pass() -> None:

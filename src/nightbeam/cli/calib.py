@@ -168,9 +168,9 @@ def prefetch(
     if settings.experiment is None or settings.xtc_dir is None:
         raise click.UsageError("give --expcode and --xtc-dir, or set calib.experiment and calib.xtc_dir")
     try:
-        with _ended_by_signals() as stop, _service(settings) as service:
+        with _ended_by_signals(), _service(settings) as service:
             prefetch_loop(
-                stop,
+                threading.Event(),
                 experiment=settings.experiment,
                 xtc_dir=settings.xtc_dir,
                 output_dir=settings.output_dir,
@@ -261,12 +261,10 @@ class _ToldToStop(BaseException):
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
-
+def _ended_by_signals() -> Iterator[None]:
     def tell(number: int, frame: FrameType | None) -> None:
+        # No Event is set here: the loop may be inside that Event's own lock, and would wait for itself.
         del frame
-        stop.set()
         for each in before:  # who asks twice does not want to wait for the cleaning up
             signal.signal(each, signal.SIG_DFL)
         raise _ToldToStop(number)
@@ -275,7 +273,7 @@ def _ended_by_signals() -> Iterator[threading.Event]:
     for number in before:
         signal.signal(number, tell)
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -183,6 +183,30 @@ def test_a_signal_while_it_fetches_ends_it_at_once_and_leaves_nothing(arguments,
     assert list(cache.glob("calibconst*")) == []
 
 
+WITHIN_THE_LOCK = """
+import os, signal, sys, threading
+def send(frame, event, argument):
+    if frame.f_code.co_name == "wait" and isinstance(frame.f_locals.get("self"), threading.Condition):
+        sys.settrace(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+from nightbeam.cli import main
+sys.settrace(send)
+main(sys.argv[1:])
+"""
+
+
+def test_a_signal_in_the_one_moment_when_sleep_holds_its_lock_ends_the_loop(arguments):
+    argv = [sys.executable, "-c", WITHIN_THE_LOCK, "calib", "prefetch", *map(str, arguments), "--interval", "60"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ended by SIGTERM" in done.stderr
+
+
+@pytest.mark.parametrize(("minutes", "code"), [("inf", 65), ("1e18", 65), ("nan", 78)])
+def test_an_interval_that_cannot_be_slept_is_refused(arguments, minutes, code):
+    assert run("calib", "prefetch", *arguments, "--interval", minutes) == code
+
+
 def test_handlers_are_as_before_afterwards(arguments):
     before = signal.getsignal(signal.SIGTERM)
     run("calib", "prefetch", *arguments, "--once")
