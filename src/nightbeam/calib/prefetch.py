@@ -352,7 +352,9 @@ class _Pass:
             if self._serves_alone(twin, wanted) and self._is_sound(twin) and self._linked(twin):
                 return self._report(Action.LINKED, wanted, twin.index, frozenset()), self._reopened()
         index, fetched = self._written(wanted, entries)
-        return self._report(Action.FETCHED, wanted, index, fetched), self._reopened()
+        written = self._reopened()
+        _SOUND.add(written.identity)
+        return self._report(Action.FETCHED, wanted, index, fetched), written
 
     def collect(self, most: int | None = None) -> list[EntryLine]:
         """Remove the files of runs that are beyond what is kept; returns them."""
