@@ -62,7 +62,7 @@ from nightbeam.core.errors import (
     UnavailableError,
 )
 
-__all__ = ["Auth", "BearerToken", "CalibService", "Kerberos"]
+__all__ = ["Auth", "BearerToken", "CalibService", "Kerberos", "StoppedError"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,14 @@ _CHUNK_BYTES: Final = 1024**2
 _SLOWEST_BYTES_S: Final = 1_000_000
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
+#: For so long after it has listed its databases the service is believed when it says that something is not there.
+_CONFIRMED_S: Final = 3.0
 _TRANSIENT: Final = frozenset({408, 425, 429})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class StoppedError(UnavailableError):
+    """We were told to stop while the service failed; whether it still does nobody knows."""
 
 
 class Auth(Protocol):
@@ -224,7 +230,7 @@ class CalibService:
         self._session = _session(self.base_url, auth)
         self._short_names: dict[str, str] = {}
         self._traffic = Traffic()
-        self._confirmed = False
+        self._confirmed_at: float | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -279,21 +285,23 @@ class CalibService:
         Returns
         -------
         list of dict
-            Empty where the service has none, or no such collection.
+            Empty where the service has none, or no such collection: then it has shown its list of databases within
+            the last seconds, so that an outage is not taken for it.
 
         Raises
         ------
         UnavailableError
-            If the service failed until the deadline.
+            If the service failed until the deadline, or has nothing there and no list of databases either.
+        StoppedError
+            If ``sleep`` said so; an `UnavailableError`.
         AuthError
             If it wants to know who asks, or refuses.
         InputError
             If it answers something that is no list of documents.
         """
         path = (check_name("database", database), check_collection(collection))
-        body = self._ask(path, query)
+        body = self._ask_surely(path, query)
         if body is None:
-            self._confirm()
             return []
         try:
             documents = json.loads(bytes(body))
@@ -304,23 +312,7 @@ class CalibService:
             ) from error
         if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
             raise InputError(f"{self._place(path)} answered {_beginning(body)}, which is not a list of documents")
-        self._confirmed = True
         return documents
-
-    def _confirm(self) -> None:
-        """Make sure, once, that there is a service: at a wrong address nothing is there either."""
-        if self._confirmed:
-            return
-        try:
-            found = self._ask(("",))
-        except AuthError:
-            found = memoryview(b"")  # whoever refuses to list the databases has some
-        if found is None:
-            raise InputError(
-                f"there is no calibration service at {self.base_url}",
-                fix="correct the address; it is that of the list of databases",
-            )
-        self._confirmed = True
 
     def short_name(self, unique_id: str) -> str | None:
         """Return the service's own name for a detector; None where it does not know it.
@@ -394,7 +386,8 @@ class CalibService:
         Returns
         -------
         Selection
-            With ``gaps`` where the second question failed after the first had found something.
+            With ``gaps`` where the second question failed, in a way that can heal, after the first had found
+            something.
 
         Raises
         ------
@@ -421,8 +414,9 @@ class CalibService:
     def _newest(self, database: str, short: str, *, keep_going: bool) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         try:
             return self.find(database, short, {"detector": short, "run": {"$lte": LAST_RUN}}), ()
-        except NightbeamError as error:
-            if not keep_going:
+        except UnavailableError as error:
+            # What does not heal by itself would be a gap for ever, and who is told to stop has no gap but no answer.
+            if not keep_going or isinstance(error, StoppedError):
                 raise
             _log.warning("%s could not be asked, so kinds that only it has may be missing: %s", database, error.what)
             return [], (f"{database} could not be asked: {error.what}",)
@@ -450,7 +444,7 @@ class CalibService:
         path = (check_name("database", choice.database), "gridfs", check_document_id("id_data", choice.data_id))
         size = expected_bytes(choice.document, max_bytes=self._max_bytes)
         limit = text_limit(choice.document, self._max_bytes) if size is None else size
-        data = self._ask(path, size=size, limit=limit, data=True)
+        data = self._ask_surely(path, size=size, limit=limit, data=True)
         if data is None:
             raise MissingError(
                 f"{choice.ctype} of document {choice.document_id}: {self._place(path)} is not there",
@@ -464,6 +458,42 @@ class CalibService:
 
     def _place(self, path: tuple[str, ...]) -> str:
         return "/".join((self.base_url, *path))
+
+    def _ask_surely(
+        self,
+        path: tuple[str, ...],
+        query: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> memoryview | None:
+        """Ask until there is an answer; None where a service that is there has nothing there."""
+        body = self._ask(path, query, **how)
+        if body is None and self._confirm(path):
+            # It has shown itself only after it had nothing there; what it says from now on counts.
+            body = self._ask(path, query, **how)
+        return body
+
+    def _confirm(self, path: tuple[str, ...]) -> bool:
+        """Make sure that the service is there: without it nothing is anywhere, nor at a wrong address.
+
+        Returns whether it had to be asked.
+        """
+        begin = self._clock()
+        with self._lock:
+            if self._confirmed_at is not None and begin - self._confirmed_at <= _CONFIRMED_S:
+                return False
+        try:
+            listing = self._ask(("",))
+            found = "is not there either" if listing is None else _no_listing(listing)
+        except InputError as error:
+            found = f"is not given: {error.what}"
+        if found:
+            raise UnavailableError(
+                f"{self._place(path)} is not there, and the list of databases at {self.base_url}/ {found}",
+                fix="wait until the service is back, or correct its address",
+            )
+        with self._lock:
+            self._confirmed_at = begin
+        return True
 
     def _ask(
         self,
@@ -496,7 +526,7 @@ class CalibService:
             raise UnavailableError(f"{what}; given up at the deadline of {self._deadline_s:g} s", fix=fix) from error
         _log.info("%s; again in %.1f s", what, pause)
         if self._sleep(pause):
-            raise UnavailableError(f"{what}; told to stop", fix=fix) from error
+            raise StoppedError(f"{what}; told to stop", fix=fix) from error
 
     def _try(
         self,
@@ -626,6 +656,16 @@ def _database(name: str) -> str:
             f"{database!r} is too long for a database of the service", fix=f"at most {_MAX_DATABASE_NAME} characters"
         )
     return check_name("database", database)
+
+
+def _no_listing(body: memoryview) -> str:
+    """Return what is wrong with a list of databases; empty if nothing is."""
+    try:
+        names = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        names = None
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return "" if good else f"is {_beginning(body)}"
 
 
 def _short_name(documents: list[dict[str, Any]], unique_id: str) -> str | None:

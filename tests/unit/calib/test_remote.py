@@ -21,7 +21,7 @@ import pytest
 from nightbeam.calib import remote
 from nightbeam.calib.compute import decode
 from nightbeam.calib.model import NO_CONSTANTS, UNKNOWN_DETECTOR, Choice
-from nightbeam.calib.remote import BearerToken, CalibService, Kerberos
+from nightbeam.calib.remote import BearerToken, CalibService, Kerberos, StoppedError
 from nightbeam.core.errors import (
     AuthError,
     ConfigError,
@@ -183,6 +183,27 @@ def test_a_failed_second_question_after_an_empty_first_is_a_failure(fake: FakeCa
         client.select(EXP, RUN, "epix", UID)
 
 
+def test_a_second_question_that_a_later_try_cannot_mend_is_no_gap(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    fake.fail(None, 401, path="^cdb_epix10ka")
+    with pytest.raises(AuthError, match="401"):
+        client.select(EXP, RUN, "epix", UID)
+    fake.recover()
+    fake.fail(None, "html", path="^cdb_epix10ka")
+    with pytest.raises(InputError, match="web page"):
+        client.select(EXP, RUN, "epix", UID)
+
+
+def test_being_told_to_stop_at_the_second_question_is_no_gap(fake: FakeCalibService):
+    deploy(fake)
+    fake.fail(None, 503, path="^cdb_epix10ka")
+    with (
+        CalibService(fake.url, sleep=lambda seconds: True) as client,
+        pytest.raises(StoppedError, match="told to stop"),
+    ):
+        client.select(EXP, RUN, "epix", UID)
+
+
 def test_a_detector_without_constants_is_no_failure(fake: FakeCalibService, client: CalibService, time: Time):
     fake.add_detector(UID)
     found = client.select(EXP, RUN, "epix", UID)
@@ -200,21 +221,71 @@ def test_a_status_of_404_means_nothing_there(fake: FakeCalibService, client: Cal
 def test_an_empty_answer_of_a_wrong_address_is_not_taken_for_the_truth(fake: FakeCalibService, time: Time):
     with (
         CalibService(fake.url.replace("calib_ws", "elsewhere"), sleep=time.sleep) as client,
-        pytest.raises(InputError, match="no calibration service at"),
+        pytest.raises(
+            UnavailableError, match=r"list of databases at .*/elsewhere/calib_ws/ is not there either"
+        ) as caught,
     ):
         client.select(EXP, RUN, "epix", UID)
+    assert "correct its address" in caught.value.fix
+    assert time.waits == []
 
 
-@pytest.mark.parametrize("listing", [200, 401])
-def test_a_service_that_answers_404_first_is_made_sure_of_once(
+def test_what_is_missing_while_everything_is_missing_is_an_outage(
+    fake: FakeCalibService, client: CalibService, time: Time
+):
+    deploy(fake)
+    choice = client.select(EXP, RUN, "epix", UID).choices["pedestals"]
+    fake.fail(None, "gone")
+    with pytest.raises(UnavailableError, match="is not there either") as caught:
+        client.select(EXP, RUN, "epix", UID)
+    assert caught.value.retry
+    with pytest.raises(UnavailableError, match="is not there either"):
+        client.fetch(choice)
+    fake.recover()
+    assert client.select(EXP, RUN, "epix", UID).choices["pedestals"] == choice
+
+
+@pytest.mark.parametrize("listing", ["html", "long-body", "401", "503"])
+def test_nothing_there_counts_only_with_a_proper_list_of_databases(
     fake: FakeCalibService, client: CalibService, listing: Any
 ):
     fake.fail(None, 404, path="^cdb_")
-    if listing == 401:
-        fake.fail(None, 401, path="^$")
-    for _ in range(3):
-        assert client.select(EXP, RUN, "epix", UID).reason == UNKNOWN_DETECTOR
-    assert [r.path for r in fake.requests].count("") == 1
+    fake.fail(None, listing, path="^$")
+    with pytest.raises(AuthError if listing == "401" else UnavailableError):
+        client.select(EXP, RUN, "epix", UID)
+    assert fake.requests[1].path == ""
+
+
+@pytest.mark.parametrize("listing", [[], ["cdb_tmoc00118"], ["cdb_detnames"]])
+def test_the_list_of_databases_may_have_the_database_or_not(
+    fake: FakeCalibService, client: CalibService, monkeypatch: pytest.MonkeyPatch, listing: list[str]
+):
+    fake.fail(None, 404, path="^cdb_")
+    monkeypatch.setattr(fake, "_documents", lambda *_: listing)
+    assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
+
+
+def test_the_service_is_made_sure_of_once_in_three_seconds_and_only_for_what_is_missing(
+    fake: FakeCalibService, client: CalibService, time: Time
+):
+    deploy(fake)
+    client.select(EXP, RUN, "epix", UID)
+    assert "" not in [r.path for r in fake.requests]
+    fake.fail(None, 404, path="^cdb_(tmo|epix)")
+    for seconds, times in ((0.0, 1), (2.9, 1), (0.2, 2), (60.0, 3)):
+        time.now += seconds
+        assert client.select(EXP, RUN, "epix", UID).reason == NO_CONSTANTS
+        assert [r.path for r in fake.requests].count("") == times
+
+
+def test_what_was_missing_before_the_service_showed_itself_is_asked_for_again(
+    fake: FakeCalibService, client: CalibService
+):
+    # A proxy that finds its service again between two questions.
+    deploy(fake)
+    fake.fail(1, "gone")
+    assert list(client.select(EXP, RUN, "epix", UID).choices) == ["pedestals"]
+    assert [r.path for r in fake.requests][:3] == ["cdb_detnames/epix10ka", "", "cdb_detnames/epix10ka"]
 
 
 def test_an_unknown_detector_is_said_to_be_unknown_and_no_database_none_is_asked(
