@@ -429,9 +429,9 @@ class FakeLogbook(LogbookTruth):
 
     def populate(
         self, experiments: int = 50, entries: int = 200, runs: int = 50, files: int = 200, **more: Any
-    ) -> None:
-        """Fill the logbook: see `nightbeam.testing.elog_population.populate`."""
-        populate(self, experiments, entries, runs, files, **more)
+    ) -> list[str]:
+        """Fill the logbook, and return every new ``_id``: see `nightbeam.testing.elog_population.populate`."""
+        return populate(self, experiments, entries, runs, files, **more)
 
     def stir(self, changes: int = 20, *, seed: int = 0) -> None:
         """Let users change things at random: see `nightbeam.testing.elog_population.stir`."""

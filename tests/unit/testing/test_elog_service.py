@@ -868,7 +868,7 @@ def test_a_population_has_the_numbers_asked_for_and_is_the_same_for_one_seed():
         for experiment in one.experiments:
             assert json.dumps(vars_of(one, experiment)) == json.dumps(vars_of(other, experiment))
     with FakeLogbook() as fake:
-        fake.populate(2, 40, 5, 20, parameters=50, odd=0, standing=1)
+        assert fake.populate(2, 40, 5, 20, parameters=50, odd=0, standing=1) == fake.experiments
         truth = fake.truth(fake.experiments[0])
         assert (len(truth.entries), len(truth.runs), len(truth.files)) == (40, 5, 20)
         assert {len(run["params"]) for run in truth.runs.values()} == {50}
