@@ -1,0 +1,1 @@
+"""The electronic logbook: what its service says, and what follows from it."""
