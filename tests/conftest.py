@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,58 @@ def shared_data() -> Path:
 def root() -> Path:
     """The top of the checkout."""
     return ROOT
+
+
+def _as_postgres(*argv: str | Path) -> None:
+    command = [str(a) for a in argv]
+    if os.geteuid() == 0:
+        if not shutil.which("runuser"):
+            pytest.skip("PostgreSQL refuses to run as root and there is no runuser")
+        command = ["runuser", "-u", "postgres", "--", *command]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd="/", timeout=60)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """A real PostgreSQL of our own, on a socket of its own."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
+    binaries = found[-1].parent
+    # A short path: the name of a socket has 107 characters at most.
+    home = Path(tempfile.mkdtemp(prefix="pg"))
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(home, "postgres")
+        _as_postgres(binaries / "initdb", "-D", home / "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8")
+        options = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off"
+        start = ("-D", home / "data", "-l", home / "log", "-w", "-o", options, "start")
+        _as_postgres(binaries / "pg_ctl", *start)
+        try:
+            yield f"postgresql+psycopg://postgres@/postgres?host={home}"
+        finally:
+            _as_postgres(binaries / "pg_ctl", "-D", home / "data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The database of that server, emptied for each test."""
+    import psycopg
+
+    with psycopg.connect(postgresql_server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return postgresql_server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
+def logbook_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database for a mirror of the logbook, of either kind: what one promises the other does too."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/elog.db"
+    return str(request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture

@@ -1,13 +1,8 @@
-"""The three databases on a real PostgreSQL, started for the test as the user postgres on a Unix socket."""
+"""The databases on a real PostgreSQL, started for the test as the user postgres on a Unix socket."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,51 +30,10 @@ G = "2025-10-02T01:02:03"
 ME = Owner("me", "here", 1, 1.0)
 
 
-def _binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
-    return found[-1].parent
-
-
-def _as_postgres(*argv: str | Path) -> None:
-    command = [str(a) for a in argv]
-    if os.geteuid() == 0:
-        if not shutil.which("runuser"):
-            pytest.skip("PostgreSQL refuses to run as root and there is no runuser")
-        command = ["runuser", "-u", "postgres", "--", *command]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd="/", timeout=60)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    binaries = _binaries()
-    # A short path: the name of a socket has 107 characters at most.
-    home = Path(tempfile.mkdtemp(prefix="pg"))
-    try:
-        if os.geteuid() == 0:
-            shutil.chown(home, "postgres")
-        _as_postgres(binaries / "initdb", "-D", home / "data", "-A", "trust", "-U", "postgres", "-N")
-        options = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off"
-        start = ("-D", home / "data", "-l", home / "log", "-w", "-o", options, "start")
-        _as_postgres(binaries / "pg_ctl", *start)
-        try:
-            yield f"postgresql+psycopg://postgres@/postgres?host={home}"
-        finally:
-            _as_postgres(binaries / "pg_ctl", "-D", home / "data", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
 @pytest.fixture
-def url(server: str) -> str:
-    """All three histories live in one database, emptied for each test."""
-    import psycopg
-
-    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return server
+def url(postgresql_url: str) -> str:
+    """All histories live in one database, emptied for each test."""
+    return postgresql_url
 
 
 def fill(queue: Queue, n: int = 16) -> dict[Path, Recorded]:

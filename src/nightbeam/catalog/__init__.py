@@ -1,6 +1,6 @@
-"""The one door to SQLAlchemy: the queue, the calibration registry and the products.
+"""The one door to SQLAlchemy: the queue, the calibration registry, the products and the logbook's mirror.
 
-`Queue`, `Registry` and `Products` are imported when they are first asked for, because they bring
+`Queue`, `Registry`, `Products` and `Logbook` are imported when they are first asked for, because they bring
 SQLAlchemy with them and the command line must answer at once.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nightbeam.catalog.elog_model import Access, Change, ExperimentRow, Hit, SyncState
 from nightbeam.catalog.model import (
     AttemptRow,
     BadFileRow,
@@ -34,22 +35,28 @@ from nightbeam.catalog.model import (
 )
 
 if TYPE_CHECKING:
+    from nightbeam.catalog.elog import Logbook
     from nightbeam.catalog.products import Products
     from nightbeam.catalog.queue import Queue
     from nightbeam.catalog.registry import Registry
 
 __all__ = [
+    "Access",
     "AttemptRow",
     "BadFileRow",
     "CalSet",
     "CalSetSummary",
     "CalTableRow",
+    "Change",
     "Dispatch",
     "DuplicateRow",
+    "ExperimentRow",
     "FileFact",
     "GroupFact",
     "GroupRow",
+    "Hit",
     "ImageRow",
+    "Logbook",
     "MsRow",
     "Owner",
     "PerformanceRow",
@@ -63,10 +70,11 @@ __all__ = [
     "Stage",
     "State",
     "SubbandRow",
+    "SyncState",
     "TableSpec",
 ]
 
-_LATER = {"Products": "products", "Queue": "queue", "Registry": "registry"}
+_LATER = {"Logbook": "elog", "Products": "products", "Queue": "queue", "Registry": "registry"}
 
 
 def __getattr__(name: str) -> Any:

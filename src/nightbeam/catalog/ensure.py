@@ -7,12 +7,22 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-__all__ = ["ensure_columns", "ensure_index", "ensure_table", "real"]
+__all__ = ["ensure_columns", "ensure_index", "ensure_table", "real", "text", "whole"]
 
 
 def real() -> sa.Double[float]:
     """Return the 8-byte number, named REAL in SQLite."""
     return sa.Double().with_variant(sa.REAL(), "sqlite")
+
+
+def whole() -> sa.BigInteger:
+    """Return the 8-byte whole number, named INTEGER in SQLite."""
+    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def text() -> sa.Text:
+    """Return text that is compared by code point everywhere."""
+    return sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def ensure_table(name: str, *items: Any) -> None:

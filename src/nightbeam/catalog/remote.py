@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -28,19 +28,21 @@ from nightbeam.core.errors import (
 from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["Database", "DatabaseName", "insert_once", "upsert"]
+__all__ = ["Database", "DatabaseName", "insert_once", "sqlite_errors", "upsert"]
 
-DatabaseName = Literal["queue", "registry", "products"]
+DatabaseName = Literal["queue", "registry", "products", "elog"]
 
 _BUSY_TIMEOUT_S = 30.0
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITE = "nightbeam_write"
 #: Held while a PostgreSQL database is migrated; any number that nobody else uses.
 _ADVISORY_LOCK = 0x6E62_0001
+#: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
+_OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
 
 
 class Database:
-    """One of the three databases, ready to be read and written.
+    """One of the four databases, ready to be read and written.
 
     Every transaction has a connection of its own, so that none is ever shared between threads or
     carried over a fork; transactions are meant to be short.
@@ -50,7 +52,7 @@ class Database:
     url
         SQLAlchemy URL, e.g. ``sqlite:////data/state/ingest.sqlite3`` or ``postgresql+psycopg://...``.
     name
-        Which of the three it is; each has a history of migrations of its own.
+        Which of the four it is; each has a history of migrations of its own.
     busy_timeout_s
         How long a locked SQLite file is waited for.
     create
@@ -63,7 +65,7 @@ class Database:
     ConfigError
         If the URL is none, or names a driver that is not installed.
     InputError
-        If the file is no database, or was made by a newer nightbeam.
+        If the file is no database, or was made by a newer nightbeam, or (``elog``) by another program.
     BusyError
         If it stays locked.
     StorageError
@@ -109,6 +111,47 @@ class Database:
         with self.read() as connection:
             return self._revision(connection)
 
+    def downgrade(self, revision: str) -> None:
+        """Take the schema back to an older revision; ``base`` leaves nothing but the version table.
+
+        Opening the database brings it up to date again. Rows of tables that the older revision has not are lost.
+
+        Raises
+        ------
+        InputError
+            If there is no such revision.
+        """
+        if revision != "base" and revision not in self._revisions():
+            raise InputError(
+                f"{self.name} has no schema {revision}", fix=f"one of base, {', '.join(self._revisions())}"
+            )
+
+        def steps(current: Any, _context: MigrationContext) -> Any:
+            return self._script._downgrade_revs(revision, current)
+
+        with self._errors():
+            self._run(steps)
+
+    def differences(self, metadata: sa.MetaData, *, ignore: Collection[str] = ()) -> list[str]:
+        """Return in what the database differs from its models, as alembic's ``check`` finds it.
+
+        Parameters
+        ----------
+        metadata
+            Of the models. Other tables are not looked at: one PostgreSQL database can hold them all.
+        ignore
+            Names of columns and indexes that migrations make and models do not say.
+        """
+
+        def include(name: str | None, kind: str, _parents: Any) -> bool:
+            return name in metadata.tables if kind == "table" else name not in ignore
+
+        from alembic.autogenerate import compare_metadata
+
+        with self.read() as connection:
+            context = self._context(connection, compare_type=True, include_name=include)
+            return [str(difference) for difference in compare_metadata(context, metadata)]
+
     # -- opening ------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -130,6 +173,8 @@ class Database:
     def _is_current(self) -> bool:
         with self.engine.begin() as connection:
             found = self._revision(connection)
+            if found is None:
+                self._refuse_foreign(connection)
         self._refuse_newer(found)
         return found == self._head
 
@@ -143,11 +188,33 @@ class Database:
         )
 
     def _refuse_newer(self, found: str | None) -> None:
-        known = {script.revision for script in self._script.walk_revisions()}
-        if found is not None and found not in known:
+        if found is not None and found not in self._revisions():
             raise InputError(
                 f"{self.shown} has schema {found}, this nightbeam knows {self._head} at most",
                 fix="upgrade nightbeam, or point it at another database",
+            )
+
+    def _revisions(self) -> list[str]:
+        return sorted(script.revision for script in self._script.walk_revisions())
+
+    def _refuse_foreign(self, connection: Connection) -> None:
+        """Refuse to make tables among those of another program; the other three adopt what an older pipeline made."""
+        if self.name != "elog":
+            return
+        there = set(sa.inspect(connection).get_table_names())
+        if connection.dialect.name != "sqlite":  # one PostgreSQL database can hold much besides
+            there &= {table.lower() for table in _OLDER_MIRROR} | {"experiments", "logbook_entries"}
+        there = {name for name in there if not name.startswith("nightbeam_")}
+        if {name.lower() for name in there} >= {name.lower() for name in _OLDER_MIRROR}:
+            raise InputError(
+                f"{self.shown} was made by the elogfetch in use before, whose tables are others",
+                fix="leave it as it is and name another file: an update fetches everything anew, and views in it have "
+                "the names and columns of the old tables",
+            )
+        if there:
+            raise InputError(
+                f"{self.shown} is a database of something else: it has {', '.join(sorted(there)[:5])}",
+                fix="name another file, or correct the setting",
             )
 
     def _prepare_sqlite(self, file: Path) -> None:
@@ -162,6 +229,9 @@ class Database:
         def steps(revision: Any, _context: MigrationContext) -> Any:
             return self._script._upgrade_revs("head", revision)
 
+        self._run(steps)
+
+    def _run(self, steps: Callable[[Any, MigrationContext], Any]) -> None:
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
@@ -170,7 +240,7 @@ class Database:
             with Operations.context(context):
                 context.run_migrations()
             if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql(f"PRAGMA user_version = {int(self._head)}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {int(self._revision(connection) or 0)}")
 
     # -- errors -------------------------------------------------------------------------------------------------
 
@@ -188,24 +258,35 @@ class Database:
         said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
         text = said.lower()
         if isinstance(original, sqlite3.Error):
-            return self._translated_sqlite(text, said)
+            return _sqlite_error(self.file, self.busy_timeout_s, said)
         if "lock" in text and ("timeout" in text or "deadlock" in text):
             return BusyError(f"{self.shown} is locked: {said}", fix="try again")
         if isinstance(error, exc.OperationalError | exc.InterfaceError):
             return UnavailableError(f"the database {self.shown} does not answer: {said}", fix="is the server running?")
         return InputError(f"{self.shown}: {said}", fix="is this nightbeam's database?")
 
-    def _translated_sqlite(self, text: str, said: str) -> NightbeamError:
-        where = str(self.file)
-        if "locked" in text or "busy" in text:
-            return BusyError(
-                f"{where} stayed locked for {self.busy_timeout_s:g} s", fix="find who holds it (fuser), then try again"
-            )
-        if "not a database" in text or "malformed" in text:
-            return InputError(f"{where} is no SQLite database: {said}", fix="move it away, or correct the setting")
-        if "full" in text or "readonly" in text or "unable to open" in text or "disk i/o" in text:
-            return StorageError(f"cannot write {where}: {said}", fix="check its owner, its mount and the free space")
-        return InputError(f"{where}: {said}", fix="is this nightbeam's database?")
+
+@contextmanager
+def sqlite_errors(file: Path, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> Iterator[None]:
+    """Turn what sqlite3 says of ``file`` into our words."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        said = str(error).strip() or type(error).__name__
+        raise _sqlite_error(file, busy_timeout_s, said) from error
+
+
+def _sqlite_error(file: Path | None, busy_timeout_s: float, said: str) -> NightbeamError:
+    text = said.lower()
+    if "locked" in text or "busy" in text:
+        return BusyError(
+            f"{file} stayed locked for {busy_timeout_s:g} s", fix="find who holds it (fuser), then try again"
+        )
+    if "not a database" in text or "malformed" in text:
+        return InputError(f"{file} is no SQLite database: {said}", fix="move it away, or correct the setting")
+    if "full" in text or "readonly" in text or "unable to open" in text or "disk i/o" in text:
+        return StorageError(f"cannot write {file}: {said}", fix="check its owner, its mount and the free space")
+    return InputError(f"{file}: {said}", fix="is this nightbeam's database?")
 
 
 def upsert(connection: Connection, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> bool:

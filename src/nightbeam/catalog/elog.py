@@ -1,0 +1,1103 @@
+"""The mirror of the logbook: what the service said, row by row, and nothing ever lost.
+
+No row is ever deleted. A list of an experiment is written in one transaction with the state of its
+synchronisation; an answer that holds everything marks the rows that it lacks as missing, a part of one
+says nothing about them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from nightbeam.catalog.elog_model import Access, Change, ExperimentRow, Hit, SyncState
+from nightbeam.catalog.elog_schema import (
+    ENTRY_FIELDS,
+    FILE_FIELDS,
+    JOB_FIELDS,
+    NOT_MODELLED,
+    RUN_FIELDS,
+    VIEWS,
+    WORKFLOW_FIELDS,
+    AttachmentTable,
+    DetectorTable,
+    ElogBase,
+    EntryTable,
+    ExperimentTable,
+    Field,
+    FileTable,
+    JobTable,
+    MetadataTable,
+    QuestionnaireFieldTable,
+    QuestionnaireTable,
+    RunTable,
+    SafeText,
+    SyncTable,
+    WorkflowDefinitionTable,
+    WorkflowTable,
+    document_of,
+    row_of,
+)
+from nightbeam.catalog.remote import Database, insert_once, sqlite_errors, upsert
+from nightbeam.core.errors import InputError, MissingError, StorageError, UsageError
+from nightbeam.core.files import part_path, storage_errors
+from nightbeam.core.locks import remove_free_lock
+from nightbeam.core.times import utc_now
+from nightbeam.elog import compute
+from nightbeam.elog.model import Document, Resource, Summary
+
+__all__ = ["Logbook"]
+
+T = TypeVar("T")
+Key = str | int | tuple[int | None, str]
+
+_X = ExperimentTable
+_E = EntryTable
+_S = SyncTable
+
+#: Rows that are looked up, written or read at a time.
+_CHUNK: Final = 500
+#: The longest text that may identify a row, in bytes: PostgreSQL's indexes take no more than 2.7 kB.
+_LONGEST_KEY: Final = 2000
+#: Keys that an experiment has both in the list of experiments and in its own ``info``: what was said last holds.
+_SHARED: Final = frozenset(
+    {
+        "_id",
+        "name",
+        "instrument",
+        "description",
+        "start_time",
+        "end_time",
+        "leader_account",
+        "contact_info",
+        "posix_group",
+        "params",
+    }
+)
+
+
+class Logbook:
+    """The mirror of the logbooks of one site, or of those experiments that one user may read.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy URL, e.g. ``sqlite:////data/elog.db`` or ``postgresql+psycopg://...``.
+    create
+        Whether a SQLite file that is not there is made.
+    busy_timeout_s
+        How long a locked SQLite file is waited for.
+
+    Notes
+    -----
+    ``experiment_id`` is always the service's ``_id``. Times ``now`` are aware; the present where they are not given.
+    """
+
+    def __init__(self, url: str, *, create: bool = True, busy_timeout_s: float = 30.0) -> None:
+        self.database = Database(url, "elog", create=create, busy_timeout_s=busy_timeout_s)
+
+    # -- experiments --------------------------------------------------------------------------------------------
+
+    def put_experiment(
+        self, experiment: Summary | Document, *, body_sha256: str | None = None, now: datetime | None = None
+    ) -> Change:
+        """Store an experiment as the list of experiments has it (a `Summary`), or as its own ``info`` has it.
+
+        Each of the two is compared with the last of its kind; where it differs, it is believed in what both say.
+        Passwords in ``params`` are not stored. An experiment that was gone or not to be read is there again.
+
+        Raises
+        ------
+        InputError
+            If it has no ``_id`` or no name.
+        """
+        kind = "summary" if isinstance(experiment, Summary) else "info"
+        document = dict(experiment.document if isinstance(experiment, Summary) else experiment)
+        found = compute.summary_of(document)
+        _short_enough(found.experiment_id, "experiment")
+        _short_enough(found.name, "experiment")
+        if "params" in document:
+            document["params"] = compute.without_secrets(document["params"])
+        mark, stamp = _digest(document), _stamp(now)
+        with self.database.write() as connection:
+            change = self._put_experiment(connection, kind, document, mark, stamp)
+            if kind == "info":
+                home = self._home(connection, found.experiment_id)
+                self._succeeded(connection, home, Resource.INFO, stamp, full=True, rows=1, body_sha256=body_sha256)
+        return change
+
+    def _put_experiment(
+        self, connection: Connection, kind: str, document: dict[str, Any], mark: str, stamp: str
+    ) -> Change:
+        key = str(document["_id"])
+        query = sa.select(_X).where(_X.experiment_id == key).with_for_update()
+        row = connection.execute(query).mappings().first()
+        if row is not None and row[f"{kind}_digest"] == mark and row["status"] == Access.OK.value:
+            return Change(same=1)
+        told = _SHARED | document.keys()
+        other = (row["info" if kind == "summary" else "summary"] or {}) if row is not None else {}
+        whole = document | {name: value for name, value in other.items() if name not in told}
+        values = _experiment_columns(whole) | {kind: document, f"{kind}_digest": mark, "updated_at": stamp}
+        values["name"] = self._free_name(connection, str(document["name"]), key)
+        if row is None:
+            since = {"status": Access.OK.value, "status_since": stamp, "first_seen": stamp}
+            insert_once(connection, _X, {"experiment_id": key}, values | since)
+            return Change(new=1)
+        back = row["status"] != Access.OK.value
+        if back:
+            values |= {"status": Access.OK.value, "status_since": stamp}
+        connection.execute(sa.update(_X).where(_X.id == row["id"]).values(**values))
+        return Change(back=1) if back else Change(changed=1)
+
+    def _free_name(self, connection: Connection, name: str, key: str) -> str:
+        """Return the name, or the name with the id where another experiment has it that is not gone."""
+        query = sa.select(_X.id, _X.experiment_id, _X.status).where(_X.name == name, _X.experiment_id != key)
+        holder = connection.execute(query).first()
+        if holder is None:
+            return name
+        if holder.status != Access.GONE.value:
+            return f"{name} ({key})"
+        renamed = sa.update(_X).where(_X.id == holder.id).values(name=f"{name} ({holder.experiment_id})")
+        connection.execute(renamed)
+        return name
+
+    def mark(self, experiment_id: str, status: Access | str, *, now: datetime | None = None) -> bool:
+        """Note that an experiment is gone, or not to be read any more; its data stay. Returns whether that is new.
+
+        Raises
+        ------
+        MissingError
+            If the mirror has no such experiment.
+        """
+        wanted = Access(status).value
+        stamp = _stamp(now)
+        values = {"status": wanted, "status_since": stamp, "updated_at": stamp}
+        with self.database.write() as connection:
+            home = self._home(connection, experiment_id)
+            change = sa.update(_X).where(_X.id == home, _X.status != wanted).values(**values)
+            return connection.execute(change).rowcount > 0
+
+    def experiments(self, *, status: Access | str | None = None) -> list[ExperimentRow]:
+        """Return the experiments by their ids."""
+        query = sa.select(_X).order_by(_X.experiment_id)
+        return self._rows(ExperimentRow, query if status is None else query.where(_X.status == str(status)))
+
+    def experiment(self, name: str) -> ExperimentRow:
+        """Return the experiment of this id or name.
+
+        Raises
+        ------
+        MissingError
+            If the mirror has none.
+        """
+        query = sa.select(_X).where(sa.or_(_X.experiment_id == name, _X.name == name))
+        found = self._rows(ExperimentRow, query.order_by(sa.desc(_X.experiment_id == name)))
+        if not found:
+            raise self._unknown(name)
+        return found[0]
+
+    # -- what an experiment has ---------------------------------------------------------------------------------
+
+    def put_entries(
+        self,
+        experiment_id: str,
+        documents: Iterable[Document],
+        *,
+        full: bool,
+        window_end: datetime | None = None,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store logbook entries: all of them (``full``), or those of a window.
+
+        Parameters
+        ----------
+        window_end
+            Up to where all changes that a window can show are known now.
+        body_sha256
+            Of the answer. Where a full one is the same as the last, nothing is compared and nothing written but the
+            time.
+
+        Raises
+        ------
+        InputError
+            If an entry has no ``_id``; nothing of the answer is stored then.
+        MissingError
+            If the mirror has no such experiment.
+        """
+        answer = _Answer(full, body_sha256, _stamp(now), None if window_end is None else _stamp(window_end))
+        return self._put(experiment_id, Resource.ENTRIES, documents, answer)
+
+    def put_runs(
+        self,
+        experiment_id: str,
+        documents: Iterable[Document],
+        *,
+        full: bool = True,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store runs, as `put_entries` does; a run that comes without ``params`` keeps those that it has."""
+        return self._put(experiment_id, Resource.RUNS, documents, _Answer(full, body_sha256, _stamp(now)))
+
+    def put_files(
+        self,
+        experiment_id: str,
+        documents: Iterable[Document],
+        *,
+        full: bool = True,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store what the file manager knows, as `put_entries` does."""
+        return self._put(experiment_id, Resource.FILES, documents, _Answer(full, body_sha256, _stamp(now)))
+
+    def put_workflows(
+        self,
+        experiment_id: str,
+        documents: Iterable[Document],
+        *,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store all workflow definitions, as `put_entries` does."""
+        found = [dict(document) for document in documents]
+        answer = _Answer(True, body_sha256, _stamp(now))
+
+        def keep(connection: Connection, home: int) -> bool:
+            return _put_whole(connection, WorkflowTable, home, {"definitions": found}, {}, answer.stamp)
+
+        return self._put(experiment_id, Resource.WORKFLOWS, found, answer, keep)
+
+    def put_jobs(
+        self,
+        experiment_id: str,
+        documents: Iterable[Document],
+        *,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store all jobs of workflows, as `put_entries` does."""
+        return self._put(experiment_id, Resource.JOBS, documents, _Answer(True, body_sha256, _stamp(now)))
+
+    def put_questionnaire(
+        self,
+        experiment_id: str,
+        document: Document,
+        *,
+        period: str | None = None,
+        proposal: str | None = None,
+        body_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> Change:
+        """Store a questionnaire whole, and each of its fields; the counts are of fields."""
+        answer = _Answer(True, body_sha256, _stamp(now))
+        whole = dict(document)
+
+        def keep(connection: Connection, home: int) -> bool:
+            more = {"period": period, "proposal": proposal}
+            return _put_whole(connection, QuestionnaireTable, home, whole, more, answer.stamp)
+
+        return self._put(experiment_id, Resource.QUESTIONNAIRE, _fields_of(whole, proposal), answer, keep)
+
+    def failed(
+        self, experiment_id: str, resource: Resource | str, error: str, *, now: datetime | None = None
+    ) -> SyncState:
+        """Note that a list could not be read; what is stored of it stays as it is."""
+        resource = Resource(resource)
+        with self.database.write() as connection:
+            home = self._home(connection, experiment_id)
+            before = _state(connection, home, resource)
+            values = {
+                "status": "failed",
+                "error": error,
+                "attempted_at": _stamp(now),
+                "failures": (before["failures"] if before else 0) + 1,
+            }
+            upsert(connection, _S, {"experiment_id": home, "resource": resource.value}, values)
+        return self.state(experiment_id)[resource]
+
+    def state(self, experiment_id: str) -> dict[Resource, SyncState]:
+        """Return how the last reading of each list of an experiment went; nothing for an experiment not known."""
+        found = self._states(_X.experiment_id == experiment_id)
+        return {state.resource: state for state in found}
+
+    def states(self, *, status: str | None = None) -> list[SyncState]:
+        """Return the states of all lists of all experiments, or those that are ``ok`` or ``failed``."""
+        return self._states(sa.true() if status is None else _S.status == status)
+
+    def _states(self, where: Any) -> list[SyncState]:
+        query = sa.select(*[c for c in _S.__table__.columns if c.name != "experiment_id"], _X.experiment_id)
+        query = query.join(_X, _X.id == _S.experiment_id).where(where).order_by(_X.experiment_id, _S.resource)
+        with self.database.read() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        for row in rows:
+            row["resource"] = Resource(row["resource"])
+            for name in ("attempted_at", "synced_at", "full_at", "window_end"):
+                row[name] = compute.parse_time(row[name])
+        return [SyncState(**row) for row in rows]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def document(self, resource: Resource | str, experiment_id: str, key: Key | None = None) -> dict[str, Any]:
+        """Return one document as the service gave it.
+
+        Parameters
+        ----------
+        key
+            The ``_id`` of an entry, workflow or job; the number of a run; run and path of a file; nothing for an
+            experiment (what its ``info`` and the list of experiments said) or a questionnaire.
+
+        Raises
+        ------
+        MissingError
+            If the mirror has none.
+        """
+        resource = Resource(resource)
+        if resource in _WHOLE:
+            found = next(self._whole(resource, experiment_id), None)
+        else:
+            kind = _LISTS[resource]
+            path = key[1] if isinstance(key, tuple) else key
+            rows = self._documents(kind, experiment_id, kind.lookup == path)
+            found = next((document for document in rows if kind.key(document) == key), None)
+        if found is None:
+            raise MissingError(f"the mirror has no {resource.value} {'' if key is None else key} of {experiment_id}")
+        return found
+
+    def documents(
+        self, resource: Resource | str, experiment_id: str, *, missing: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the documents of one list in the order in which they first came, without those that are missing."""
+        resource = Resource(resource)
+        if resource in _WHOLE:
+            return self._whole(resource, experiment_id)
+        kind = _LISTS[resource]
+        return self._documents(kind, experiment_id, sa.true() if missing else kind.table.missing_since.is_(None))
+
+    def _documents(self, kind: _List, experiment_id: str, where: Any) -> Iterator[dict[str, Any]]:
+        query = sa.select(kind.table).join(_X, _X.id == kind.table.experiment_id).order_by(kind.table.id)
+        for row in self._stream(query.where(_X.experiment_id == experiment_id, where)):
+            yield document_of(row, kind.fields)
+
+    def _whole(self, resource: Resource, experiment_id: str) -> Iterator[dict[str, Any]]:
+        if resource is Resource.INFO:
+            for row in self._stream(sa.select(_X.summary, _X.info).where(_X.experiment_id == experiment_id)):
+                yield (row["summary"] or {}) | (row["info"] or {})
+        else:
+            query = sa.select(QuestionnaireTable.data).join(_X, _X.id == QuestionnaireTable.experiment_id)
+            for row in self._stream(query.where(_X.experiment_id == experiment_id)):
+                yield row["data"]
+
+    def rows(self, table: str, *, experiment: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a table or view, of one experiment or of all, as they are read.
+
+        Rows of a table that belongs to an experiment begin with its id as ``experiment``.
+
+        Raises
+        ------
+        UsageError
+            If there is no such table, or it has nothing to do with experiments.
+        """
+        return self._stream(_table_query(table, experiment))
+
+    def counts(self, *, present: bool = False) -> dict[str, int]:
+        """Return how many rows each table has; with ``present`` without those that the service has no more."""
+        with self.database.read() as connection:
+            return {
+                table.name: int(connection.execute(_count(table, present)).scalar_one())
+                for table in ElogBase.metadata.sorted_tables
+            }
+
+    def search(
+        self,
+        text: str,
+        *,
+        experiment: str | None = None,
+        since: datetime | None = None,
+        include_deleted: bool = False,
+        limit: int = 100,
+    ) -> list[Hit]:
+        """Return the entries in which all of the words stand, in content, title or tags, newest first.
+
+        Parameters
+        ----------
+        text
+            Words in any case; ``"several words"`` in quotation marks follow each other; ``word*`` is every word that
+            begins so. No other sign has a meaning, and no text is wrong; one without a word finds nothing.
+        experiment
+            Id or name.
+        since
+            Only entries of this time or later.
+        include_deleted
+            Whether deleted entries, earlier versions of edited ones and those that the service has no more are
+            found too.
+
+        Raises
+        ------
+        UsageError
+            If it asks for more than a hundred words.
+        """
+        terms = compute.search_terms(text)
+        if sum(len(words) for words, _ in terms) > 100:
+            raise UsageError("a search for more than a hundred words", fix="leave some out")
+        if not terms:
+            return []
+        hidden = sa.or_(
+            _E.deleted_by.is_not(None),
+            _E.deleted_time.is_not(None),
+            _E.history_of.is_not(None),
+            _E.missing_since.is_not(None),
+        )
+        query = (
+            sa.select(_X.experiment_id, _X.name, _E.entry_id, _E.created_at, _E.author, _E.title, _E.run_num, _E.tags)
+            .add_columns(_E.search_text, hidden.label("hidden"))
+            .join(_X, _X.id == _E.experiment_id)
+            .where(self._matching(terms))
+            .order_by(_E.created_at.desc().nulls_last(), _E.entry_id.desc())
+            .limit(limit)
+        )
+        if not include_deleted:
+            query = query.where(sa.not_(hidden))
+        if experiment is not None:
+            query = query.where(sa.or_(_X.experiment_id == experiment, _X.name == experiment))
+        if since is not None:
+            query = query.where(_E.created_at >= _stamp(since))
+        with self.database.read() as connection:
+            return [_hit(row, terms) for row in connection.execute(query).mappings()]
+
+    def _matching(self, terms: Sequence[tuple[tuple[str, ...], bool]]) -> Any:
+        # Words are letters and digits alone, so nothing in them can be taken for syntax.
+        if self.database.engine.dialect.name == "sqlite":
+            query = " AND ".join(f'"{" ".join(words)}"' + (" *" if prefix else "") for words, prefix in terms)
+            found = "logbook_entries.id IN (SELECT rowid FROM logbook_search WHERE logbook_search MATCH :asked)"
+        else:
+            query = " & ".join(
+                "(" + " <-> ".join(f"'{word}'" for word in words) + (":*" if prefix else "") + ")"
+                for words, prefix in terms
+            )
+            found = "logbook_entries.search_vector @@ to_tsquery('simple', :asked)"
+        return sa.text(found).bindparams(asked=query)
+
+    # -- the mirror as a whole ----------------------------------------------------------------------------------
+
+    def set_metadata(self, **values: str) -> None:
+        """Store what is to be said of the whole mirror, e.g. ``last_update``."""
+        with self.database.write() as connection:
+            for key, value in values.items():
+                upsert(connection, MetadataTable, {"key": key}, {"value": value})
+
+    def metadata(self) -> dict[str, str | None]:
+        """Return what is said of the whole mirror."""
+        with self.database.read() as connection:
+            found = connection.execute(sa.select(MetadataTable.key, MetadataTable.value).order_by(MetadataTable.key))
+            return {row.key: row.value for row in found}
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the database itself: damaged pages, dangling rows, tables unlike the models."""
+        found = [f"schema: {line}" for line in self.database.differences(ElogBase.metadata, ignore=NOT_MODELLED)]
+        if self.database.file is not None:
+            with self.database.read() as connection:
+                lines = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
+                found += [f"integrity: {line}" for line in lines if line != "ok"]
+                dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                found += [f"{row[0]} row {row[1]} has no {row[2]}" for row in dangling[:20]]
+            found += self._problems_of_full_text()
+        return found
+
+    def _problems_of_full_text(self) -> list[str]:
+        with suppress(StorageError), self.database.write() as connection:  # it cannot be asked of a read-only file
+            try:
+                connection.exec_driver_sql("INSERT INTO logbook_search(logbook_search) VALUES('integrity-check')")
+            except sa.exc.DatabaseError as error:
+                if "malformed" in str(error.orig):
+                    return [f"full text: {error.orig}"]
+                raise
+        return []
+
+    def backup(self, path: Path) -> Path:
+        """Write a snapshot of one moment as one SQLite file that needs no other beside it; returns its path.
+
+        The file takes its name when it is whole and checked; what had the name before is replaced. A mirror in
+        PostgreSQL is copied row by row into a file of the same schema. Others can read and write meanwhile.
+
+        Raises
+        ------
+        StorageError
+            If there is no space for it, or its directory cannot be written.
+        InputError
+            If the copy is damaged.
+        """
+        part = part_path(path)
+        with storage_errors(path), sqlite_errors(path, busy_timeout_s=self.database.busy_timeout_s):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if self.database.file is not None:
+                    with closing(sqlite3.connect(self.database.file)) as source, closing(sqlite3.connect(part)) as copy:
+                        source.backup(copy)
+                else:
+                    self._copy_rows(part)
+                _finish(part)
+                part.replace(path)
+            finally:
+                for leftover in ("", "-wal", "-shm", "-journal"):
+                    part.with_name(part.name + leftover).unlink(missing_ok=True)
+                remove_free_lock(part.with_name(f".{part.name}.lock"))
+        return path
+
+    def _copy_rows(self, part: Path) -> None:
+        Database(f"sqlite:///{part}", "elog")
+        with self.database.read() as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
+            source.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            copy.execute("BEGIN")
+            for table in ElogBase.metadata.sorted_tables:
+                # Both hold the same text, so it is copied as it lies there.
+                names = ", ".join(f'"{column.name}"' for column in table.columns)
+                marks = ", ".join("?" * len(table.columns))
+                # A few entries at a time: each can have megabytes.
+                size = 20 if table is EntryTable.__table__ else _CHUNK
+                put, query = (
+                    f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})',
+                    f'SELECT {names} FROM "{table.name}"',
+                )
+                with source.exec_driver_sql(query, execution_options={"yield_per": size}) as found:
+                    for rows in found.partitions():
+                        copy.executemany(put, [tuple(row) for row in rows])
+            copy.execute("COMMIT")
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _put(
+        self,
+        experiment_id: str,
+        resource: Resource,
+        documents: Iterable[Document],
+        answer: _Answer,
+        keep: Callable[[Connection, int], bool] | None = None,
+    ) -> Change:
+        if answer.full and answer.body_sha256 and (known := self._said_again(experiment_id, resource, answer)):
+            return known
+        kind = _LISTS[resource]
+        try:
+            found = {kind.key(document): dict(document) for document in documents}
+            marks = {key: compute.digest(document) for key, document in found.items()}
+        except RecursionError as error:
+            raise InputError(f"{resource.value} of {experiment_id}: a document is nested too deeply") from error
+        with self.database.write() as connection:
+            home = self._home(connection, experiment_id)
+            if resource is Resource.RUNS:
+                _keep_parameters(connection, home, found, marks)
+            change = _write_rows(connection, kind, home, found, marks, answer)
+            if keep is not None and keep(connection, home) and not change.written:
+                change += Change(changed=1)  # nothing of it that has a row of its own
+            if change.written and resource is Resource.RUNS:
+                _name_detectors(connection, home)
+            rows = connection.execute(
+                sa.select(sa.func.count())
+                .select_from(kind.table)
+                .where(kind.table.experiment_id == home, kind.table.missing_since.is_(None))
+            ).scalar_one()
+            self._succeeded(
+                connection,
+                home,
+                resource,
+                answer.stamp,
+                full=answer.full,
+                rows=rows,
+                body_sha256=answer.body_sha256,
+                window_end=answer.window_end,
+                written=bool(change.written),
+            )
+        return change
+
+    def _said_again(self, experiment_id: str, resource: Resource, answer: _Answer) -> Change | None:
+        """Note that a full answer is the last one again; None where it is not."""
+        with self.database.write() as connection:
+            home = self._home(connection, experiment_id)
+            state = _state(connection, home, resource)
+            if state is None or state["body_sha256"] != answer.body_sha256:
+                return None
+            self._succeeded(
+                connection,
+                home,
+                resource,
+                answer.stamp,
+                full=True,
+                rows=state["rows"],
+                body_sha256=answer.body_sha256,
+                window_end=answer.window_end,
+            )
+        return Change(same=state["rows"])
+
+    def _succeeded(
+        self,
+        connection: Connection,
+        home: int,
+        resource: Resource,
+        stamp: str,
+        *,
+        full: bool,
+        rows: int,
+        body_sha256: str | None,
+        window_end: str | None = None,
+        written: bool = False,
+    ) -> None:
+        values: dict[str, Any] = {
+            "status": "ok",
+            "error": None,
+            "attempted_at": stamp,
+            "synced_at": stamp,
+            "rows": rows,
+            "failures": 0,
+        }
+        if full:
+            values |= {"full_at": stamp, "body_sha256": body_sha256}
+        elif written:  # the rows are no longer those of the last full answer
+            values["body_sha256"] = None
+        if window_end is not None:
+            values["window_end"] = window_end
+        upsert(connection, _S, {"experiment_id": home, "resource": resource.value}, values)
+
+    def _home(self, connection: Connection, experiment_id: str) -> int:
+        """Return the experiment's row number, and keep others from writing to it until the end."""
+        query = sa.select(_X.id).where(_X.experiment_id == experiment_id).with_for_update()
+        home = connection.execute(query).scalar()
+        if home is None:
+            raise self._unknown(experiment_id)
+        return int(home)
+
+    def _unknown(self, name: str) -> MissingError:
+        return MissingError(
+            f"the mirror {self.database.shown} has no experiment {name}", fix=f"nightbeam elog fetch {name}"
+        )
+
+    def _rows(self, kind: type[T], query: sa.Select[Any]) -> list[T]:
+        names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+        with self.database.read() as connection:
+            return [kind(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
+
+    def _stream(self, query: sa.Select[Any]) -> Iterator[dict[str, Any]]:
+        query = query.execution_options(yield_per=100)
+        with self.database.read() as connection, connection.execute(query) as found:
+            for rows in found.mappings().partitions():
+                yield from (dict(row) for row in rows)
+
+
+# -- the lists ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is known of an answer beside its documents."""
+
+    full: bool
+    body_sha256: str | None
+    stamp: str
+    window_end: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """How the documents of a list become rows.
+
+    Attributes
+    ----------
+    key
+        What identifies a document; raises `InputError` where that is not there.
+    stored_key, lookup
+        The columns of it, and the one of them by which rows are looked up.
+    derived
+        Columns that follow from a document.
+    """
+
+    table: Any
+    fields: tuple[Field, ...]
+    key: Callable[[Document], Key]
+    stored_key: tuple[Any, ...]
+    lookup: Any
+    derived: Callable[[Document], dict[str, Any]]
+
+    def row(self, document: Document) -> dict[str, Any]:
+        return row_of(document, self.fields) | self.derived(document)
+
+
+def _short_enough(text: str, what: str) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > _LONGEST_KEY:
+        raise InputError(f"a name of {len(text)} characters in {what}: {text[:60]!r}...")
+    return text
+
+
+def _id_key(what: str) -> Callable[[Document], str]:
+    def key(document: Document) -> str:
+        found = document.get("_id")
+        if not isinstance(found, str) or not found:
+            raise InputError(f"{what} without an _id: {str(dict(document))[:200]}")
+        return _short_enough(found, what)
+
+    return key
+
+
+def _run_key(document: Document) -> int:
+    number = compute.whole_number(document.get("num"))
+    if number is None:
+        raise InputError(f"a run without a number: {str(dict(document))[:200]}")
+    return number
+
+
+def _file_key(document: Document) -> tuple[int | None, str]:
+    path, run = document.get("path"), document.get("run_num")
+    number = compute.whole_number(run)
+    if not isinstance(path, str) or (run is not None and number is None):
+        raise InputError(f"a file without a path or with an odd run: {str(dict(document))[:200]}")
+    return number, _short_enough(path, "a file")
+
+
+def _entry_columns(document: Document) -> dict[str, Any]:
+    title, tags = document.get("title"), document.get("tags")
+    words = [title] if isinstance(title, str) else []
+    words.append(compute.plain_text(document.get("content"), title))
+    words += [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    return {
+        "run_hint": compute.run_hint(document),
+        "history_of": compute.history_of(document),
+        "search_text": compute.tidy("\n".join(words)),
+    }
+
+
+def _run_columns(document: Document) -> dict[str, Any]:
+    params, sample = document.get("params"), document.get("sample")
+    said = compute.production(params)
+    name = sample.get("name") if isinstance(sample, Mapping) else None
+    return {
+        "sample": name if isinstance(name, str) else None,
+        "detectors": _short_names(compute.detectors(params)),
+        **{f.name: getattr(said, f.name) for f in fields(said)},
+    }
+
+
+def _short_names(found: Mapping[str, bool]) -> dict[str, bool] | None:
+    return {name: seen for name, seen in found.items() if len(name.encode("utf-8", "replace")) <= _LONGEST_KEY} or None
+
+
+def _field_columns(document: Document) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "field"} | {"extra": None}
+
+
+def _nothing(_document: Document) -> dict[str, Any]:
+    return {}
+
+
+_LISTS: Final[Mapping[Resource, _List]] = {
+    Resource.ENTRIES: _List(_E, ENTRY_FIELDS, _id_key("an entry"), (_E.entry_id,), _E.entry_id, _entry_columns),
+    Resource.RUNS: _List(RunTable, RUN_FIELDS, _run_key, (RunTable.run_number,), RunTable.run_number, _run_columns),
+    Resource.FILES: _List(
+        FileTable, FILE_FIELDS, _file_key, (FileTable.run_num, FileTable.path), FileTable.path, _nothing
+    ),
+    Resource.WORKFLOWS: _List(
+        WorkflowDefinitionTable,
+        WORKFLOW_FIELDS,
+        _id_key("a workflow definition"),
+        (WorkflowDefinitionTable.mongo_id,),
+        WorkflowDefinitionTable.mongo_id,
+        _nothing,
+    ),
+    Resource.JOBS: _List(
+        JobTable, JOB_FIELDS, _id_key("a workflow job"), (JobTable.mongo_id,), JobTable.mongo_id, _nothing
+    ),
+    Resource.QUESTIONNAIRE: _List(
+        QuestionnaireFieldTable,
+        (),
+        lambda document: str(document["field_id"]),
+        (QuestionnaireFieldTable.field_id,),
+        QuestionnaireFieldTable.field_id,
+        _field_columns,
+    ),
+}
+#: What is one document.
+_WHOLE: Final = frozenset({Resource.INFO, Resource.QUESTIONNAIRE})
+
+
+def _fields_of(whole: Document, proposal: str | None) -> list[dict[str, Any]]:
+    """Return the fields of a questionnaire as rows; what is no field is in the whole of it alone."""
+    found = []
+    for category, items in whole.items():
+        for item in items if isinstance(items, list) else []:
+            name = item.get("id") if isinstance(item, dict) else None
+            if not isinstance(name, str) or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_KEY:
+                continue
+            texts = {key: item.get(key) for key in ("val", "modified_time", "modified_uid", "created_time")}
+            texts = {key: value if isinstance(value, str) else None for key, value in texts.items()}
+            found.append(
+                {
+                    "field_id": name,
+                    "proposal": proposal,
+                    "category": category,
+                    "field_name": name.removeprefix(f"{category}-"),
+                    "field_value": texts.pop("val"),
+                    **texts,
+                }
+            )
+    return found
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _write_rows(
+    connection: Connection,
+    kind: _List,
+    home: int,
+    found: Mapping[Key, dict[str, Any]],
+    marks: Mapping[Key, str],
+    answer: _Answer,
+) -> Change:
+    stored = _stored(connection, kind, home, None if answer.full else list(found))
+    new = [key for key in found if key not in stored]
+    back = [key for key in found if key in stored and stored[key].missing_since is not None]
+    differing = [key for key in found if key in stored and stored[key].digest != marks[key]]
+    changed = [key for key in differing if stored[key].missing_since is None]
+    gone = (
+        [row.id for key, row in stored.items() if key not in found and row.missing_since is None] if answer.full else []
+    )
+    table = kind.table
+    seen = {"experiment_id": home, "first_seen": answer.stamp, "changed_at": answer.stamp, "missing_since": None}
+    for keys in _chunks(new):
+        rows = [_row(kind, table, found[key]) | seen | {"digest": marks[key]} for key in keys]
+        connection.execute(sa.insert(table), rows)
+    change = sa.update(table).where(table.id == sa.bindparam("this"))
+    seen = {"changed_at": answer.stamp, "missing_since": None}
+    for keys in _chunks(differing):
+        rows = [_row(kind, table, found[key]) | seen | {"digest": marks[key], "this": stored[key].id} for key in keys]
+        connection.execute(change, rows)
+    _mark_missing(connection, table, [stored[key].id for key in back if stored[key].digest == marks[key]], None)
+    _mark_missing(connection, table, gone, answer.stamp)
+    if table is _E:
+        _put_attachments(connection, home, {key: found[key] for key in (*new, *differing)}, answer.stamp)
+    same = len(found) - len(new) - len(changed) - len(back)
+    return Change(new=len(new), changed=len(changed), same=same, missing=len(gone), back=len(back))
+
+
+def _row(kind: _List, table: Any, document: Document) -> dict[str, Any]:
+    row = kind.row(document)
+    return row if "extra" in table.__table__.columns else {key: v for key, v in row.items() if key != "extra"}
+
+
+def _stored(connection: Connection, kind: _List, home: int, keys: Sequence[Key] | None) -> dict[Key, Any]:
+    """Return what is stored of an experiment, all of it or what these keys name."""
+    table = kind.table
+    query = sa.select(table.id, table.digest, table.missing_since, *kind.stored_key).where(table.experiment_id == home)
+    if keys is None:
+        rows = list(connection.execute(query))
+    else:
+        wanted = [key[-1] if isinstance(key, tuple) else key for key in keys]
+        rows = [row for some in _chunks(wanted) for row in connection.execute(query.where(kind.lookup.in_(some)))]
+    return {(row[3] if len(kind.stored_key) == 1 else tuple(row[3:])): row for row in rows}
+
+
+def _mark_missing(connection: Connection, table: Any, ids: Sequence[int], since: str | None) -> None:
+    for some in _chunks(ids):
+        connection.execute(sa.update(table).where(table.id.in_(some)).values(missing_since=since))
+
+
+def _put_attachments(connection: Connection, home: int, entries: Mapping[Any, Document], stamp: str) -> None:
+    table = AttachmentTable
+    wanted = {}
+    for key, document in entries.items():
+        items = document.get("attachments")
+        for item in items if isinstance(items, list) else []:
+            name = item.get("_id") if isinstance(item, dict) else None
+            if isinstance(name, str) and len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_KEY:
+                texts = {k: item[k] if isinstance(item.get(k), str) else None for k in ("name", "type")}
+                wanted[key, name] = {**texts, "has_preview": int(bool(item.get("preview_url"))), "missing_since": None}
+    columns = sa.select(
+        table.entry_id, table.attachment_id, table.id, table.name, table.type, table.has_preview, table.missing_since
+    ).where(table.experiment_id == home)
+    stored = {
+        (row.entry_id, row.attachment_id): row
+        for some in _chunks(list(entries))
+        for row in connection.execute(columns.where(table.entry_id.in_(some)))
+    }
+    new = [
+        {"experiment_id": home, "entry_id": entry, "attachment_id": name, **values}
+        for (entry, name), values in wanted.items()
+        if (entry, name) not in stored
+    ]
+    if new:
+        connection.execute(sa.insert(table), new)
+    changed = [
+        {"this": stored[key].id, **values}
+        for key, values in wanted.items()
+        if key in stored and any(getattr(stored[key], name) != value for name, value in values.items())
+    ]
+    if changed:
+        connection.execute(sa.update(table).where(table.id == sa.bindparam("this")), changed)
+    gone = [row.id for key, row in stored.items() if key not in wanted and row.missing_since is None]
+    _mark_missing(connection, table, gone, stamp)
+
+
+def _keep_parameters(
+    connection: Connection, home: int, found: dict[Key, dict[str, Any]], marks: dict[Key, str]
+) -> None:
+    """Give runs that came without their parameters those that are stored."""
+    bare = [key for key, document in found.items() if "params" not in document]
+    columns = sa.select(RunTable.run_number, RunTable.parameters).where(RunTable.experiment_id == home)
+    for some in _chunks(bare):
+        for number, params in connection.execute(columns.where(RunTable.run_number.in_(some))):
+            if params is not None:
+                found[number]["params"] = params
+                marks[number] = compute.digest(found[number])
+
+
+def _name_detectors(connection: Connection, home: int) -> None:
+    """Give every detector of an experiment a number that stays, and note which of them the experiment has."""
+    query = sa.select(RunTable.detectors).where(RunTable.experiment_id == home, RunTable.missing_since.is_(None))
+    found = connection.execute(query.where(RunTable.detectors.is_not(None))).scalars()
+    names = sorted({name for row in found for name in row})
+    known: set[str] = set()
+    for some in _chunks(names):
+        known |= set(connection.execute(sa.select(DetectorTable.name).where(DetectorTable.name.in_(some))).scalars())
+    # In one order, so that two who add the same names do not wait for each other in a circle.
+    for name in names:
+        if name not in known:
+            insert_once(connection, DetectorTable, {"name": name}, {})
+    before = connection.execute(sa.select(_X.detectors).where(_X.id == home)).scalar()
+    if (names or None) != before:
+        connection.execute(sa.update(_X).where(_X.id == home).values(detectors=names or None))
+
+
+def _put_whole(
+    connection: Connection, table: Any, home: int, data: Any, more: Mapping[str, str | None], stamp: str
+) -> bool:
+    """Store an answer whole where it differs from the last; returns whether it does."""
+    mark = _digest([data, dict(more)])
+    query = sa.select(table.digest).where(table.experiment_id == home)
+    if connection.execute(query).scalar() == mark:
+        return False
+    upsert(connection, table, {"experiment_id": home}, {"data": data, "updated_at": stamp, "digest": mark, **more})
+    return True
+
+
+def _experiment_columns(document: Document) -> dict[str, Any]:
+    found = compute.summary_of(document)
+    pi, pi_email = compute.split_contact(found.contact_info)
+    texts = {name: found.params.get(name) for name in ("slack_channels", "analysis_queues", "PNR")}
+    texts = {name: value if isinstance(value, str) else None for name, value in texts.items()}
+    proposal = compute.proposal_of(found)
+    return {
+        "instrument": found.instrument,
+        "start_time": found.start_time,
+        "end_time": found.end_time,
+        "description": found.description,
+        "pi": pi,
+        "pi_email": pi_email,
+        "leader_account": found.leader_account,
+        "contact_info": found.contact_info,
+        "posix_group": found.posix_group,
+        "slack_channels": texts["slack_channels"],
+        "analysis_queues": texts["analysis_queues"],
+        "urawi_proposal": texts["PNR"],
+        "run_period": proposal[0] if proposal else None,
+        "params": dict(found.params) or None,
+        "run_count": found.run_count,
+        "last_run": found.last_run,
+        "total_files": found.total_files,
+        "total_gib": found.total_gib,
+    }
+
+
+def _state(connection: Connection, home: int, resource: Resource) -> sa.RowMapping | None:
+    query = sa.select(_S).where(_S.experiment_id == home, _S.resource == resource.value)
+    return connection.execute(query).mappings().first()
+
+
+# -- small things -------------------------------------------------------------------------------------------------
+
+
+def _digest(document: Any) -> str:
+    try:
+        return compute.digest(document)
+    except RecursionError as error:
+        raise InputError("a document is nested too deeply") from error
+
+
+def _stamp(now: datetime | None) -> str:
+    when = utc_now() if now is None else now
+    if when.tzinfo is None:
+        raise UsageError(f"{when} has no time zone")
+    return when.astimezone(UTC).isoformat()
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]
+
+
+def _hit(row: sa.RowMapping, terms: Sequence[tuple[tuple[str, ...], bool]]) -> Hit:
+    tags = row["tags"] or []
+    return Hit(
+        experiment_id=row["experiment_id"],
+        name=row["name"],
+        entry_id=row["entry_id"],
+        created_at=row["created_at"],
+        author=row["author"],
+        title=row["title"],
+        run_num=row["run_num"],
+        tags=tuple(tag for tag in tags if isinstance(tag, str)),
+        snippet=compute.snippet(row["search_text"] or "", terms),
+        hidden=bool(row["hidden"]),
+    )
+
+
+def _count(table: sa.Table, present: bool) -> sa.Select[Any]:
+    query = sa.select(sa.func.count()).select_from(table)
+    return query.where(table.c.missing_since.is_(None)) if present and "missing_since" in table.c else query
+
+
+def _table_query(name: str, experiment: str | None) -> sa.Select[Any]:
+    table = ElogBase.metadata.tables.get(name)
+    if table is not None:
+        return _rows_of_table(table, experiment)
+    view = next((view for view in VIEWS if view.name.lower() == name.lower()), None)
+    if view is None:
+        known = ", ".join([*sorted(ElogBase.metadata.tables), *(view.name for view in VIEWS)])
+        raise UsageError(f"the mirror has no table {name}", fix=f"one of {known}")
+    columns = [sa.column(column, SafeText()) for column in view.columns]
+    query = sa.select(*columns).select_from(sa.table(sa.sql.quoted_name(view.name, quote=False), *columns))
+    if experiment is None:
+        return query
+    if "experiment_id" not in view.columns:
+        raise UsageError(f"{view.name} does not say of which experiment a row is", fix="leave the experiment out")
+    return query.where(sa.column("experiment_id", SafeText()) == experiment)
+
+
+def _rows_of_table(table: sa.Table, experiment: str | None) -> sa.Select[Any]:
+    if table is _X.__table__:
+        query = sa.select(table).order_by(table.c.id)
+        return query if experiment is None else query.where(table.c.experiment_id == experiment)
+    if "experiment_id" in table.c:
+        query = sa.select(_X.experiment_id.label("experiment"), table).join(_X, _X.id == table.c.experiment_id)
+        query = query.order_by(*table.primary_key.columns)
+        return query if experiment is None else query.where(_X.experiment_id == experiment)
+    if experiment is not None:
+        raise UsageError(f"{table.name} does not belong to experiments", fix="leave the experiment out")
+    return sa.select(table).order_by(*table.primary_key.columns)
+
+
+def _finish(part: Path) -> None:
+    """Make a copied database one file, look through it, and have it on the disk."""
+    with closing(sqlite3.connect(part, isolation_level=None)) as copy:
+        copy.execute("PRAGMA journal_mode=DELETE")
+        (found,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise InputError(f"the copy of the mirror is damaged: {found}", fix="nightbeam elog verify")
+    with part.open("rb+") as whole:
+        os.fsync(whole.fileno())
