@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 from urllib.parse import quote, urlsplit
@@ -69,6 +70,7 @@ _log = logging.getLogger(__name__)
 _NAMES_DATABASE: Final = "cdb_detnames"
 #: Some six thousand documents; JSON takes up to 27 times its size in memory.
 _MAX_ANSWER_BYTES: Final = 8 * 1024**2
+_MOST_DIGITS: Final = 18
 _MAX_DATABASE_NAME: Final = 49
 #: Of 64 KiB to 4 MiB the fastest from the socket into the array.
 _CHUNK_BYTES: Final = 1024**2
@@ -79,6 +81,7 @@ _LONGEST_WAIT_S: Final = 30.0
 #: For so long after it has listed its databases the service is believed when it says that something is not there.
 _CONFIRMED_S: Final = 3.0
 _TRANSIENT: Final = frozenset({408, 425, 429})
+_WHO_ANSWERS: Final = "check the address; a proxy or a login page may be answering in its place"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -308,7 +311,7 @@ class CalibService:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{self._place(path)} answered {_beginning(body)}, which is not JSON",
-                fix="check the address; a proxy or a login page may be answering in its place",
+                fix=_WHO_ANSWERS,
             ) from error
         if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
             raise InputError(f"{self._place(path)} answered {_beginning(body)}, which is not a list of documents")
@@ -519,7 +522,8 @@ class CalibService:
 
     def _wait(self, path: tuple[str, ...], error: _TransientError, wait_s: float, tries: int, end: float) -> None:
         """Wait before the next try, or give up where it would come after the deadline."""
-        pause = wait_s * (0.5 + 0.5 * self._jitter()) if error.wait_s is None else error.wait_s
+        # A service that says "at once" while it fails is not hammered for it.
+        pause = max(error.wait_s or 0.0, wait_s * (0.5 + 0.5 * self._jitter()))
         what = f"{self._place(path)} failed {tries} time{'s' * (tries > 1)}: {error}"
         fix = "nothing was changed; a later try may work"
         if self._clock() + pause >= end:
@@ -714,24 +718,45 @@ def _transport_errors(place: str) -> Iterator[None]:
     """Put what goes wrong between two computers into our words."""
     try:
         yield
-    except requests.exceptions.SSLError as error:
-        raise ConfigError(
-            f"{place} cannot prove who it is: {_short(error)}",
-            fix="install the site's certificate (REQUESTS_CA_BUNDLE)",
-        ) from error
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        raise _TransientError(_short(error)) from error
-    except requests.exceptions.ChunkedEncodingError as error:
-        raise _TransientError(_short(error)) from error
+    except (NightbeamError, _TransientError):
+        raise
     except requests.exceptions.RequestException as error:
-        if type(error).__module__.startswith("requests_kerberos"):
-            raise AuthError(f"no Kerberos ticket for {place}: {_short(error)}", fix="run kinit") from error
-        raise InputError(f"{place} cannot be asked: {_short(error)}", fix="check the service's address") from error
+        raise _request_error(place, error) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         # Reading the body goes past requests, which would copy it once more.
-        if isinstance(error, NightbeamError):
-            raise
         raise _TransientError(_short(error)) from error
+    except (HTTPException, ValueError, LookupError, OverflowError) as error:
+        # What the libraries below stumble over is nothing that a service may say.
+        raise InputError(f"{place} answered what is not HTTP ({_short(error)})", fix=_WHO_ANSWERS) from error
+
+
+def _request_error(place: str, error: requests.exceptions.RequestException) -> Exception:
+    if _untrusted(error):
+        return ConfigError(
+            f"{place} cannot prove who it is: {_short(error)}",
+            fix="install the site's certificate (REQUESTS_CA_BUNDLE)",
+        )
+    if type(error).__module__.startswith("requests_kerberos"):
+        return AuthError(f"no Kerberos ticket for {place}: {_short(error)}", fix="run kinit")
+    passing = (
+        requests.exceptions.ConnectionError,  # of which SSLError is one: a handshake that broke off
+        requests.exceptions.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+    )
+    if isinstance(error, passing):
+        return _TransientError(_short(error))
+    return InputError(f"{place} cannot be asked: {_short(error)}", fix="check the service's address")
+
+
+def _untrusted(error: BaseException) -> bool:
+    """Whether a certificate was turned down; every other error of TLS may pass."""
+    causes: list[BaseException] = [error]
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return True
+        inner = (getattr(cause, "reason", None), cause.__cause__, cause.__context__, *cause.args)
+        causes += [e for e in inner if isinstance(e, BaseException) and e not in causes]
+    return False
 
 
 def _short(error: BaseException) -> str:
@@ -748,10 +773,7 @@ def _check_kind(place: str, response: requests.Response) -> None:
     """Turn away web pages and bodies in another coding."""
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml"):
-        raise InputError(
-            f"{place} answered a web page",
-            fix="check the address; a proxy or a login page may be answering in its place",
-        )
+        raise InputError(f"{place} answered a web page", fix=_WHO_ANSWERS)
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise InputError(f"{place} answered in the coding {coding[:40]!r}, which was not asked for")
@@ -759,7 +781,9 @@ def _check_kind(place: str, response: requests.Response) -> None:
 
 def _content_length(response: requests.Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    if not text.isascii() or not text.isdigit():
+        return None
+    return int(text[:_MOST_DIGITS])  # a longer number is too large either way, and int() refuses thousands of digits
 
 
 def _wrong_size(place: str, found: int | None, size: int | None, limit: int) -> str:
@@ -779,13 +803,12 @@ def _beginning(body: memoryview) -> str:
 
 def _retry_after(text: str | None) -> float | None:
     """Return how many seconds the service wants us to wait; it gives them, or a date."""
-    if not text:
-        return None
-    if text.strip().isascii() and text.strip().isdigit():
-        return float(text)
+    text = (text or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:_MOST_DIGITS])
     try:
         then = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    return max(0.0, (then - datetime.now(UTC)).total_seconds())
+        then = then if then.tzinfo else then.replace(tzinfo=UTC)
+        return max(0.0, (then - datetime.now(UTC)).total_seconds())
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return None  # no date, or one that no calendar has

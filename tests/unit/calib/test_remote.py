@@ -6,10 +6,12 @@ import gc
 import logging
 import pickle
 import socket
+import ssl
 import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
+import urllib3
 
 from nightbeam.calib import remote
 from nightbeam.calib.compute import decode
@@ -72,6 +76,37 @@ def client(fake: FakeCalibService, time: Time) -> Iterator[CalibService]:
 
 def deploy(fake: FakeCalibService, ctype: str = "pedestals", data: Any = PEDESTALS, **more: Any) -> dict[str, Any]:
     return fake.deploy(EXP, UID, ctype, data, **{"run": 1, **more})
+
+
+@contextmanager
+def canned(answers: list[bytes]) -> Iterator[str]:
+    """A port of this machine that answers so, byte for byte, one connection after another, the last one for ever."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        number = 0
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.settimeout(5)
+                connection.recv(65536)
+                connection.sendall(answers[min(number, len(answers) - 1)])
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+            number += 1
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
 
 
 def choice_of(fake: FakeCalibService, client: CalibService, ctype: str = "pedestals") -> Choice:
@@ -627,6 +662,89 @@ def test_a_service_that_wants_us_back_after_the_deadline_is_not_waited_for(
     fake.fail(None, 429, retry_after=3600)
     with pytest.raises(UnavailableError, match="429"):
         client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == []
+
+
+@pytest.mark.parametrize("at_once", [0, "0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_service_that_wants_us_back_at_once_is_not_hammered(
+    fake: FakeCalibService, client: CalibService, time: Time, at_once: Any
+):
+    fake.fail(None, 503, retry_after=at_once)
+    with pytest.raises(UnavailableError, match="deadline"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 -99999999999",
+        "Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 99 Foo 2024 99:99:99 GMT", ",", "-1", "1e3", "NaN",
+    ],
+)  # fmt: skip
+def test_an_absurd_date_to_come_back_is_ignored(fake: FakeCalibService, client: CalibService, time: Time, when: str):
+    fake.fail(1, 503, retry_after=when)
+    assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
+    assert time.waits == [0.5]
+
+
+def test_a_pause_of_thousands_of_digits_is_too_long(fake: FakeCalibService, client: CalibService, time: Time):
+    fake.fail(None, 503, retry_after="9" * 5000)
+    with pytest.raises(UnavailableError, match="deadline"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == []
+
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (_OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n[]", InputError),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n[]", UnavailableError),
+        (_OK + b"Content-Length: 200000\r\n\r\n" + b"[" * 200_000, InputError),
+        (_OK + b"Content-Length: 5002\r\n\r\n[" + b"9" * 5000 + b"]", InputError),
+        (_OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xff\xff", InputError),
+        (b"HTTP/1.1 503 x\r\nRetry-After: \xff\xfe\r\nContent-Length: 0\r\n\r\n", UnavailableError),
+        (b"HTTP/1.1 20\xff OK\r\n\r\n", UnavailableError),
+        (b"HTTP/1.1 999999 OK\r\n\r\n", UnavailableError),
+        (_OK + b"A: b\r\n" * 200 + b"\r\n", UnavailableError),
+        (b"rubbish\r\n\r\n", UnavailableError),
+    ],
+    ids=range(10),
+)
+def test_whatever_is_answered_the_error_is_one_of_ours(time: Time, answer: bytes, error: type[Exception]):
+    with (
+        canned([answer]) as url,
+        CalibService(url, sleep=lambda seconds: True) as client,
+        pytest.raises(error),
+    ):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+
+
+@pytest.mark.parametrize("alert", [b"", bytes.fromhex("15030300020250")])
+def test_a_handshake_that_breaks_off_is_a_failure_that_passes(time: Time, alert: bytes):
+    with (
+        canned([alert]) as url,
+        CalibService(url.replace("http:", "https:"), deadline_s=3, sleep=time.sleep, clock=time.clock) as client,
+        pytest.raises(UnavailableError, match="SSL"),
+    ):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert len(time.waits) >= 2
+
+
+def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_settings(
+    fake: FakeCalibService, client: CalibService, time: Time, monkeypatch: pytest.MonkeyPatch
+):
+    def turn_down(*_: Any, **__: Any) -> None:
+        reason = urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "self-signed certificate"))
+        raise requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(None, "/", reason))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "get", turn_down)
+    with pytest.raises(ConfigError, match="self-signed") as caught:
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert "REQUESTS_CA_BUNDLE" in caught.value.fix
     assert time.waits == []
 
 
