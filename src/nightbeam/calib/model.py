@@ -17,6 +17,8 @@ __all__ = [
     "OFFSITE_URL",
     "SHORT_ENOUGH",
     "SITE_URL",
+    "TICKET_URL",
+    "TOKEN_URL",
     "UNKNOWN_DETECTOR",
     "Choice",
     "Constant",
@@ -39,7 +41,10 @@ MAX_ARRAY_BYTES: Final = 2**31
 
 #: Where the services are when neither the caller nor the environment says.
 SITE_URL: Final = "https://pswww.slac.stanford.edu/ws"
-#: The same, from outside the laboratory (``SIT_PSDM_OFFSITE``).
+#: The same for those who show a token, or a Kerberos ticket.
+TOKEN_URL: Final = "https://pswww.slac.stanford.edu/ws-jwt"
+TICKET_URL: Final = "https://pswww.slac.stanford.edu/ws-kerb"
+#: The first, from outside the laboratory (``SIT_PSDM_OFFSITE``).
 OFFSITE_URL: Final = "https://psextapi.slac.stanford.edu/calib_ws"
 
 #: Experiments whose detectors all stand for one: the constants of this unique id are used.

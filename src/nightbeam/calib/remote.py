@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import ssl
 import threading
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -36,6 +38,7 @@ from nightbeam.calib.compute import (
     is_pickle,
     is_understood,
     newest_of_each,
+    redirect_target,
     service_id,
     short_name_from,
     text_limit,
@@ -47,6 +50,8 @@ from nightbeam.calib.model import (
     NO_CONSTANTS,
     SHORT_ENOUGH,
     SITE_URL,
+    TICKET_URL,
+    TOKEN_URL,
     UNKNOWN_DETECTOR,
     Choice,
     Document,
@@ -63,7 +68,10 @@ from nightbeam.core.errors import (
     UnavailableError,
 )
 
-__all__ = ["Auth", "BearerToken", "CalibService", "Kerberos", "StoppedError"]
+if TYPE_CHECKING:
+    from spnego import ContextProxy
+
+__all__ = ["Anonymous", "Auth", "AuthMethod", "BearerToken", "CalibService", "Kerberos", "StoppedError"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +88,8 @@ _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
 #: For so long after it has listed its databases the service is believed when it says that something is not there.
 _CONFIRMED_S: Final = 3.0
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS: Final = 3
 _TRANSIENT: Final = frozenset({408, 425, 429})
 _WHO_ANSWERS: Final = "check the address; a proxy or a login page may be answering in its place"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -89,6 +99,10 @@ class StoppedError(UnavailableError):
     """We were told to stop while the service failed; whether it still does nobody knows."""
 
 
+#: The names of the ways to say who asks.
+AuthMethod = Literal["none", "token", "kerberos"]
+
+
 class Auth(Protocol):
     """How a client says who it is.
 
@@ -96,14 +110,32 @@ class Auth(Protocol):
     ----------
     filter_in_body
         Whether questions go in the body of the GET, as the service behind tokens wants them.
+    default_url
+        Where the laboratory's service lets in who says it this way.
     """
 
     @property
     def filter_in_body(self) -> bool:
         """Whether questions go in the body of the GET."""
 
+    @property
+    def default_url(self) -> str:
+        """Where the laboratory's service lets in who says it this way."""
+
     def prepare(self) -> Any:
-        """Return what `requests` is given as ``auth``."""
+        """Return what `requests` is given as ``auth`` for one request; called again for every one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """Nobody asks: nothing is sent, whatever ``CALIB_JWT`` and ``.netrc`` hold."""
+
+    filter_in_body: bool = False
+    default_url: str = SITE_URL
+
+    def prepare(self) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+        """Return what leaves a request as it is; with None `requests` would look into ``.netrc``."""
+        return lambda request: request
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +147,7 @@ class BearerToken:
 
     token: str = field(repr=False)
     filter_in_body: bool = True
+    default_url: str = TOKEN_URL
 
     def __post_init__(self) -> None:
         if not self.token.isascii() or not self.token.isprintable() or not self.token or " " in self.token:
@@ -134,6 +167,9 @@ class BearerToken:
 class Kerberos:
     """The ticket of the user who runs this (``kinit``).
 
+    Every request carries a token of its own, unasked, and every answer has to bring the service's: who answers
+    without one is not the service.
+
     Attributes
     ----------
     service
@@ -142,28 +178,88 @@ class Kerberos:
 
     service: str = "HTTP@pswww.slac.stanford.edu"
     filter_in_body: bool = False
+    default_url: str = TICKET_URL
 
-    def prepare(self) -> Any:
-        """Return what negotiates with the service.
+    def prepare(self) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+        """Return what proves to the service who asks, and checks who answers, for one request.
 
         Raises
         ------
         ConfigError
-            If ``requests-kerberos`` is not installed, or ``service`` is not written ``HTTP@host``.
+            If Kerberos cannot be loaded, or ``service`` is not written ``HTTP@host``.
         """
         kind, _, host = self.service.partition("@")
         if not kind or not host:
             raise ConfigError(f"{self.service!r} does not name a service", fix="write it HTTP@host")
         try:
-            # Not at the top: it needs the system's Kerberos libraries, which only those who use it have.
-            from requests_kerberos import OPTIONAL, HTTPKerberosAuth
+            # Not at the top: they need the system's Kerberos libraries, which only those who use them have.
+            import gssapi  # noqa: F401
+            import spnego
         except (ImportError, OSError) as error:
             raise ConfigError(
                 f"Kerberos was asked for and cannot be loaded: {error}", fix="pip install 'nightbeam[facility]'"
             ) from error
-        return HTTPKerberosAuth(
-            mutual_authentication=OPTIONAL, service=kind, hostname_override=host, force_preemptive=True
-        )
+        flags = spnego.ContextReq.mutual_auth | spnego.ContextReq.sequence_detect
+
+        def begin() -> ContextProxy:
+            return spnego.client(hostname=host, service=kind, protocol="kerberos", context_req=flags)
+
+        return _Negotiation(self.service, begin)
+
+
+class _Negotiation:
+    """What one request and its answer prove to each other. Threads that shared it would mix up their proofs."""
+
+    def __init__(self, service: str, begin: Callable[[], ContextProxy]) -> None:
+        self._service, self._begin = service, begin
+        self._context: ContextProxy | None = None
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        from spnego.exceptions import GSSError, SpnegoError
+
+        try:
+            self._context = self._begin()
+            token = self._context.step() or b""
+        except (GSSError, SpnegoError) as error:
+            if "Cannot contact any KDC" in str(error):
+                raise _TransientError(f"no Kerberos ticket: {_short(error)}") from error
+            raise AuthError(
+                f"no Kerberos ticket for {self._service}: {_short(error)}",
+                fix="run kinit, and check the name of the service that the ticket is for",
+            ) from error
+        request.headers["Authorization"] = f"Negotiate {b64encode(token).decode()}"
+        request.register_hook("response", self._check)  # type: ignore[no-untyped-call]
+        return request
+
+    def _check(self, response: requests.Response, **_: Any) -> None:
+        """Make sure that who answers holds the service's key; who fails or refuses need not prove who it is."""
+        fault = "" if response.status_code == 401 else self._fault(response)
+        if fault:
+            response.close()
+            raise AuthError(
+                f"{response.url.partition('?')[0]} does not prove that it is {self._service}: {fault}",
+                fix="check the address and the name of the service; your own ticket is not the matter",
+            )
+
+    def _fault(self, response: requests.Response) -> str:
+        from spnego.exceptions import GSSError, SpnegoError
+
+        proof = re.search(r"\bNegotiate\s+([A-Za-z0-9+/=]+)", response.headers.get("WWW-Authenticate", ""), re.I)
+        if proof is None:
+            return "its answer has no token" if response.ok else ""
+        assert self._context is not None
+        try:
+            self._context.step(b64decode(proof[1]))
+        except (GSSError, SpnegoError, ValueError) as error:
+            return f"its answer has a wrong token ({_short(error)})"
+        return "" if self._context.complete else "its answer's token is not the last one"
+
+
+def _auth_from(environ: Mapping[str, str], method: AuthMethod | None) -> Auth:
+    if method == "kerberos":
+        return Kerberos()
+    token = environ.get("CALIB_JWT", "")
+    return BearerToken(token) if method == "token" or (method is None and token) else Anonymous()
 
 
 class _TransientError(Exception):
@@ -183,9 +279,9 @@ class CalibService:
     Parameters
     ----------
     base_url
-        Address, with or without the last ``calib_ws``. None: the laboratory's own.
+        Address, with or without the last ``calib_ws``. None: the laboratory's own that goes with ``auth``.
     auth
-        None on the laboratory's network; `BearerToken` or `Kerberos` from elsewhere.
+        None, which is `Anonymous`, on the laboratory's network; `BearerToken` or `Kerberos` from elsewhere.
     timeout_s
         How long the service may be silent.
     deadline_s
@@ -202,7 +298,7 @@ class CalibService:
     Raises
     ------
     ConfigError
-        If the address makes no sense, a token would be sent in the clear, or Kerberos cannot be loaded.
+        If the address makes no sense, a token or ticket would be sent in the clear, or Kerberos cannot be loaded.
 
     Examples
     --------
@@ -225,32 +321,48 @@ class CalibService:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.base_url = _address(base_url)
+        self._auth = Anonymous() if auth is None else auth
+        self.base_url = _address(self._auth.default_url if base_url is None else base_url)
         self._timeout_s, self._deadline_s, self._max_bytes = timeout_s, deadline_s, max_bytes
         self._fixed_ids = dict(fixed_ids)
         self._sleep, self._clock, self._jitter = sleep, clock, jitter
-        self._filter_in_body = auth is not None and auth.filter_in_body
-        self._session = _session(self.base_url, auth)
+        self._session = _session(self.base_url, self._auth)
         self._short_names: dict[str, str] = {}
         self._traffic = Traffic()
         self._confirmed_at: float | None = None
         self._lock = threading.Lock()
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], **options: Any) -> Self:
-        """Return a client set up by the original's variables.
+    def from_environment(
+        cls,
+        environ: Mapping[str, str],
+        *,
+        url: str | None = None,
+        auth: Auth | AuthMethod | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return a client set up by a site's settings and the original's variables.
 
         Parameters
         ----------
         environ
             ``LCLS_CALIB_HTTP``, ``SIT_PSDM_OFFSITE`` and ``CALIB_JWT`` are looked at, e.g. ``os.environ``.
+        url
+            The address, ``calib.service_url``; None leaves it to the variables, and then to ``auth``.
+        auth
+            How to say who asks, or its name, ``calib.auth``: ``"none"`` sends nothing even where there is a
+            token. None: the token of ``CALIB_JWT`` where there is one.
         options
-            As for the class, without ``base_url``.
+            As for the class.
+
+        Raises
+        ------
+        ConfigError
+            As for the class, and if a token is asked for and there is none.
         """
-        token = environ.get("CALIB_JWT")
-        if token:
-            options.setdefault("auth", BearerToken(token))
-        return cls(base_url_from(environ), **options)
+        how = _auth_from(environ, auth) if auth is None or isinstance(auth, str) else auth
+        address = base_url_from(environ, how.default_url) if url is None else url
+        return cls(address, auth=how, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -453,8 +565,7 @@ class CalibService:
                 f"{choice.ctype} of document {choice.document_id}: {self._place(path)} is not there",
                 fix="the document names data that were removed; deploy the constants again",
             )
-        with self._lock:
-            self._traffic = _more(self._traffic, data_bytes=len(data))
+        self._count(data_bytes=len(data))
         return data
 
     # One question
@@ -512,8 +623,7 @@ class CalibService:
         wait_s, tries = _FIRST_WAIT_S, 0
         while True:
             tries += 1
-            with self._lock:
-                self._traffic = _more(self._traffic, requests=1, retries=int(tries > 1))
+            self._count(requests=1, retries=int(tries > 1))
             try:
                 return self._try(path, query, size=size, limit=limit, data=data, end=end)
             except _TransientError as error:
@@ -547,19 +657,41 @@ class CalibService:
         body = None
         if query is not None:
             text = json.dumps(query, separators=(",", ":"))
-            if self._filter_in_body:
+            if self._auth.filter_in_body:
                 body, headers["Content-Type"] = text.encode(), "application/json"
             else:
                 url += f"?query_string={quote(text, safe='')}"
+        place = self._place(path)
+        with _transport_errors(place):
+            for hop in range(_MAX_REDIRECTS + 1):
+                if hop:
+                    self._count(requests=1)
+                with self._get(url, headers, body, end) as response:
+                    if response.status_code in _REDIRECTS:
+                        url = redirect_target(self.base_url, url, response.headers.get("Location", ""))
+                        continue
+                    if not self._check_status(path, response):
+                        return None
+                    _check_kind(place, response)
+                    return self._read(path, response, size=size, limit=limit, end=end)
+        raise InputError(f"{place} redirects more than {_MAX_REDIRECTS} times, at last to {url.partition('?')[0]}")
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._traffic = _more(self._traffic, **more)
+
+    def _get(self, url: str, headers: Mapping[str, str], body: bytes | None, end: float) -> requests.Response:
         # A try that begins just before the deadline does not outlive it by a whole timeout.
         timeout_s = min(self._timeout_s, max(end - self._clock(), 0.001))
-        with _transport_errors(self._place(path)):
-            response = self._session.get(url, headers=headers, data=body, timeout=timeout_s, stream=True)
-            with response:
-                if not self._check_status(path, response):
-                    return None
-                _check_kind(self._place(path), response)
-                return self._read(path, response, size=size, limit=limit, end=end)
+        return self._session.get(
+            url,
+            headers=headers,
+            data=body,
+            timeout=timeout_s,
+            stream=True,
+            allow_redirects=False,
+            auth=self._auth.prepare(),
+        )
 
     def _check_status(self, path: tuple[str, ...], response: requests.Response) -> bool:
         """Return whether there is an answer to read; raise where the service failed."""
@@ -632,21 +764,27 @@ class CalibService:
             raise _TransientError(f"only {got} bytes came before the deadline")
 
 
-def _address(text: str | None) -> str:
-    return base_url(SITE_URL if text is None else text)
+def _address(text: str) -> str:
+    return base_url(text)  # whose name is that of a parameter where it is wanted
 
 
-def _session(address: str, auth: Auth | None) -> requests.Session:
+class _Session(requests.Session):
+    """A session that leaves redirects to us; its own way reads their bodies to the end, however far that is."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        return None
+
+
+def _session(address: str, auth: Auth) -> requests.Session:
     parts = urlsplit(address)
     local = parts.hostname in _LOOPBACK
-    if isinstance(auth, BearerToken) and parts.scheme != "https" and not local:
-        raise ConfigError(f"a token would be sent in the clear to {address}", fix="use an https address")
-    session = requests.Session()
+    if not isinstance(auth, Anonymous) and parts.scheme != "https" and not local:
+        raise ConfigError(f"a token or ticket would be sent in the clear to {address}", fix="use an https address")
+    auth.prepare()  # what is missing is said now, not at the first question
+    session = _Session()
     session.trust_env = not local  # no proxy stands between us and ourselves
-    session.max_redirects = 5
     session.headers["User-Agent"] = "nightbeam"
     session.headers["Accept-Encoding"] = "identity"  # bytes are counted, and arrays do not compress
-    session.auth = None if auth is None else auth.prepare()
     adapter = HTTPAdapter(pool_connections=2, pool_maxsize=16, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
@@ -736,8 +874,6 @@ def _request_error(place: str, error: requests.exceptions.RequestException) -> E
             f"{place} cannot prove who it is: {_short(error)}",
             fix="install the site's certificate (REQUESTS_CA_BUNDLE)",
         )
-    if type(error).__module__.startswith("requests_kerberos"):
-        return AuthError(f"no Kerberos ticket for {place}: {_short(error)}", fix="run kinit")
     passing = (
         requests.exceptions.ConnectionError,  # of which SSLError is one: a handshake that broke off
         requests.exceptions.Timeout,
