@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
+import socket
 import ssl
 import threading
 import time
@@ -24,6 +26,7 @@ import numpy as np
 import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from nightbeam.calib.compute import (
     base_url,
@@ -285,7 +288,8 @@ class CalibService:
     timeout_s
         How long the service may be silent.
     deadline_s
-        How long one question is asked again after failures; data get a second more for each megabyte.
+        How long one question may take, with all that is asked again after failures; data get a second more for each
+        megabyte. An answer that trickles is cut off then.
     max_bytes
         The largest array that is read.
     fixed_ids
@@ -662,7 +666,7 @@ class CalibService:
             else:
                 url += f"?query_string={quote(text, safe='')}"
         place = self._place(path)
-        with _transport_errors(place):
+        with _transport_errors(place), _Cutter(end - self._clock()):
             for hop in range(_MAX_REDIRECTS + 1):
                 if hop:
                     self._count(requests=1)
@@ -727,7 +731,11 @@ class CalibService:
         while said is None or got < said:
             self._check_time(got, end)
             # One more than wanted: an answer that is too long must not look right.
-            chunk = response.raw.read(min(_CHUNK_BYTES, limit - got + 1), decode_content=False)
+            # As it comes, so that the clock is looked at; but the last byte in urllib3's own way, which keeps the
+            # connection.
+            wanted = min(_CHUNK_BYTES, limit - got + 1)
+            last = said is not None and said - got == 1
+            chunk = response.raw.read(1) if last else response.raw.read1(wanted, decode_content=False)
             if not chunk:
                 break
             if got + len(chunk) > limit:
@@ -748,20 +756,121 @@ class CalibService:
         today, nothing is read here and all of it there.
         """
         source = getattr(response.raw, "_fp", None)
-        if not isinstance(source, HTTPResponse) or source.chunked:
+        if not isinstance(source, HTTPResponse) or source.chunked or source.length != len(into):
             return 0
         got, most = 0, len(into) - 1
         while got < most:
             self._check_time(got, end)
-            count = source.readinto(into[got : min(got + _CHUNK_BYTES, most)])
+            # Not source.readinto, which waits until the piece is full.
+            count = source.fp.readinto1(into[got : min(got + _CHUNK_BYTES, most)])
             if not count:
                 raise _TransientError(f"the answer broke off after {got} of {len(into)} bytes")
+            source.length -= count
             got += count
         return got
 
     def _check_time(self, got: int, end: float) -> None:
         if self._clock() > end:
             raise _TransientError(f"only {got} bytes came before the deadline")
+
+
+#: The cutter of the try that a thread is at.
+_trying = threading.local()
+
+
+class _Cutter:
+    """Cuts the connection of one try at its deadline.
+
+    A socket's timeout begins anew with every byte, so a service that sends one now and then (of a handshake, of
+    headers, of the length of a chunk) would hold us for as long as it likes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._late, self._line, self._lock = False, -1, threading.Lock()
+        self._timer = threading.Timer(min(max(seconds, 0.001), threading.TIMEOUT_MAX), self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        _trying.cutter = self
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _trying.cutter = None
+        self._timer.cancel()
+        with self._lock:
+            self._let_go()
+            # Whatever was read until then: where it was cut it may look whole.
+            if self._late and (error is None or isinstance(error, Exception)):
+                raise _TransientError("the answer was not complete at the deadline") from error
+
+    def hold(self, connection: socket.socket) -> None:
+        """Take the connection that is used from now on."""
+        with self._lock:
+            self._let_go()
+            # One of our own: TLS takes the socket apart, and a closed one's number may be another file's.
+            self._line = os.dup(connection.fileno())
+            if self._late:
+                self._shut()
+
+    def _let_go(self) -> None:
+        if self._line >= 0:
+            os.close(self._line)
+        self._line = -1
+
+    def _cut(self) -> None:
+        with self._lock:
+            self._late = True
+            if self._line >= 0:
+                self._shut()
+
+    def _shut(self) -> None:
+        line = socket.socket(fileno=self._line)
+        try:
+            line.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the other side was faster
+        finally:
+            line.detach()
+
+
+def _held(connection: socket.socket) -> socket.socket:
+    cutter = getattr(_trying, "cutter", None)
+    if cutter is not None:
+        cutter.hold(connection)
+    return connection
+
+
+class _PlainConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _held(super()._new_conn())
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        if self.sock is not None:
+            _held(self.sock)
+        super().request(*arguments, **options)
+
+
+class _TlsConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _held(super()._new_conn())
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        if self.sock is not None:
+            _held(self.sock)
+        super().request(*arguments, **options)
+
+
+class _Adapter(HTTPAdapter):
+    """Makes connections, to proxies too, that the cutter of a try gets hold of."""
+
+    def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*arguments, **options)
+        ours = {HTTPConnection: _PlainConnection, HTTPSConnection: _TlsConnection}
+        pool.ConnectionCls = ours.get(pool.ConnectionCls, pool.ConnectionCls)
+        return pool
 
 
 def _address(text: str) -> str:
@@ -785,7 +894,7 @@ def _session(address: str, auth: Auth) -> requests.Session:
     session.trust_env = not local  # no proxy stands between us and ourselves
     session.headers["User-Agent"] = "nightbeam"
     session.headers["Accept-Encoding"] = "identity"  # bytes are counted, and arrays do not compress
-    adapter = HTTPAdapter(pool_connections=2, pool_maxsize=16, max_retries=0)
+    adapter = _Adapter(pool_connections=2, pool_maxsize=16, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session

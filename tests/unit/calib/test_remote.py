@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,8 @@ class Place:
 
 
 @contextmanager
-def canned(answers: list[bytes], host: str = "127.0.0.1") -> Iterator[Place]:
-    """A port of this machine that answers so, byte for byte, one connection after another, the last one for ever."""
+def canned(answers: list[bytes], host: str = "127.0.0.1", drip_s: float = 0.0) -> Iterator[Place]:
+    """A port of this machine that answers so, one connection after another, the last one for ever; or byte by byte."""
     listener = socket.create_server((host, 0))
     place = Place(f"http://{host}:{listener.getsockname()[1]}", [])
 
@@ -105,7 +106,11 @@ def canned(answers: list[bytes], host: str = "127.0.0.1") -> Iterator[Place]:
             with connection, suppress(OSError):
                 connection.settimeout(5)
                 place.asked.append(connection.recv(65536))
-                connection.sendall(answers[min(len(place.asked), len(answers)) - 1])
+                answer = answers[min(len(place.asked), len(answers)) - 1]
+                for byte in answer if drip_s else b"":
+                    connection.sendall(bytes((byte,)))
+                    sleep(drip_s)
+                connection.sendall(b"" if drip_s else answer)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
@@ -805,6 +810,64 @@ def test_a_slow_answer_does_not_outlive_the_deadline(fake: FakeCalibService, tim
         client._clock = lambda: float(next(ticks))  # every look at the clock takes five seconds
         with pytest.raises(UnavailableError, match="before the deadline"):
             client.fetch(choice)
+
+
+@pytest.mark.parametrize("kind", ["trickle", "trickle-head"])
+@pytest.mark.parametrize("what", ["documents", "array", "text"])
+def test_an_answer_that_trickles_is_cut_off_at_the_deadline(kind: Any, what: str):
+    # By the real clock; every byte comes long before the timeout.
+    with (
+        FakeCalibService(drip_s=0.05) as fake,
+        CalibService(fake.url, timeout_s=0.4, deadline_s=0.5) as client,
+    ):
+        deploy(fake, "geometry", "# QUAD 0 0 1 and so on\n" * 5)
+        deploy(fake)
+        choices = client.select(EXP, RUN, "epix", UID).choices
+        fake.fail(None, kind)
+        ask = {
+            "documents": lambda: client.find(f"cdb_{EXP}", "epix10ka_000001"),
+            "array": lambda: client.fetch(choices["pedestals"]),
+            "text": lambda: client.fetch(choices["geometry"]),
+        }[what]
+        begin = monotonic()
+        with pytest.raises(UnavailableError, match="deadline"):
+            ask()
+        assert 0.4 < monotonic() - begin < 1.5
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer"),
+    [
+        ("https", bytes.fromhex("1603034000") + bytes(100)),  # a handshake of 16 KiB
+        ("http", _OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 100),  # the length of a chunk
+        ("http", b"HTTP/1.1 100 Continue\r\n\r\n" * 9),
+        ("http", _OK + b"\r\n[" + b" " * 100),  # without a length: what was cut off is not the end
+    ],
+    ids=["handshake", "chunk", "continue", "no-length"],
+)
+def test_whatever_trickles_is_cut_off_at_the_deadline(scheme: str, answer: bytes):
+    with (
+        canned([answer], drip_s=0.03) as place,
+        CalibService(place.url.replace("http", scheme), timeout_s=0.4, deadline_s=0.5) as client,
+    ):
+        begin = monotonic()
+        with pytest.raises(UnavailableError, match="not complete at the deadline"):
+            client.find("cdb_tmoc00118", "epix10ka_000001")
+        assert 0.4 < monotonic() - begin < 1.5
+
+
+def test_an_answer_that_is_in_time_is_not_cut_and_leaves_nothing_behind(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    choice = choice_of(fake, client)
+    before = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
+    for _ in range(20):
+        client.fetch(choice)
+    deadline = monotonic() + 5
+    while threading.active_count() > before[0] and monotonic() < deadline:
+        sleep(0.01)
+    assert threading.active_count() <= before[0]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before[1]
+    assert fake.connections == 1
 
 
 def test_being_told_to_stop_ends_the_waiting(fake: FakeCalibService):
