@@ -235,7 +235,7 @@ class _Negotiation:
         return request
 
     def _check(self, response: requests.Response, **_: Any) -> None:
-        """Make sure that who answers holds the service's key; who fails or refuses need not prove who it is."""
+        """Make sure that who answers holds the service's key; who fails, refuses or redirects need not prove it."""
         fault = "" if response.status_code == 401 else self._fault(response)
         if fault:
             response.close()
@@ -249,7 +249,7 @@ class _Negotiation:
 
         proof = re.search(r"\bNegotiate\s+([A-Za-z0-9+/=]+)", response.headers.get("WWW-Authenticate", ""), re.I)
         if proof is None:
-            return "its answer has no token" if response.ok else ""
+            return "its answer has no token" if 200 <= response.status_code < 300 else ""
         assert self._context is not None
         try:
             self._context.step(b64decode(proof[1]))

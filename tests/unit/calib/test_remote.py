@@ -851,9 +851,9 @@ def test_whatever_trickles_is_cut_off_at_the_deadline(scheme: str, answer: bytes
         CalibService(place.url.replace("http", scheme), timeout_s=0.4, deadline_s=0.5) as client,
     ):
         begin = monotonic()
-        with pytest.raises(UnavailableError, match="not complete at the deadline"):
+        with pytest.raises(UnavailableError, match="deadline"):  # a handshake ends by its own, total timeout
             client.find("cdb_tmoc00118", "epix10ka_000001")
-        assert 0.4 < monotonic() - begin < 1.5
+        assert 0.3 < monotonic() - begin < 1.5
 
 
 def test_an_answer_that_is_in_time_is_not_cut_and_leaves_nothing_behind(fake: FakeCalibService, client: CalibService):
@@ -1189,7 +1189,7 @@ def test_who_answers_without_a_right_proof_is_not_the_service(proofs: Proofs, pr
     assert "kinit" not in str(caught.value)
 
 
-def test_a_failure_needs_no_proof(proofs: Proofs, time: Time):
+def test_a_failure_or_a_redirect_needs_no_proof(proofs: Proofs, time: Time):
     with (
         FakeCalibService(gate=proofs.gate) as fake,
         CalibService(fake.url, auth=Kerberos(), sleep=time.sleep, clock=time.clock, jitter=lambda: 1.0) as client,
@@ -1197,6 +1197,11 @@ def test_a_failure_needs_no_proof(proofs: Proofs, time: Time):
         fake.fail(2, 503, retry_after=7)
         assert client.find("cdb_a", "b") == []
         assert time.waits == [7.0, 7.0]
+        fake.fail(1, "redirect", to="https://login.example/")
+        with pytest.raises(AuthError, match="login page"):
+            client.find("cdb_a", "b")
+        fake.fail(1, "redirect")
+        assert client.find("cdb_a", "b") == []
 
 
 def test_a_ticket_that_the_service_refuses_is_told_from_a_missing_one(proofs: Proofs):
