@@ -47,6 +47,7 @@ __all__ = [
     "redirect_target",
     "service_id",
     "short_name_from",
+    "text_bytes",
     "text_limit",
 ]
 
@@ -473,6 +474,12 @@ def expected_bytes(document: Document, *, max_bytes: int = MAX_ARRAY_BYTES) -> i
     raise InputError(
         f"data_type {str(kind)[:80]!r} is neither 'ndarray' nor 'str' nor 'any'", fix="deploy the constants again"
     )
+
+
+def text_bytes(document: Document) -> int:
+    """Return about how many bytes a text has: its document counts characters, few of which take more than one."""
+    counted = str(document.get("data_size", ""))
+    return int(counted) if counted.isascii() and counted.isdigit() and len(counted) < 10 else 0
 
 
 def text_limit(document: Document, max_bytes: int = MAX_ARRAY_BYTES) -> int:

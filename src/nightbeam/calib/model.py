@@ -117,6 +117,8 @@ class Selection:
         By ctype, why a document that serves the run is not handed out (a pickle runs code).
     ignored
         How many documents were passed over because their id, ctype or run range cannot be understood.
+    name_is_exact
+        Whether the service's table has the short name for exactly this unique id; another may be a guess.
     """
 
     detector: str
@@ -127,6 +129,7 @@ class Selection:
     reason: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     ignored: int = 0
+    name_is_exact: bool = False
 
     @property
     def complete(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
@@ -89,6 +90,8 @@ _CHUNK_BYTES: Final = 1024**2
 _SLOWEST_BYTES_S: Final = 1_000_000
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
+#: A name that is not in the table may be entered in it any day.
+_GUESSED_S: Final = 600.0
 #: For so long after it has listed its databases the service is believed when it says that something is not there.
 _CONFIRMED_S: Final = 3.0
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -265,6 +268,15 @@ def _auth_from(environ: Mapping[str, str], method: AuthMethod | None) -> Auth:
     return BearerToken(token) if method == "token" or (method is None and token) else Anonymous()
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A detector's short name, and for how long it is believed."""
+
+    name: str | None
+    exact: bool
+    until: float
+
+
 class _TransientError(Exception):
     """One try failed in a way that another may not; ``wait_s`` is what the service asked for."""
 
@@ -331,7 +343,8 @@ class CalibService:
         self._fixed_ids = dict(fixed_ids)
         self._sleep, self._clock, self._jitter = sleep, clock, jitter
         self._session = _session(self.base_url, self._auth)
-        self._short_names: dict[str, str] = {}
+        self._short_names: dict[str, _Known] = {}
+        self._limit = threading.local()
         self._traffic = Traffic()
         self._confirmed_at: float | None = None
         self._lock = threading.Lock()
@@ -382,6 +395,11 @@ class CalibService:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest array that is accepted."""
+        return self._max_bytes
 
     @property
     def traffic(self) -> Traffic:
@@ -436,7 +454,8 @@ class CalibService:
     def short_name(self, unique_id: str) -> str | None:
         """Return the service's own name for a detector; None where it does not know it.
 
-        A name that was found is remembered. A unique id of fewer than 20 characters that the table of names does not
+        A name that was found is remembered: for good if the table has it for exactly this unique id, otherwise for ten
+        minutes. A unique id of fewer than 20 characters that the table of names does not
         have is a name itself (older deployments), unless one of its ids is empty or it has anything but letters,
         digits, ``_`` and ``-`` in it. A type that cannot be a collection of the service is not asked about.
 
@@ -445,42 +464,50 @@ class CalibService:
         UnavailableError, AuthError, InputError
             As for `find`; never because of the unique id.
         """
+        return self._known(unique_id).name
+
+    def _known(self, unique_id: str) -> _Known:
         with self._lock:
             known = self._short_names.get(unique_id)
-        if known is not None:
+        if known is not None and self._clock() < known.until:
             return known
-        name = self._ask_name(unique_id)
+        name, exact = self._ask_name(unique_id)
+        known = _Known(name, exact, math.inf if exact else self._clock() + _GUESSED_S)
         if name is not None:
             with self._lock:
-                self._short_names[unique_id] = name
-        return name
+                self._short_names[unique_id] = known
+        return known
 
-    def _ask_name(self, unique_id: str) -> str | None:
+    def _ask_name(self, unique_id: str) -> tuple[str | None, bool]:
+        """Return the short name, and whether the table has it for exactly this unique id."""
         try:
             collection = detector_type(unique_id)
         except InputError as error:
             _log.warning("%.80r is asked about nowhere: %s", unique_id, error.what)
-            return None
-        name = _short_name(self.find(_NAMES_DATABASE, collection, {"long": unique_id}), unique_id)
+            return None, False
+        found = self.find(_NAMES_DATABASE, collection, {"long": unique_id})
+        name = _short_name(found, unique_id)
+        if name is not None:
+            return name, len(found) == 1 and found[0].get("long") == unique_id
         pieces = unique_id.split("_")[1:]
         # With an empty id nothing but an exact hit can be right, so the whole table is not asked for.
-        if name is not None or not pieces or not all(pieces):
-            return name
+        if not pieces or not all(pieces):
+            return None, False
         if len(unique_id) < SHORT_ENOUGH:
-            return unique_id if is_name(unique_id) else None
-        return _short_name(self.find(_NAMES_DATABASE, collection), unique_id)
+            return (unique_id if is_name(unique_id) else None), False
+        return _short_name(self.find(_NAMES_DATABASE, collection), unique_id), False
 
     def remember(self, experiment: str | None, unique_id: str, short_name: str) -> None:
-        """Take a detector's short name, which never changes, from an earlier answer, so that it is not asked for.
+        """Take a detector's short name from an earlier answer (`Selection.name_is_exact`), so that it is not asked for.
 
-        Raises
-        ------
-        InputError
-            If it is no name.
+        What is no name is passed over with a warning.
         """
         known = service_id(experiment, unique_id, self._fixed_ids)
+        if not is_name(short_name):
+            _log.warning("%.80r is no name of a detector and is not remembered", short_name)
+            return
         with self._lock:
-            self._short_names.setdefault(known, check_name("short name", short_name))
+            self._short_names.setdefault(known, _Known(short_name, True, math.inf))
 
     def select(
         self, experiment: str | None, run: int | None, detector: str, unique_id: str, *, suffix: str = ""
@@ -518,7 +545,8 @@ class CalibService:
         check_name("detector", detector)
         if experiment is not None:
             check_name("experiment", experiment)
-        short = self.short_name(service_id(experiment, unique_id, self._fixed_ids))
+        known = self._known(service_id(experiment, unique_id, self._fixed_ids))
+        short = known.name
         if short is None:
             return Selection(detector, unique_id, None, {}, reason=UNKNOWN_DETECTOR)
         own = _database(short)
@@ -528,7 +556,17 @@ class CalibService:
         fill, gaps = self._newest(own, short, keep_going=bool(chosen))
         for ctype, document in newest_of_each(fill).items():
             chosen.setdefault(ctype, Choice(ctype, document, own))
-        return _selection(detector, unique_id, short, chosen, gaps, [*documents, *fill])
+        found = _selection(detector, unique_id, short, chosen, gaps, [*documents, *fill])
+        return replace(found, name_is_exact=known.exact)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Give all questions of the block, in this thread, together so much time; what is not asked by then fails."""
+        self._limit.end = self._clock() + seconds
+        try:
+            yield
+        finally:
+            del self._limit.end
 
     def _newest(self, database: str, short: str, *, keep_going: bool) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         try:
@@ -623,7 +661,13 @@ class CalibService:
         data: bool = False,
     ) -> memoryview | None:
         """Ask until there is an answer; None where the service has nothing there."""
-        end = self._clock() + self._deadline_s + (size or 0) / _SLOWEST_BYTES_S
+        begin, all_end = self._clock(), getattr(self._limit, "end", math.inf)
+        if begin >= all_end:
+            raise UnavailableError(
+                f"{self._place(path)} was not asked: earlier questions took all the time there was",
+                fix="nothing was changed; a later try may work",
+            )
+        end = min(begin + self._deadline_s + (size or 0) / _SLOWEST_BYTES_S, all_end)
         wait_s, tries = _FIRST_WAIT_S, 0
         while True:
             tries += 1

@@ -288,11 +288,7 @@ def _settings(ctx: click.Context, **overrides: Any) -> CalibSettings:
 def _service(settings: CalibSettings) -> CalibService:
     from nightbeam.calib.remote import CalibService
 
-    environ = dict(os.environ)
-    if settings.service_url:
-        environ.pop("SIT_PSDM_OFFSITE", None)
-        environ["LCLS_CALIB_HTTP"] = settings.service_url
-    return CalibService.from_environment(environ)
+    return CalibService.from_environment(os.environ, url=settings.service_url, auth=settings.auth)
 
 
 def _show_pass(report: PrefetchReport, *, as_json: bool, once: bool) -> None:

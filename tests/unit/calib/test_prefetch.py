@@ -102,6 +102,31 @@ def test_a_new_process_has_the_short_names_from_the_cache(fake, cache):
     assert (ask(), ask()) == (3 * len(INFO) + 3, 2 * len(INFO))
 
 
+def test_a_name_that_was_guessed_is_not_kept_in_the_cache(fake, cache):
+    uid = "hsd_newone12"
+
+    def ask():
+        with CalibService(fake.url) as service:
+            report = prefetch(EXP, output_dir=cache, service=service, run=5, det_info={"hsd2": uid})
+        return [row.ctype for row in report.detectors]
+
+    assert ask() == [None]  # too short to be unknown: taken for a name itself
+    fake.add_detector(uid, "hsd_000001")
+    fake.deploy(EXP, uid, "pedestals", np.ones(3, np.float32), run=1)
+    assert ask() == ["pedestals"]
+
+
+def test_all_questions_of_a_pass_together_have_a_limit(go, fake, monkeypatch):
+    monkeypatch.setattr("nightbeam.calib.prefetch._QUESTIONS_S", 8.0)
+    for number in range(8):
+        fake.add_detector(f"epix10ka_0000000000-000000000{number}_1")
+        fake.deploy(EXP, f"epix10ka_0000000000-000000000{number}_1", "pedestals", np.ones(3, np.float32), run=1)
+    go(info={f"d{n}": f"epix10ka_0000000000-000000000{n}_1" for n in range(8)})
+    fake.fail(None, "503", path="^cdb_epix10ka_")
+    with pytest.raises(UnavailableError, match="earlier questions took all the time"):
+        go(info={f"d{n}": f"epix10ka_0000000000-000000000{n}_1" for n in range(8)})
+
+
 def test_the_next_run_with_the_same_documents_shares_the_content(go, fake, cache):
     first = go(5)
     fake.forget()
