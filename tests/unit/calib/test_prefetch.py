@@ -215,7 +215,19 @@ def test_float64_where_float32_is_usual_is_kept_and_warned_of(go, fake, caplog):
 # --- failures
 
 
-FAULTS = ["503", "500", "429", "401", "html", "timeout", "connection-reset", "short-body", "long-body", "cut-body"]
+FAULTS = [
+    "503",
+    "gone",
+    "500",
+    "429",
+    "401",
+    "html",
+    "timeout",
+    "connection-reset",
+    "short-body",
+    "long-body",
+    "cut-body",
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
