@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -20,7 +20,8 @@ class CalibrationService(Block):
     _description: ClassVar[str] = "The web service that has detector constants, and how to be let in."
 
     url: str | None = Field(
-        default=None, description="Its address, with or without calib_ws at the end; None: LCLS_CALIB_HTTP, or SLAC's."
+        default=None,
+        description="Its address, with or without calib_ws at the end; None: LCLS_CALIB_HTTP, or SLAC's for this auth.",
     )
     auth: Literal["none", "token", "kerberos"] = Field(default="none", description="How it is told who asks.")
     token: SecretStr | None = Field(default=None, description="For auth token; None: CALIB_JWT of the worker.")
@@ -44,17 +45,16 @@ class CalibrationService(Block):
         """
         from nightbeam.calib.remote import CalibService
 
-        options: dict[str, Any] = {"timeout_s": self.timeout_s, "deadline_s": self.deadline_s}
-        if self.auth != "none":
-            options["auth"] = self._auth()
-        if self.url is None:
-            return CalibService.from_environment(os.environ, **options)
-        return CalibService(self.url, **options)
+        return CalibService.from_environment(
+            os.environ, url=self.url, auth=self._auth(), timeout_s=self.timeout_s, deadline_s=self.deadline_s
+        )
 
     def _auth(self) -> Auth:
-        from nightbeam.calib.remote import BearerToken, Kerberos
+        from nightbeam.calib.remote import Anonymous, BearerToken, Kerberos
 
         if self.auth == "kerberos":
             return Kerberos(self.principal)
+        if self.auth == "none":
+            return Anonymous()
         given = self.token.get_secret_value() if self.token else os.environ.get("CALIB_JWT", "")
         return BearerToken(given)

@@ -77,7 +77,7 @@ def fields_and_values(draw):
     for n, kind in enumerate(draw(st.lists(st.sampled_from(FieldType), max_size=6))):
         name = f"f{n}"
         if kind is FieldType.CHARSTR:
-            rank, values[name] = 1, draw(st.text(string.ascii_letters, max_size=12))
+            rank, values[name] = 1, draw(st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=12))
         elif draw(st.booleans()):
             values[name] = draw(hnp.arrays(kind.dtype, hnp.array_shapes(max_dims=4, min_side=0, max_side=3)))
             rank = values[name].ndim

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from nightbeam.calib.model import (
     Constant,
     Document,
 )
-from nightbeam.core.errors import ConfigError, InputError, RejectedError
+from nightbeam.core.errors import AuthError, ConfigError, InputError, RejectedError
 
 __all__ = [
     "array_layout",
@@ -44,8 +44,10 @@ __all__ = [
     "is_understood",
     "needs_update",
     "newest_of_each",
+    "redirect_target",
     "service_id",
     "short_name_from",
+    "text_bytes",
     "text_limit",
 ]
 
@@ -54,6 +56,11 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,127}")
 #: What MongoDB bears as a collection and an address as a piece: printable ASCII without $, / and \\.
 _COLLECTION = re.compile(r"(?!\.|system\.)[ -#%-.0-\[\]-~]{1,127}")
+#: Words of a host or a path by which pages are known that ask for a name and a password.
+_LOGIN = re.compile(
+    r"(?<![a-z])(log-?[io]n|sign-?in|sso|auth[nz]?|authenticate|oauth2?|oidc|openid|saml2?|shibboleth|idp|cas|adfs)"
+    r"(?![a-z])"
+)
 _OBJECT_ID = re.compile(r"[0-9a-fA-F]{24}")
 _NUMBERS = r"\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*)*,?\s*"
 _SHAPE = re.compile(rf"\(({_NUMBERS}|\s*)\)|({_NUMBERS})", re.ASCII)
@@ -118,19 +125,64 @@ def _showable(address: str) -> str:
     return repr(re.split(r"[?#]", address.strip())[0][:80])
 
 
-def base_url_from(environ: Mapping[str, str]) -> str:
+def base_url_from(environ: Mapping[str, str], default: str = SITE_URL) -> str:
     """Return the address that the variables of the original name.
 
     ``SIT_PSDM_OFFSITE`` (any text) means the address for users outside and wins; then ``LCLS_CALIB_HTTP``, either an
-    address or what comes before it; then the laboratory's own, where with a token (``CALIB_JWT``) ``ws`` is
-    ``ws-jwt``.
+    address or what comes before it; then ``default``, which goes with how the client says who it is.
     """
     if environ.get("SIT_PSDM_OFFSITE"):
         return base_url(OFFSITE_URL)
-    named = environ.get("LCLS_CALIB_HTTP")
-    if named:
-        return base_url(named)
-    return base_url(f"{SITE_URL}-jwt" if environ.get("CALIB_JWT") else SITE_URL)
+    return base_url(environ.get("LCLS_CALIB_HTTP") or default)
+
+
+def redirect_target(base: str, url: str, location: str) -> str:
+    """Return the address that a redirect leads to, with the question that was asked.
+
+    Parameters
+    ----------
+    base
+        The service's address.
+    url
+        What was asked, with its filter.
+    location
+        Where the answer points.
+
+    Raises
+    ------
+    AuthError
+        If that is a login page.
+    InputError
+        If it is another server, or cannot be understood. Who asks is told to this one only, and an answer of another
+        is not this one's.
+    """
+    place = url.partition("?")[0]
+    try:
+        old, new = urlsplit(url), urlsplit(urljoin(url, location))
+        plain = location.isascii() and location.isprintable() and not set(" \\@") & set(new.netloc)
+        if not location or not plain or new.scheme not in ("http", "https") or not new.hostname:
+            raise ValueError
+        same = _origin(old) == _origin(new)
+    except ValueError:
+        raise InputError(
+            f"{place} redirects to an address that cannot be understood", fix="check the address"
+        ) from None
+    shown = repr(f"{new.scheme}://{new.netloc}{new.path}"[:160])
+    below = same and f"{new.path}/".startswith(f"{urlsplit(base).path}/")
+    if not below and _LOGIN.search(f"{new.hostname}{new.path}".lower()):
+        raise AuthError(
+            f"{place} redirects to a login page, {shown}",
+            fix="give a valid token (CALIB_JWT) or Kerberos ticket (kinit), and the address that goes with it",
+        )
+    if not same:
+        raise InputError(
+            f"{place} redirects to another server, {shown}", fix="give that address if it is the service's"
+        )
+    return new._replace(query=old.query or new.query, fragment="").geturl()
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int]:
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def check_name(what: str, name: str) -> str:
@@ -422,6 +474,12 @@ def expected_bytes(document: Document, *, max_bytes: int = MAX_ARRAY_BYTES) -> i
     raise InputError(
         f"data_type {str(kind)[:80]!r} is neither 'ndarray' nor 'str' nor 'any'", fix="deploy the constants again"
     )
+
+
+def text_bytes(document: Document) -> int:
+    """Return about how many bytes a text has: its document counts characters, few of which take more than one."""
+    counted = str(document.get("data_size", ""))
+    return int(counted) if counted.isascii() and counted.isdigit() and len(counted) < 10 else 0
 
 
 def text_limit(document: Document, max_bytes: int = MAX_ARRAY_BYTES) -> int:

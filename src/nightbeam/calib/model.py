@@ -17,6 +17,8 @@ __all__ = [
     "OFFSITE_URL",
     "SHORT_ENOUGH",
     "SITE_URL",
+    "TICKET_URL",
+    "TOKEN_URL",
     "UNKNOWN_DETECTOR",
     "Choice",
     "Constant",
@@ -39,7 +41,10 @@ MAX_ARRAY_BYTES: Final = 2**31
 
 #: Where the services are when neither the caller nor the environment says.
 SITE_URL: Final = "https://pswww.slac.stanford.edu/ws"
-#: The same, from outside the laboratory (``SIT_PSDM_OFFSITE``).
+#: The same for those who show a token, or a Kerberos ticket.
+TOKEN_URL: Final = "https://pswww.slac.stanford.edu/ws-jwt"
+TICKET_URL: Final = "https://pswww.slac.stanford.edu/ws-kerb"
+#: The first, from outside the laboratory (``SIT_PSDM_OFFSITE``).
 OFFSITE_URL: Final = "https://psextapi.slac.stanford.edu/calib_ws"
 
 #: Experiments whose detectors all stand for one: the constants of this unique id are used.
@@ -112,6 +117,8 @@ class Selection:
         By ctype, why a document that serves the run is not handed out (a pickle runs code).
     ignored
         How many documents were passed over because their id, ctype or run range cannot be understood.
+    name_is_exact
+        Whether the service's table has the short name for exactly this unique id; another may be a guess.
     """
 
     detector: str
@@ -122,6 +129,7 @@ class Selection:
     reason: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     ignored: int = 0
+    name_is_exact: bool = False
 
     @property
     def complete(self) -> bool:

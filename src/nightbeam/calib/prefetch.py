@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from nightbeam.calib.compute import check_name, creation_time, decode, expected_bytes, needs_update
+from nightbeam.calib.compute import check_name, creation_time, decode, expected_bytes, needs_update, text_bytes
 from nightbeam.calib.entry import CalibEntry
 from nightbeam.calib.files import (
     EntryLine,
@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _SKIPPED = "skipped on request"
 _Key = tuple[str, str, str]
+#: All questions about documents together; data take the time they take.
+_QUESTIONS_S = 240.0
 #: Files of which this process has read every byte.
 _SOUND: set[tuple[int, int, int, int]] = set()
 
@@ -409,10 +411,11 @@ class _Pass:
 
     def _select(self, det_info: Mapping[str, str], skipped: frozenset[str], known: Mapping[str, Selection]) -> _Wanted:
         asked = {name: uid for name, uid in det_info.items() if name not in skipped}
-        selections = {
-            name: known.get(name) or self.service.select(self.target.experiment, self.run, name, uid)
-            for name, uid in asked.items()
-        }
+        with self.service.within(_QUESTIONS_S):
+            selections = {
+                name: known.get(name) or self.service.select(self.target.experiment, self.run, name, uid)
+                for name, uid in asked.items()
+            }
         return _Wanted(det_info, skipped, selections)
 
     def _with_held(self, wanted: _Wanted, own: EntryIndex) -> _Wanted:
@@ -460,7 +463,7 @@ class _Pass:
 
     def _write(self, wanted: _Wanted, entries: list[CalibEntry]) -> tuple[EntryIndex, frozenset[_Key]]:
         stock = _Stock.of(entries)
-        steps = _Steps(wanted, self.on_progress)
+        steps = _Steps(wanted, self.on_progress, self.service.max_bytes)
         constants: dict[str, list[Payload] | None] = dict.fromkeys(wanted.det_info)
         for name, selection in wanted.selections.items():
             constants[name] = [self._payload(name, choice, stock, steps) for choice in selection.choices.values()]
@@ -470,7 +473,7 @@ class _Pass:
             constants,
             reasons={n: s.reason for n, s in wanted.selections.items() if s.reason},
             gaps={n: s.gaps for n, s in wanted.selections.items() if s.gaps},
-            short_names={n: s.short_name for n, s in wanted.selections.items() if s.short_name},
+            short_names={n: s.short_name for n, s in wanted.selections.items() if s.short_name and s.name_is_exact},
             need_bytes=steps.bytes_total,
         )
         return index, frozenset(steps.fetched)
@@ -479,7 +482,8 @@ class _Pass:
         def data() -> Any:
             found, value = stock.take(choice.key)
             if not found:
-                value = decode(choice.document, self.service.fetch(choice))
+                data = self.service.fetch(choice)
+                value = decode(choice.document, data, max_bytes=self.service.max_bytes)
                 steps.fetched.add(choice.key)
             steps.done(detector, choice)
             return value
@@ -528,29 +532,26 @@ class _Stock:
 class _Steps:
     """Counts what is done, for whoever watches."""
 
-    def __init__(self, wanted: _Wanted, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, wanted: _Wanted, on_progress: Callable[[Progress], None] | None, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         # Detectors that are served by the same document share its data.
-        sizes = {choice.key: _size(choice) for _, choice in wanted.choices}
+        sizes = {choice.key: _size(choice, max_bytes) for _, choice in wanted.choices}
         self.total, self.bytes_total = len(sizes), sum(sizes.values())
         self._on_progress, self._done, self._bytes_done = on_progress, 0, 0
         self.fetched: set[_Key] = set()
 
     def done(self, detector: str, choice: Choice) -> None:
         self._done += 1
-        self._bytes_done += _size(choice)
+        self._bytes_done += _size(choice, self._max_bytes)
         if self._on_progress is not None:
             self._on_progress(
                 Progress(detector, choice.ctype, self._done, self.total, self._bytes_done, self.bytes_total)
             )
 
 
-def _size(choice: Choice) -> int:
-    size = expected_bytes(choice.document)
-    if size is not None:
-        return size
-    counted = str(choice.document.get("data_size", ""))
-    # Characters; a text holds few that take more than one byte, and it is small.
-    return int(counted) if counted.isascii() and counted.isdigit() and len(counted) < 10 else 0
+def _size(choice: Choice, max_bytes: int) -> int:
+    size = expected_bytes(choice.document, max_bytes=max_bytes)
+    return text_bytes(choice.document) if size is None else size
 
 
 def _serves(index: EntryIndex, wanted: _Wanted) -> bool:
@@ -596,7 +597,7 @@ def _rows(
             choice.document_id,
             choice.run_from,
             (now - creation_time(choice.document_id)).total_seconds() / 86400.0,
-            places[ctype].nbytes or _size(choice),
+            places[ctype].nbytes or text_bytes(choice.document),
             choice.key in fetched,
         )
     for ctype, why in selection.refused.items():

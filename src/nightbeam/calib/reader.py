@@ -19,8 +19,8 @@ def open_constants(experiment: str, run: int, cache_dir: Path, *, owners: Iterab
 
     Opening takes well under a millisecond for a detector or two, whatever the size of their arrays, and some
     milliseconds for twenty, whose documents are read: arrays are read-only views of pages that all processes of the
-    machine share. They stay valid when the file is replaced or removed. A pickle that another program wrote is read too,
-    but copied.
+    machine share. They stay valid when the file is replaced or removed. A pickle that another program wrote is read
+    too, but copied.
 
     Parameters
     ----------

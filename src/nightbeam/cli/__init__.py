@@ -84,7 +84,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except NightbeamError as error:
-        click.echo(f"nightbeam: {error}", err=True)
+        from nightbeam.cli.output import talk
+
+        talk(f"nightbeam: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)  # the reader of our output (head, less) had enough

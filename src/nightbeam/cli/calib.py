@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nightbeam.cli.output import dry_run_option, json_option, settings_of, show, talk
+from nightbeam.cli.output import dry_run_option, json_option, printable, settings_of, show, talk
 from nightbeam.core.errors import InputError, MissingError, NightbeamError
 
 if TYPE_CHECKING:
@@ -32,38 +32,40 @@ def calib() -> None:
 
 
 @calib.command("inspect")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+# Not for click to ask whether they are readable: it would end there, and the others not be reported.
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option("--all", "with_pseudo", is_flag=True, help="Also runinfo, epics and others that never have constants.")
 @json_option
 def inspect(files: tuple[Path, ...], with_pseudo: bool, as_json: bool) -> int:
     """Say what the data files FILE... (.xtc2) hold: detectors, datagrams, runs.
 
-    The exit code is 65 if a file could not be read, 66 if one is missing; the others are reported all the same.
+    The exit code is 65 if a file is missing or could not be read; the others are reported all the same.
     """
     found = [_inspected(path, with_pseudo) for path in files]
     show([row if as_json else _for_people(row) for row, _ in found], as_json=as_json)
     troubles = [trouble for _, trouble in found if trouble]
     for trouble in troubles:
-        talk(f"nightbeam: {trouble}")
-    return min((trouble.exit_code for trouble in troubles), default=0)
+        talk(f"nightbeam: {InputError(printable(trouble.what, keep=''), fix=trouble.fix)}")
+    return InputError.exit_code if troubles else 0
 
 
 def _inspected(path: Path, with_pseudo: bool) -> tuple[dict[str, Any], NightbeamError | None]:
-    from nightbeam.xtc2 import StreamStatus, inspect_file
+    from nightbeam.xtc2 import StreamStatus, Xtc2Error, inspect_file
 
     try:
         report = inspect_file(path)
     except MissingError as error:
         return _row(path, StreamStatus.NO_FILE), error
+    except Xtc2Error as error:  # a directory, pipe or device
+        return _row(path, StreamStatus.NOT_XTC2), error
     except NightbeamError as error:
-        # A file that the system does not let us read is one more file that could not be read.
-        return _row(path, StreamStatus.UNREADABLE), InputError(error.what, fix=error.fix)
+        return _row(path, StreamStatus.UNREADABLE), error
     row = _row(path, report.status, report, with_pseudo=with_pseudo)
     if not report.readable:
         what = report.reason if str(path) in report.reason else f"{path}: {report.reason}"
         return row, InputError(what, fix="give LCLS-II .xtc2 files; if this is one, copy it again")
     for note in _notes(report):
-        talk(f"{path}: {note}")
+        talk(printable(f"{path}: {note}", keep=""))
     return row, None
 
 
@@ -98,7 +100,7 @@ def _notes(report: FileReport) -> list[str]:
 
 def _for_people(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "file": row["path"],
+        "file": printable(str(row["path"]), keep=""),
         "status": row["status"],
         "detectors": "\n".join(f"{d['name']} = {d['unique_id']} {d['segments']}" for d in row["detectors"]) or None,
         "datagrams": "\n".join(f"{count} {name}" for name, count in row["datagrams"].items()) or None,
@@ -286,11 +288,7 @@ def _settings(ctx: click.Context, **overrides: Any) -> CalibSettings:
 def _service(settings: CalibSettings) -> CalibService:
     from nightbeam.calib.remote import CalibService
 
-    environ = dict(os.environ)
-    if settings.service_url:
-        environ.pop("SIT_PSDM_OFFSITE", None)
-        environ["LCLS_CALIB_HTTP"] = settings.service_url
-    return CalibService.from_environment(environ)
+    return CalibService.from_environment(os.environ, url=settings.service_url, auth=settings.auth)
 
 
 def _show_pass(report: PrefetchReport, *, as_json: bool, once: bool) -> None:

@@ -16,7 +16,7 @@ import click
 from nightbeam.core.settings import Settings, load_settings
 from nightbeam.core.times import iso_z
 
-__all__ = ["dry_run_option", "json_option", "plain", "settings_of", "show", "talk"]
+__all__ = ["dry_run_option", "json_option", "plain", "printable", "settings_of", "show", "talk"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,25 @@ def show(rows: Iterable[Any], *, as_json: bool = False, title: str = "") -> None
 
 def talk(message: str) -> None:
     """Say something to the person at the terminal."""
-    click.echo(message, err=True)
+    click.echo(printable(message, keep="\n\t"), err=True)
+
+
+def printable(text: str, *, keep: str = "\n") -> str:
+    """Return ``text`` with an escape in place of every character that would do something rather than be seen.
+
+    Names and serials come from files that anybody may have written, and ESC begins an order to the terminal.
+    Bytes of a file's name that are no text are escaped as well.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    keep
+        Characters that are meant, such as line breaks.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(value: Any) -> Any:
@@ -76,14 +94,22 @@ def plain(value: Any) -> Any:
 def _table(items: list[Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None)
+    console = Console()
+
+    def shown(text: str, style: str = "") -> Text:
+        # As Text: in a str, rich takes [brackets] for orders. And what the terminal has no letters for is no error.
+        seen = printable(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
+        return Text(seen, style=style)
+
+    table = Table(title=shown(title, "table.title") if title else None)
     names = list(dict.fromkeys(name for item in items for name in item))
     for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(shown(name.replace("_", " ")), overflow="fold")
     for item in items:
-        table.add_row(*(_cell(item.get(name)) for name in names))
-    Console().print(table)
+        table.add_row(*(shown(_cell(item.get(name))) for name in names))
+    console.print(table)
 
 
 def _cell(value: Any) -> str:

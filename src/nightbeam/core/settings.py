@@ -179,6 +179,9 @@ class CalibSettings(_Section):
     service_url: str | None = Field(
         None, description="The calibration service; None: LCLS_CALIB_HTTP, else the laboratory's own."
     )
+    auth: Literal["none", "token", "kerberos"] | None = Field(
+        None, description="How the service is told who asks: none, token or kerberos; None: token if CALIB_JWT is set."
+    )
     interval_minutes: float = Field(5.0, gt=0, description="Between two looks at the runs and the service.")
     keep: int = Field(5, ge=1, description="Runs of an experiment whose constants stay in the cache.")
     skip: tuple[str, ...] = Field((), description="Detectors whose constants are not fetched.")

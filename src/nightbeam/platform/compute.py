@@ -68,8 +68,8 @@ def api_url_of(host: str, port: int) -> str:
 def server_program(layout: Layout, port: int, *, platform: PlatformSettings, environ: Mapping[str, str]) -> Program:
     """Return how the Prefect server of a state directory is started."""
     env = _without_foreign(environ) | _QUIET | _BATCHES
-    # The plugin lifts the limit of 15 connections, at which the server comes to wait for itself (catalog/pool.py).
-    ours = f"sqlite+aiosqlite:///{layout.prefect_home / 'prefect.db'}?plugin=nightbeam_wide_pool"
+    # Without the plugin the server comes to wait for itself (catalog/patience.py).
+    ours = f"sqlite+aiosqlite:///{layout.prefect_home / 'prefect.db'}?plugin=nightbeam_patience"
     database = platform.database_url or ours
     env |= {
         "PREFECT_HOME": str(layout.prefect_home),

@@ -334,12 +334,13 @@ def names_block(names: Names, *, arrays: int | None = None) -> bytes:
 def shapes_data(names: Names, values: Mapping[str, Any]) -> bytes:
     """Return a ShapesData block with a value for every field of ``names``.
 
-    Texts are padded with NULs to a multiple of four bytes, one NUL at least, as the original's writer does.
+    Texts are padded with NULs to a multiple of four bytes, one NUL at least, as the original's writer does. What
+    is not ASCII is written as Latin-1, to see what a reader makes of it.
     """
     shapes, data = b"", b""
     for field in names.fields:
         if field.type is FieldType.CHARSTR:
-            raw = str(values[field.name]).encode("ascii")
+            raw = str(values[field.name]).encode("latin-1")
             array = np.frombuffer(raw + b"\0" * (4 - len(raw) % 4), "u1")
         else:
             array = np.asarray(values[field.name], field.type.dtype)

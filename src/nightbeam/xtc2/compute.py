@@ -33,6 +33,8 @@ __all__ = [
     "BLOCK_BYTES",
     "HEADER_BYTES",
     "MOST_DATAGRAM_BYTES",
+    "MOST_EXPERIMENT",
+    "MOST_FILENAME",
     "Block",
     "Header",
     "Value",
@@ -54,6 +56,8 @@ MOST_DATAGRAM_BYTES = 1 << 30
 MOST_DEPTH = 16
 #: Blocks in one datagram: real ones hold hundreds, and empty ones by the million would only cost time.
 MOST_BLOCKS = 1 << 17
+#: Characters in the name of an experiment and of a file; what is longer is neither.
+MOST_EXPERIMENT, MOST_FILENAME = 127, 255
 
 _HEADER = struct.Struct("<IIIIHHI")
 _BLOCK = struct.Struct("<IHHI")
@@ -250,7 +254,7 @@ def _name(raw: bytes, what: str) -> str:
     return name
 
 
-def parse_shapes_data(data: bytes, block: Block, names: Names) -> dict[str, Value]:
+def parse_shapes_data(data: bytes, block: Block, names: Names, *, longest_text: int | None = None) -> dict[str, Value]:
     """Return the values of a ShapesData block by the names of their fields.
 
     Parameters
@@ -261,11 +265,14 @@ def parse_shapes_data(data: bytes, block: Block, names: Names) -> dict[str, Valu
         As `walk` yielded it.
     names
         The Names block with the same id.
+    longest_text
+        Texts are cut after so many bytes; by default they are as long as their block.
 
     Returns
     -------
     dict
-        Scalars as int or float, texts as str up to their first NUL, arrays as copies.
+        Scalars as int or float, arrays as copies, texts as str up to their first NUL, one character a byte
+        (Latin-1): what is not ASCII can be seen, and takes no more room than in the file.
 
     Raises
     ------
@@ -286,7 +293,11 @@ def parse_shapes_data(data: bytes, block: Block, names: Names) -> dict[str, Valu
         end = at + math.prod(shape) * dtype.itemsize
         if end > len(values):
             raise Xtc2Error(f"{names.detector_name}.{field.name} {shape} does not fit into its data", fix=_FIX)
-        found[field.name] = _value(values[at:end], field, dtype, shape)
+        if field.type is FieldType.CHARSTR:
+            text, _, _ = bytes(values[at:end][:longest_text]).partition(b"\0")
+            found[field.name] = text.decode("latin-1")
+        else:
+            found[field.name] = _number_or_array(values[at:end], field, dtype, shape)
         at = end
     if at != len(values):
         raise Xtc2Error(f"{names.detector_name}: {len(values) - at} bytes of data belong to no field", fix=_FIX)
@@ -310,9 +321,7 @@ def _shapes_and_data(data: bytes, block: Block) -> tuple[memoryview, memoryview]
     return parts.get(BlockKind.SHAPES, view[:0]), parts[BlockKind.DATA]
 
 
-def _value(raw: memoryview, field: Field, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Value:
-    if field.type is FieldType.CHARSTR:
-        return bytes(raw).partition(b"\0")[0].decode("ascii", errors="backslashreplace")
+def _number_or_array(raw: memoryview, field: Field, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Value:
     values = np.frombuffer(raw, dtype)
     if not field.rank:
         scalar: int | float = values[0].item()
@@ -323,8 +332,10 @@ def _value(raw: memoryview, field: Field, dtype: np.dtype[Any], shape: tuple[int
         raise Xtc2Error(f"{field.name} has the impossible shape {shape}", fix=_FIX) from error
 
 
-def read_values(data: bytes, wanted: Iterable[Names], begin: int = 0) -> Iterator[tuple[Names, dict[str, Value]]]:
-    """Yield the values that a datagram holds for some Names.
+def read_values(
+    data: bytes, wanted: Iterable[Names], begin: int = 0, *, longest_text: int | None = None
+) -> Iterator[tuple[Names, dict[str, Value]]]:
+    """Yield the values that a datagram holds for some Names; texts are cut as by `parse_shapes_data`.
 
     Raises
     ------
@@ -335,25 +346,45 @@ def read_values(data: bytes, wanted: Iterable[Names], begin: int = 0) -> Iterato
     for block in walk(data, begin):
         names = by_id.get(block.names_id)
         if names is not None and block.kind is BlockKind.SHAPES_DATA and not block.corrupted:
-            yield names, parse_shapes_data(data, block, names)
+            yield names, parse_shapes_data(data, block, names, longest_text=longest_text)
 
 
 def run_info(values: dict[str, Value]) -> RunInfo:
-    """Return what the values of a ``runinfo`` say."""
-    return RunInfo(_of_type(values, "expt", str), _of_type(values, "runnum", int))
+    """Return what the values of a ``runinfo`` say.
+
+    Raises
+    ------
+    Xtc2Error
+        If one is missing or of another type, or the experiment is not up to 127 printable ASCII characters.
+    """
+    return RunInfo(_line(values, "expt", MOST_EXPERIMENT), _of_type(values, "runnum", int))
 
 
 def chunk_info(values: dict[str, Value]) -> ChunkInfo:
-    """Return what the values of a ``chunkinfo`` say."""
-    return ChunkInfo(_of_type(values, "chunkid", int), _of_type(values, "filename", str))
+    """Return what the values of a ``chunkinfo`` say.
+
+    Raises
+    ------
+    Xtc2Error
+        If one is missing or of another type, or the file's name is not up to 255 printable ASCII characters.
+    """
+    return ChunkInfo(_of_type(values, "chunkid", int), _line(values, "filename", MOST_FILENAME))
+
+
+def _line(values: dict[str, Value], name: str, most: int) -> str:
+    """Return a text that may be kept and printed."""
+    text = _of_type(values, name, str)
+    if len(text) > most:
+        raise Xtc2Error(f"{name} has more than {most} characters", fix=_FIX)
+    if not _PRINTABLE.fullmatch(text):
+        raise Xtc2Error(f"{name} is {text[:32]!r}, no printable ASCII text", fix=_FIX)
+    return text
 
 
 def _of_type(values: dict[str, Value], name: str, kind: type[_T]) -> _T:
     value = values.get(name)
     if not isinstance(value, kind):
         raise Xtc2Error(f"{name} is {type(value).__name__}, not {kind.__name__}", fix=_FIX)
-    if not _PRINTABLE.fullmatch(str(value)):  # it will be printed
-        raise Xtc2Error(f"{name} is {str(value)[:32]!r}, no printable text", fix=_FIX)
     return value
 
 

@@ -19,7 +19,10 @@ from nightbeam.xtc2.compute import (
     BLOCK_BYTES,
     HEADER_BYTES,
     MOST_DATAGRAM_BYTES,
+    MOST_EXPERIMENT,
+    MOST_FILENAME,
     Header,
+    Value,
     chunk_info,
     detectors_of,
     parse_header,
@@ -53,6 +56,7 @@ MOST_HEAD_DATAGRAMS = 100_000
 MOST_CONFIGURE_BYTES = 2 * MOST_BODY_BYTES
 MOST_NAMED = 1 << 16
 
+_LONGEST_TEXT = max(MOST_EXPERIMENT, MOST_FILENAME) + 1  # one more, so that the longer is told from the longest
 _WINDOW_BYTES = 1 << 16
 _FIX = "give LCLS-II .xtc2 files; if this is one, copy it again"
 # By name of their own: looked at for every datagram, and Python looks an enum's members up slowly.
@@ -195,6 +199,7 @@ class _Look:
     reasons: list[str] = field(default_factory=list)
     damaged: bool = False
     _naming: list[Names] = field(default_factory=list)
+    _unreadable: int = 0
     _configure_bytes: int = 0
 
     def follow(self, source: _Source, path: Path, *, most_datagrams: int | None = None) -> None:
@@ -206,10 +211,12 @@ class _Look:
                 except Xtc2Error as error:
                     raise _placed(error, path, datagram.offset) from error
                 if most_datagrams and (number >= most_datagrams or self.status in _ENDS_HEAD):
-                    return
+                    break
         except Xtc2Error as error:
             self.damaged = True
             self.reasons.append(error.what)
+        if self._unreadable > 1:
+            self.reasons.append(f"{self._unreadable - 1} more runs or chunks are unreadable")
         if source.cut:
             self._note_cut(source, path)
         if source.size == 0:
@@ -242,13 +249,22 @@ class _Look:
                 self.status = StreamStatus.CONFIGURED
         if datagram.header.corrupted:
             return
-        for source, values in read_values(body, self._naming):
-            if source.detector_name == "runinfo":
+        for source, values in read_values(body, self._naming, longest_text=_LONGEST_TEXT):
+            self._take_naming(datagram, source.detector_name, values)
+            if len(self.runs) + len(self.chunks) > MOST_NAMED:
+                raise Xtc2Error(f"this file names more than {MOST_NAMED} runs and chunks", fix=_FIX)
+
+    def _take_naming(self, datagram: Datagram, kind: str, values: dict[str, Value]) -> None:
+        """Keep what names a run or chunk; where it makes no sense, detectors and events still do."""
+        try:
+            if kind == "runinfo":
                 self.runs[run_info(values)] = None
             else:
                 self.chunks[chunk_info(values)] = None
-            if len(self.runs) + len(self.chunks) > MOST_NAMED:
-                raise Xtc2Error(f"this file names more than {MOST_NAMED} runs and chunks", fix=_FIX)
+        except Xtc2Error as error:
+            self._unreadable += 1
+            if self._unreadable == 1:  # a file may have any number of them
+                self.reasons.append(f"the {kind} at {datagram.offset} is unreadable: {error.what}")
 
     def _note_cut(self, source: _Source, path: Path) -> None:
         kind = "still being written" if path.name.endswith(IN_PROGRESS) else "truncated"

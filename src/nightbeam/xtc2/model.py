@@ -269,7 +269,7 @@ class FileReport:
     datagrams
         Complete datagrams by the name of their transition.
     runs, chunks
-        In the order in which the file names them, each once.
+        In the order in which the file names them, each once; of those that make no sense ``reason`` tells.
     reason
         What is wrong or odd, or empty.
     truncated

@@ -26,13 +26,15 @@ from nightbeam.calib.compute import (
     is_understood,
     needs_update,
     newest_of_each,
+    redirect_target,
     service_id,
     short_name_from,
     text_limit,
 )
-from nightbeam.core.errors import ConfigError, InputError, RejectedError
+from nightbeam.core.errors import AuthError, ConfigError, InputError, RejectedError
 
 PREFIX, BASE = "https://pswww.slac.stanford.edu/ws", "https://pswww.slac.stanford.edu/ws/calib_ws"
+OTHER = "https://h/x/calib_ws"
 PSDMINT = "https://psdmint.sdf.slac.stanford.edu/calib_ws"
 
 
@@ -80,13 +82,67 @@ def test_both_meanings_of_the_address_lead_to_the_same_place(text: str, address:
         ({"LCLS_CALIB_HTTP": PREFIX}, BASE),
         ({"SIT_PSDM_OFFSITE": "1"}, "https://psextapi.slac.stanford.edu/calib_ws"),
         ({"SIT_PSDM_OFFSITE": "1", "LCLS_CALIB_HTTP": PREFIX}, "https://psextapi.slac.stanford.edu/calib_ws"),
-        ({"CALIB_JWT": "t"}, "https://pswww.slac.stanford.edu/ws-jwt/calib_ws"),
         ({"CALIB_JWT": "t", "LCLS_CALIB_HTTP": "http://localhost:1"}, "http://localhost:1/calib_ws"),
         ({"LCLS_CALIB_HTTP": "", "SIT_PSDM_OFFSITE": ""}, BASE),
     ],
 )
 def test_the_variables_of_the_original_name_the_address(environ: dict[str, str], address: str):
     assert base_url_from(environ) == address
+    assert base_url_from(environ, "https://h/x") == (
+        address if address != BASE or PREFIX in environ.values() else OTHER
+    )
+
+
+HERE = "http://host:80/ws/calib_ws"
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("http://host/ws/calib_ws/b", f"{HERE}/b?query_string=1".replace(":80", "")),
+        ("/ws/calib_ws/b/", f"{HERE}/b/?query_string=1"),
+        ("b?query_string=2&x=3#part", f"{HERE}/b?query_string=1"),
+        ("http:///x", "http://host:80/x?query_string=1"),
+        ("//host:80/elsewhere", "http://host:80/elsewhere?query_string=1"),
+        ("HTTP://HOST/ws/calib_ws/login", "http://HOST/ws/calib_ws/login?query_string=1"),
+    ],
+)
+def test_a_redirect_within_the_service_keeps_the_question(location: str, target: str):
+    assert redirect_target(HERE, f"{HERE}/a?query_string=1", location) == target
+
+
+def test_a_redirect_of_a_place_that_was_asked_without_a_filter_may_bring_its_own_query():
+    assert redirect_target(HERE, f"{HERE}/a", "b?page=1") == f"{HERE}/b?page=1"
+
+
+@pytest.mark.parametrize(
+    ("location", "error", "words"),
+    [
+        ("https://host/ws/calib_ws/b", InputError, "another server, 'https://host/ws/calib_ws/b'"),
+        ("http://host:81/ws/calib_ws/b?token=s3cret", InputError, "another server, 'http://host:81/ws/calib_ws/b'\n"),
+        ("//elsewhere", InputError, "another server, 'http://elsewhere'"),
+        ("https://login.example/x?back=1", AuthError, "login page, 'https://login.example/x'"),
+        ("https://cas.example/", AuthError, "login page"),
+        ("https://idp.example/saml2/start", AuthError, "login page"),
+        ("/oauth2/start?rd=x", AuthError, "login page, 'http://host:80/oauth2/start'"),
+        ("http://forecast.example/authors/", InputError, "another server"),
+        ("", InputError, "cannot be understood"),
+        ("http://[bad/", InputError, "cannot be understood"),
+        ("http://h:99999999/", InputError, "cannot be understood"),
+        ("http://h:x/", InputError, "cannot be understood"),
+        ("ftp://host/x", InputError, "cannot be understood"),
+        ("file:///etc/passwd", InputError, "cannot be understood"),
+        ("http://\xff\xfe/", InputError, "cannot be understood"),
+        ("http://me:s3cret@host/", InputError, "cannot be understood"),
+        ("http://host:80\\@elsewhere/", InputError, "cannot be understood"),
+    ],
+)
+def test_a_redirect_to_anywhere_else_is_not_followed_and_says_where_it_led(
+    location: str, error: type[Exception], words: str
+):
+    with pytest.raises(error, match=words) as caught:
+        redirect_target(HERE, f"{HERE}/a?query_string=1", location)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,34 @@ def test_a_new_process_has_the_short_names_from_the_cache(fake, cache):
     assert (ask(), ask()) == (3 * len(INFO) + 3, 2 * len(INFO))
 
 
+def test_a_name_that_was_guessed_is_not_kept_in_the_cache(fake, cache):
+    uid = "hsd_newone12"
+
+    def ask():
+        with CalibService(fake.url) as service:
+            report = prefetch(EXP, output_dir=cache, service=service, run=5, det_info={"hsd2": uid})
+        return [row.ctype for row in report.detectors]
+
+    assert ask() == [None]  # too short to be unknown: taken for a name itself
+    fake.add_detector(uid, "hsd_000001")
+    fake.deploy(EXP, uid, "pedestals", np.ones(3, np.float32), run=1)
+    assert ask() == ["pedestals"]
+
+
+def test_all_questions_of_a_pass_together_have_a_limit(go, fake, patience, monkeypatch):
+    monkeypatch.setattr("nightbeam.calib.prefetch._QUESTIONS_S", 8.0)
+    info = {f"d{n}": f"epix10ka_0000000000-000000000{n}_1" for n in range(8)}
+    for uid in info.values():
+        fake.add_detector(uid)
+        fake.deploy(EXP, uid, "pedestals", np.ones(3, np.float32), run=1)
+    fake.fail(None, "503", path="^cdb_epix10ka_")
+    clock = patience["clock"]  # waiting puts it forward
+    begin = clock()
+    report = go(info=info)  # each of eight would be asked for 6 s
+    assert clock() - begin < 8 + 5
+    assert sum("incomplete" in (row.reason or "") for row in report.detectors) == 8
+
+
 def test_the_next_run_with_the_same_documents_shares_the_content(go, fake, cache):
     first = go(5)
     fake.forget()
@@ -187,7 +215,19 @@ def test_float64_where_float32_is_usual_is_kept_and_warned_of(go, fake, caplog):
 # --- failures
 
 
-FAULTS = ["503", "500", "429", "401", "html", "timeout", "connection-reset", "short-body", "long-body", "cut-body"]
+FAULTS = [
+    "503",
+    "gone",
+    "500",
+    "429",
+    "401",
+    "html",
+    "timeout",
+    "connection-reset",
+    "short-body",
+    "long-body",
+    "cut-body",
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

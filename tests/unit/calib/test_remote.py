@@ -6,22 +6,33 @@ import gc
 import logging
 import pickle
 import socket
+import ssl
 import sys
 import threading
 import tracemalloc
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
+import urllib3
+from spnego import ContextReq
+from spnego.exceptions import InvalidCredentialError, InvalidTokenError
 
+from blocks import CalibrationService
 from nightbeam.calib import remote
 from nightbeam.calib.compute import decode
 from nightbeam.calib.model import NO_CONSTANTS, UNKNOWN_DETECTOR, Choice
-from nightbeam.calib.remote import BearerToken, CalibService, Kerberos, StoppedError
+from nightbeam.calib.remote import Anonymous, BearerToken, CalibService, Kerberos, StoppedError
 from nightbeam.core.errors import (
     AuthError,
     ConfigError,
@@ -72,6 +83,46 @@ def client(fake: FakeCalibService, time: Time) -> Iterator[CalibService]:
 
 def deploy(fake: FakeCalibService, ctype: str = "pedestals", data: Any = PEDESTALS, **more: Any) -> dict[str, Any]:
     return fake.deploy(EXP, UID, ctype, data, **{"run": 1, **more})
+
+
+@dataclass
+class Place:
+    url: str
+    asked: list[bytes]
+
+
+@contextmanager
+def canned(answers: list[bytes], host: str = "127.0.0.1", drip_s: float = 0.0) -> Iterator[Place]:
+    """A port of this machine that answers so, one connection after another, the last one for ever; or byte by byte."""
+    listener = socket.create_server((host, 0))
+    place = Place(f"http://{host}:{listener.getsockname()[1]}", [])
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.settimeout(5)
+                place.asked.append(connection.recv(65536))
+                answer = answers[min(len(place.asked), len(answers)) - 1]
+                for byte in answer if drip_s else b"":
+                    connection.sendall(bytes((byte,)))
+                    sleep(drip_s)
+                connection.sendall(b"" if drip_s else answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield place
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
 
 
 def choice_of(fake: FakeCalibService, client: CalibService, ctype: str = "pedestals") -> Choice:
@@ -630,6 +681,89 @@ def test_a_service_that_wants_us_back_after_the_deadline_is_not_waited_for(
     assert time.waits == []
 
 
+@pytest.mark.parametrize("at_once", [0, "0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_service_that_wants_us_back_at_once_is_not_hammered(
+    fake: FakeCalibService, client: CalibService, time: Time, at_once: Any
+):
+    fake.fail(None, 503, retry_after=at_once)
+    with pytest.raises(UnavailableError, match="deadline"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 -99999999999",
+        "Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 99 Foo 2024 99:99:99 GMT", ",", "-1", "1e3", "NaN",
+    ],
+)  # fmt: skip
+def test_an_absurd_date_to_come_back_is_ignored(fake: FakeCalibService, client: CalibService, time: Time, when: str):
+    fake.fail(1, 503, retry_after=when)
+    assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
+    assert time.waits == [0.5]
+
+
+def test_a_pause_of_thousands_of_digits_is_too_long(fake: FakeCalibService, client: CalibService, time: Time):
+    fake.fail(None, 503, retry_after="9" * 5000)
+    with pytest.raises(UnavailableError, match="deadline"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert time.waits == []
+
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (_OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n[]", InputError),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n[]", UnavailableError),
+        (_OK + b"Content-Length: 200000\r\n\r\n" + b"[" * 200_000, InputError),
+        (_OK + b"Content-Length: 5002\r\n\r\n[" + b"9" * 5000 + b"]", InputError),
+        (_OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xff\xff", InputError),
+        (b"HTTP/1.1 503 x\r\nRetry-After: \xff\xfe\r\nContent-Length: 0\r\n\r\n", UnavailableError),
+        (b"HTTP/1.1 20\xff OK\r\n\r\n", UnavailableError),
+        (b"HTTP/1.1 999999 OK\r\n\r\n", UnavailableError),
+        (_OK + b"A: b\r\n" * 200 + b"\r\n", UnavailableError),
+        (b"rubbish\r\n\r\n", UnavailableError),
+    ],
+    ids=range(10),
+)
+def test_whatever_is_answered_the_error_is_one_of_ours(time: Time, answer: bytes, error: type[Exception]):
+    with (
+        canned([answer]) as place,
+        CalibService(place.url, sleep=lambda seconds: True) as client,
+        pytest.raises(error),
+    ):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+
+
+@pytest.mark.parametrize("alert", [b"", bytes.fromhex("15030300020250")])
+def test_a_handshake_that_breaks_off_is_a_failure_that_passes(time: Time, alert: bytes):
+    with (
+        canned([alert]) as place,
+        CalibService(place.url.replace("http:", "https:"), deadline_s=3, sleep=time.sleep, clock=time.clock) as client,
+        pytest.raises(UnavailableError, match="SSL"),
+    ):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert len(time.waits) >= 2
+
+
+def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_settings(
+    fake: FakeCalibService, client: CalibService, time: Time, monkeypatch: pytest.MonkeyPatch
+):
+    def turn_down(*_: Any, **__: Any) -> None:
+        reason = urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "self-signed certificate"))
+        raise requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(None, "/", reason))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "get", turn_down)
+    with pytest.raises(ConfigError, match="self-signed") as caught:
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert "REQUESTS_CA_BUNDLE" in caught.value.fix
+    assert time.waits == []
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_is_not_asked_again_and_says_what_to_show(
     fake: FakeCalibService, client: CalibService, time: Time, status: Any
@@ -676,6 +810,64 @@ def test_a_slow_answer_does_not_outlive_the_deadline(fake: FakeCalibService, tim
         client._clock = lambda: float(next(ticks))  # every look at the clock takes five seconds
         with pytest.raises(UnavailableError, match="before the deadline"):
             client.fetch(choice)
+
+
+@pytest.mark.parametrize("kind", ["trickle", "trickle-head"])
+@pytest.mark.parametrize("what", ["documents", "array", "text"])
+def test_an_answer_that_trickles_is_cut_off_at_the_deadline(kind: Any, what: str):
+    # By the real clock; every byte comes long before the timeout.
+    with (
+        FakeCalibService(drip_s=0.05) as fake,
+        CalibService(fake.url, timeout_s=0.4, deadline_s=0.5) as client,
+    ):
+        deploy(fake, "geometry", "# QUAD 0 0 1 and so on\n" * 5)
+        deploy(fake)
+        choices = client.select(EXP, RUN, "epix", UID).choices
+        fake.fail(None, kind)
+        ask = {
+            "documents": lambda: client.find(f"cdb_{EXP}", "epix10ka_000001"),
+            "array": lambda: client.fetch(choices["pedestals"]),
+            "text": lambda: client.fetch(choices["geometry"]),
+        }[what]
+        begin = monotonic()
+        with pytest.raises(UnavailableError, match="deadline"):
+            ask()
+        assert 0.4 < monotonic() - begin < 1.5
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer"),
+    [
+        ("https", bytes.fromhex("1603034000") + bytes(100)),  # a handshake of 16 KiB
+        ("http", _OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 100),  # the length of a chunk
+        ("http", b"HTTP/1.1 100 Continue\r\n\r\n" * 9),
+        ("http", _OK + b"\r\n[" + b" " * 100),  # without a length: what was cut off is not the end
+    ],
+    ids=["handshake", "chunk", "continue", "no-length"],
+)
+def test_whatever_trickles_is_cut_off_at_the_deadline(scheme: str, answer: bytes):
+    with (
+        canned([answer], drip_s=0.03) as place,
+        CalibService(place.url.replace("http", scheme), timeout_s=0.4, deadline_s=0.5) as client,
+    ):
+        begin = monotonic()
+        with pytest.raises(UnavailableError, match="deadline"):  # a handshake ends by its own, total timeout
+            client.find("cdb_tmoc00118", "epix10ka_000001")
+        assert 0.3 < monotonic() - begin < 1.5
+
+
+def test_an_answer_that_is_in_time_is_not_cut_and_leaves_nothing_behind(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    choice = choice_of(fake, client)
+    before = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
+    for _ in range(20):
+        client.fetch(choice)
+    deadline = monotonic() + 5
+    while threading.active_count() > before[0] and monotonic() < deadline:
+        sleep(0.01)
+    assert threading.active_count() <= before[0]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before[1]
+    assert fake.connections == 1
 
 
 def test_being_told_to_stop_ends_the_waiting(fake: FakeCalibService):
@@ -758,14 +950,155 @@ def test_a_token_is_never_sent_in_the_clear_nor_printed():
         BearerToken("two words")
 
 
-def test_the_environment_names_address_and_token():
-    environ = {"LCLS_CALIB_HTTP": "http://localhost:1/x", "CALIB_JWT": "abc"}
-    with CalibService.from_environment(environ, timeout_s=1) as client:
-        assert client.base_url == "http://localhost:1/x/calib_ws"
-        assert client._filter_in_body
-    with CalibService.from_environment({}) as client:
-        assert client.base_url == "https://pswww.slac.stanford.edu/ws/calib_ws"
-        assert client._session.auth is None
+def test_a_ticket_is_shown_over_plain_http_to_this_machine_alone():
+    with pytest.raises(ConfigError, match="in the clear"):
+        CalibService("http://pswww.slac.stanford.edu/ws-kerb", auth=Kerberos())
+    CalibService("http://127.0.0.1:1", auth=Kerberos()).close()
+
+
+WS = "https://pswww.slac.stanford.edu/ws"
+
+
+@pytest.mark.parametrize(
+    ("environ", "auth", "address", "kind"),
+    [
+        ({}, None, f"{WS}/calib_ws", Anonymous),
+        ({"CALIB_JWT": "t"}, None, f"{WS}-jwt/calib_ws", BearerToken),
+        ({"CALIB_JWT": "t"}, "none", f"{WS}/calib_ws", Anonymous),
+        ({"CALIB_JWT": "t"}, Anonymous(), f"{WS}/calib_ws", Anonymous),
+        ({"CALIB_JWT": "t"}, "token", f"{WS}-jwt/calib_ws", BearerToken),
+        ({"CALIB_JWT": "t"}, "kerberos", f"{WS}-kerb/calib_ws", Kerberos),
+        ({}, "kerberos", f"{WS}-kerb/calib_ws", Kerberos),
+        ({}, Kerberos(), f"{WS}-kerb/calib_ws", Kerberos),
+        ({}, BearerToken("x"), f"{WS}-jwt/calib_ws", BearerToken),
+        (
+            {"LCLS_CALIB_HTTP": "http://localhost:1/x", "CALIB_JWT": "t"},
+            None,
+            "http://localhost:1/x/calib_ws",
+            BearerToken,
+        ),
+        ({"SIT_PSDM_OFFSITE": "1"}, "none", "https://psextapi.slac.stanford.edu/calib_ws", Anonymous),
+    ],
+)
+def test_who_asks_decides_where_unless_the_environment_does(
+    environ: dict[str, str], auth: Any, address: str, kind: type
+):
+    with CalibService.from_environment(environ, auth=auth, timeout_s=1) as client:
+        assert client.base_url == address
+        assert type(client._auth) is kind
+    with CalibService.from_environment(environ, auth=auth, url="https://h/y") as client:
+        assert client.base_url == "https://h/y/calib_ws"
+        assert type(client._auth) is kind
+
+
+@pytest.mark.parametrize("auth", [Anonymous(), BearerToken("t"), Kerberos(), None])
+def test_without_an_address_it_is_the_laboratorys_for_who_asks(auth: Any):
+    with CalibService(auth=auth) as client:
+        assert client.base_url == f"{(auth or Anonymous()).default_url}/calib_ws"
+
+
+def test_a_token_that_is_asked_for_must_be_there():
+    with pytest.raises(ConfigError, match="token is empty"):
+        CalibService.from_environment({}, auth="token")
+
+
+@pytest.mark.parametrize(
+    ("block", "token", "address", "kind"),
+    [
+        ({}, "worker's", f"{WS}/calib_ws", Anonymous),
+        ({"auth": "none"}, "worker's", f"{WS}/calib_ws", Anonymous),
+        ({"auth": "token"}, "worker's", f"{WS}-jwt/calib_ws", BearerToken),
+        ({"auth": "token", "token": "own"}, None, f"{WS}-jwt/calib_ws", BearerToken),
+        ({"auth": "kerberos"}, "worker's", f"{WS}-kerb/calib_ws", Kerberos),
+        ({"auth": "token", "token": "own", "url": "https://h/x"}, "worker's", "https://h/x/calib_ws", BearerToken),
+    ],
+)
+def test_the_blocks_choice_of_who_asks_is_the_clients(
+    monkeypatch: pytest.MonkeyPatch, block: dict[str, str], token: str | None, address: str, kind: type
+):
+    for name in ("CALIB_JWT", "LCLS_CALIB_HTTP", "SIT_PSDM_OFFSITE"):
+        monkeypatch.delenv(name, raising=False)
+    if token:
+        monkeypatch.setenv("CALIB_JWT", token)
+    with CalibrationService(**block).client() as client:  # type: ignore[arg-type]
+        assert client.base_url == address
+        assert type(client._auth) is kind
+        if isinstance(client._auth, BearerToken):
+            assert client._auth.token == block.get("token", token)
+
+
+def test_an_anonymous_client_sends_no_password_of_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.2 login me password s3cret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    # Another address of this machine, for which the client believes in proxies and .netrc.
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    with canned([_OK + b"Content-Length: 2\r\n\r\n[]"], host="127.0.0.2") as place, CalibService(place.url) as client:
+        assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
+    assert b"GET /calib_ws/cdb_tmoc00118" in place.asked[0]
+    assert b"Authorization" not in place.asked[0]
+
+
+# Redirects
+
+
+def test_redirects_within_the_service_are_followed_with_the_question(fake: FakeCalibService, client: CalibService):
+    deploy(fake)
+    deploy(fake, run=60)
+    fake.fail(3, "redirect", path="^cdb_tmo", to="/calib_ws/cdb_tmoc00118/epix10ka_000001")
+    assert client.select(EXP, RUN, "epix", UID).choices["pedestals"].run_from == 1
+    asked = [r for r in fake.requests if r.path.startswith("cdb_tmo")]
+    assert [r.status for r in asked] == [302, 302, 302, 200]
+    assert {str(r.query) for r in asked} == {"{'detector': 'epix10ka_000001', 'run': {'$lte': 50}}"}
+    assert client.traffic.requests == len(fake.requests)
+    assert client.traffic.retries == 0
+
+
+def test_a_redirect_of_data_and_of_a_question_in_the_body_is_followed():
+    with FakeCalibService(token="abc") as fake:
+        fake.deploy(EXP, UID, "pedestals", PEDESTALS, run=1)
+        with CalibService(fake.url, auth=BearerToken("abc")) as client:
+            fake.fail(1, "redirect", path="^cdb_tmo")
+            choice = client.select(EXP, RUN, "epix", UID).choices["pedestals"]
+            fake.fail(1, "redirect", path="/gridfs/")
+            assert bytes(client.fetch(choice)) == PEDESTALS.tobytes()
+        assert {r.authorization for r in fake.requests} == {"Bearer abc"}
+        assert all(r.in_body for r in fake.requests if not r.is_data)
+
+
+def test_redirects_without_end_are_followed_three_times(fake: FakeCalibService, client: CalibService):
+    fake.fail(None, "redirect")
+    with pytest.raises(InputError, match="redirects more than 3 times"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+    assert len(fake.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("to", "error"),
+    [("https://login.example/sso?back=x", AuthError), ("http://127.0.0.2:9/calib_ws/x", InputError)],
+)
+def test_who_asks_is_not_told_to_another_server(to: str, error: type[Exception]):
+    with FakeCalibService(token="abc") as fake, CalibService(fake.url, auth=BearerToken("abc")) as client:
+        fake.fail(None, "redirect", to=to)
+        with pytest.raises(error, match=to.partition("?")[0]):
+            client.find("cdb_tmoc00118", "epix10ka_000001")
+        assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("location", [b"http://[bad/", b"http://\xff\xfe/", b"", b"\xff"])
+def test_a_redirect_that_makes_no_sense_is_an_error_of_ours(location: bytes):
+    answer = b"HTTP/1.1 302 x\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+    with canned([answer]) as place, CalibService(place.url) as client, pytest.raises(InputError, match="redirects"):
+        client.find("cdb_tmoc00118", "epix10ka_000001")
+
+
+def test_the_body_of_a_redirect_is_not_read():
+    rest = 2**34  # announced; whoever waits for it waits for ever
+    redirect = f"HTTP/1.1 302 x\r\nLocation: /calib_ws/b\r\nContent-Length: {rest}\r\n\r\n".encode()
+    good = _OK + b"Content-Length: 2\r\n\r\n[]"
+    with canned([redirect + bytes(2**16), good]) as place, CalibService(place.url, timeout_s=5) as client:
+        assert client.find("cdb_tmoc00118", "epix10ka_000001", {"run": 1}) == []
+    assert place.asked[1].startswith(b"GET /calib_ws/b?query_string=%7B%22run%22%3A1%7D HTTP")
 
 
 def test_no_proxy_stands_between_us_and_this_machine(fake: FakeCalibService, monkeypatch: pytest.MonkeyPatch):
@@ -775,31 +1108,122 @@ def test_no_proxy_stands_between_us_and_this_machine(fake: FakeCalibService, mon
         assert client.find("cdb_tmoc00118", "epix10ka_000001") == []
 
 
+# Kerberos; with a real realm in tests/system/test_calib_kerberos.py
+
+
+class Proofs:
+    """Stands in for Kerberos: who asks shows ``ask-N``, and takes no other proof than ``proof-N``."""
+
+    def __init__(self) -> None:
+        self.made: list[dict[str, Any]] = []
+        self.refusal: Exception | None = None
+        self.lock = threading.Lock()
+
+    def client(self, **options: Any) -> Any:
+        with self.lock:
+            self.made.append(options)
+            return _Context(len(self.made), self)
+
+    @staticmethod
+    def gate(shown: str | None) -> dict[str, str] | None:
+        """What a right service adds to its answer."""
+        if shown is None or not shown.startswith("Negotiate "):
+            return None
+        number = b64decode(shown.split()[1]).decode().rpartition("-")[2]
+        return {"WWW-Authenticate": "Negotiate " + b64encode(f"proof-{number}".encode()).decode()}
+
+
+class _Context:
+    def __init__(self, number: int, proofs: Proofs) -> None:
+        self.number, self.proofs, self.complete = number, proofs, False
+
+    def step(self, token: bytes | None = None) -> bytes:
+        if token is None:
+            if self.proofs.refusal:
+                raise self.proofs.refusal
+            return f"ask-{self.number}".encode()
+        if token != f"proof-{self.number}".encode():
+            raise InvalidTokenError(context_msg="no proof of mine")
+        self.complete = True
+        return b""
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> Proofs:
+    found = Proofs()
+    monkeypatch.setattr("spnego.client", found.client)
+    return found
+
+
 def test_kerberos_is_loaded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "requests_kerberos", None)
+    monkeypatch.setitem(sys.modules, "spnego", None)
     CalibService("https://host/ws").close()
     with pytest.raises(ConfigError, match="Kerberos was asked for"):
         CalibService("https://host/ws", auth=Kerberos())
 
 
-def test_kerberos_asks_for_a_ticket_of_the_named_service(monkeypatch: pytest.MonkeyPatch):
-    asked: dict[str, Any] = {}
-
-    class Stub:
-        OPTIONAL = 2
-
-        @staticmethod
-        def HTTPKerberosAuth(**options: Any) -> str:
-            asked.update(options)
-            return "the auth"
-
-    monkeypatch.setitem(sys.modules, "requests_kerberos", Stub)
-    with CalibService("https://pswww.slac.stanford.edu/ws-kerb", auth=Kerberos()) as client:
-        assert client._session.auth == "the auth"
-    assert asked["service"] == "HTTP"
-    assert asked["hostname_override"] == "pswww.slac.stanford.edu"
+def test_every_request_has_a_proof_of_its_own_unasked_even_from_threads(proofs: Proofs):
+    with FakeCalibService(gate=proofs.gate) as fake, CalibService(fake.url, auth=Kerberos()) as client:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: client.find("cdb_a", "b"), range(40)))
+        assert answers == [[]] * 40
+        assert {r.status for r in fake.requests} == {200}
+        assert len({r.authorization for r in fake.requests}) == 40
+        assert client.traffic.requests == 40
+    assert {(o["service"], o["hostname"], o["protocol"]) for o in proofs.made} == {
+        ("HTTP", "pswww.slac.stanford.edu", "kerberos")
+    }
+    assert all(o["context_req"] & ContextReq.mutual_auth for o in proofs.made)
     with pytest.raises(ConfigError, match="HTTP@host"):
         Kerberos("pswww").prepare()
+
+
+@pytest.mark.parametrize("proof", ["", "Negotiate", "Negotiate cHJvb2YtOTk=", "Negotiate =", "Basic realm=x"])
+def test_who_answers_without_a_right_proof_is_not_the_service(proofs: Proofs, proof: str):
+    with (
+        FakeCalibService(gate=lambda _: {"WWW-Authenticate": proof}) as fake,
+        CalibService(fake.url, auth=Kerberos()) as client,
+        pytest.raises(AuthError, match="does not prove that it is HTTP@pswww") as caught,
+    ):
+        client.find("cdb_a", "b")
+    assert "kinit" not in str(caught.value)
+
+
+def test_a_failure_or_a_redirect_needs_no_proof(proofs: Proofs, time: Time):
+    with (
+        FakeCalibService(gate=proofs.gate) as fake,
+        CalibService(fake.url, auth=Kerberos(), sleep=time.sleep, clock=time.clock, jitter=lambda: 1.0) as client,
+    ):
+        fake.fail(2, 503, retry_after=7)
+        assert client.find("cdb_a", "b") == []
+        assert time.waits == [7.0, 7.0]
+        fake.fail(1, "redirect", to="https://login.example/")
+        with pytest.raises(AuthError, match="login page"):
+            client.find("cdb_a", "b")
+        fake.fail(1, "redirect")
+        assert client.find("cdb_a", "b") == []
+
+
+def test_a_ticket_that_the_service_refuses_is_told_from_a_missing_one(proofs: Proofs):
+    with FakeCalibService(gate=lambda _: None) as fake, CalibService(fake.url, auth=Kerberos()) as client:
+        with pytest.raises(AuthError, match="HTTP status 401"):
+            client.find("cdb_a", "b")
+        assert len(fake.requests) == 1
+        proofs.refusal = InvalidCredentialError(context_msg="Ticket expired")
+        with pytest.raises(AuthError, match=r"no Kerberos ticket for HTTP@pswww.*Ticket expired") as caught:
+            client.find("cdb_a", "b")
+        assert "kinit" in caught.value.fix
+        assert len(fake.requests) == 1
+
+
+def test_a_silent_ticket_server_is_a_failure_that_passes(proofs: Proofs, time: Time):
+    proofs.refusal = InvalidCredentialError(context_msg="Cannot contact any KDC for realm 'X'")
+    with (
+        CalibService("http://127.0.0.1:1", auth=Kerberos(), sleep=time.sleep, clock=time.clock) as client,
+        pytest.raises(UnavailableError, match="Cannot contact any KDC"),
+    ):
+        client.find("cdb_a", "b")
+    assert len(time.waits) > 2
 
 
 def test_memory_is_the_arrays_own_and_hardly_more(fake: FakeCalibService, client: CalibService):

@@ -227,8 +227,30 @@ def test_run_and_chunk_information_must_be_of_the_right_kind():
         run_info({"expt": "mfx1", "runnum": 3.0})
     with pytest.raises(Xtc2Error, match="filename is NoneType, not str"):
         chunk_info({"chunkid": 1})
-    with pytest.raises(Xtc2Error, match="no printable text"):
-        run_info({"expt": "\x1b[2J", "runnum": 3})
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "mfx\xe9", "\x7f", "\x9b2J"])
+def test_run_and_chunk_information_must_be_printable(text):
+    with pytest.raises(Xtc2Error, match="no printable ASCII text"):
+        run_info({"expt": text, "runnum": 3})
+    with pytest.raises(Xtc2Error, match="no printable ASCII text"):
+        chunk_info({"filename": text, "chunkid": 3})
+
+
+def test_run_and_chunk_information_must_be_short():
+    assert run_info({"expt": "x" * 127, "runnum": 3}).experiment == "x" * 127
+    assert chunk_info({"filename": "x" * 255, "chunkid": 3}).filename == "x" * 255
+    with pytest.raises(Xtc2Error, match="expt has more than 127 characters"):
+        run_info({"expt": "x" * 128, "runnum": 3})
+    with pytest.raises(Xtc2Error, match="filename has more than 255 characters"):
+        chunk_info({"filename": "x" * 256, "chunkid": 3})
+
+
+def test_texts_take_a_character_a_byte_and_can_be_cut():
+    one = replace(RAW, fields=(Field("a", FieldType.CHARSTR, 1), Field("b", FieldType.UINT8, 0)))
+    data = shapes_data(one, {"a": "\xe9\xff" * 50, "b": 7})
+    assert parse_shapes_data(data, only(data), one) == {"a": "\xe9\xff" * 50, "b": 7}
+    assert parse_shapes_data(data, only(data), one, longest_text=3) == {"a": "\xe9\xff\xe9", "b": 7}
 
 
 def test_a_unique_id_is_the_type_and_the_ids_by_rising_segment():

@@ -206,6 +206,46 @@ def test_the_run_is_named_where_it_is_told(tmp_path):
     assert inspect_file(silent).runs == ()
 
 
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("x" * 128, "expt has more than 127 characters"),
+        ("x" * 100_000, "expt has more than 127 characters"),
+        ("mfx\xe9", "no printable ASCII text"),
+        ("\x1b[2J", "no printable ASCII text"),
+    ],
+)
+def test_a_run_whose_name_makes_no_sense_is_a_remark_and_the_rest_is_read(tmp_path, experiment, words):
+    path = tmp_path / "mfx1-r0009-s000-c000.xtc2"
+    good = xtc2_bytes([EPIX], experiment="mfx1", run=10)
+    begin = len(xtc2_bytes([EPIX], until=Transition.Configure))
+    path.write_bytes(xtc2_bytes([EPIX], experiment=experiment, run=9) + good[begin:])
+    report = inspect_file(path)
+    assert (report.status, report.readable, report.damaged) == (StreamStatus.HAS_EVENTS, True, False)
+    assert (report.runs, report.datagrams["L1Accept"]) == ((RunInfo("mfx1", 10),), 6)
+    assert report.reason.startswith(f"the runinfo at {begin} is unreadable: ")
+    assert words in report.reason
+    assert report.reason.isprintable()
+    assert judge_run(tmp_path, "mfx1", 9).usable
+
+
+def test_a_next_chunk_whose_name_makes_no_sense_is_a_remark(tmp_path):
+    path = write_xtc2(tmp_path / "a.xtc2", [EPIX], next_chunk=ChunkInfo(1, "x" * 256))
+    report = inspect_file(path)
+    assert (report.readable, report.chunks, report.runs) == (True, (), (RunInfo("xpptut15", 1),))
+    assert "is unreadable: filename has more than 255 characters" in report.reason
+
+
+def test_of_many_runs_whose_names_make_no_sense_one_is_told_and_the_others_are_counted(tmp_path):
+    path = tmp_path / "a.xtc2"
+    whole = xtc2_bytes([EPIX], experiment="x" * 200)
+    begin = len(xtc2_bytes([EPIX], until=Transition.Configure))
+    path.write_bytes(whole[:begin] + whole[begin:] * 40)
+    first, rest = inspect_file(path).reason.split("; ")
+    assert first == f"the runinfo at {begin} is unreadable: expt has more than 127 characters"
+    assert rest == "39 more runs or chunks are unreadable"
+
+
 def test_the_next_chunk_is_named_and_has_no_configure(tmp_path):
     first = write_xtc2(tmp_path / "a.xtc2", [EPIX], next_chunk=ChunkInfo(1, "elsewhere.xtc2"))
     assert inspect_file(first).chunks == (ChunkInfo(1, "elsewhere.xtc2"),)

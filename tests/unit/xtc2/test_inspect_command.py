@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,66 @@ def test_a_bad_file_is_reported_with_the_others_and_gives_65(capsys, tmp_path, g
     assert f"{cut}: truncated: the Configure at 0" in err
 
 
-def test_a_missing_file_gives_66_and_a_bad_one_beside_it_65(capsys, tmp_path, good):
+def test_what_is_missing_or_no_file_gives_65_and_the_status_says_which(capsys, tmp_path, good):
     code, out, err = typed(capsys, tmp_path / "none.xtc2", good, "--json")
-    assert code == 66
-    assert [json.loads(line)["status"] for line in out.splitlines()] == ["no file", "has events"]
-    assert "no file" in err
-    code, _, _ = typed(capsys, tmp_path / "none.xtc2", tmp_path, "--json")
     assert code == 65
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["no file", "has events"]
+    assert f"nightbeam: no file {tmp_path}/none.xtc2\n  fix: " in err
+    code, out, err = typed(capsys, tmp_path, good, "--json")
+    assert code == 65
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["not xtc2", "has events"]
+    assert "no regular file" in err
+
+
+def test_a_file_that_may_not_be_read_gives_65_and_hides_no_other(capsys, tmp_path, good, monkeypatch):
+    closed = write_xtc2(tmp_path / "closed.xtc2", [EPIX])
+    access, opened = os.access, os.open
+
+    def allowed(path: object, mode: int, **options: bool) -> bool:
+        return str(path) != str(closed) and access(path, mode, **options)
+
+    def opening(path: object, *rest: object, **options: object) -> int:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(os, "access", allowed)
+    monkeypatch.setattr(os, "open", opening)
+    code, out, err = typed(capsys, closed, good, "--json")
+    assert code == 65
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["unreadable", "has events"]
+    assert f"cannot read {closed}: Permission denied" in err
+
+
+@pytest.mark.parametrize("serial", ["[/b]", "[red]12", ":x:", "\\[/b]"])
+def test_people_see_the_serial_that_is_in_the_file(capsys, tmp_path, monkeypatch, serial):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = write_xtc2(tmp_path / "a.xtc2", [detector("epix", "epix10ka", [serial])])
+    code, out, _ = typed(capsys, path)
+    assert code == 0
+    assert f"epix = epix10ka_{serial} [0]" in out
+
+
+@pytest.mark.parametrize("name", ["[red].xtc2", "\x1b[2J.xtc2", "a\nb.xtc2", os.fsdecode(b"\xff.xtc2")])
+def test_people_see_a_files_name_whatever_it_is(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "300")
+    bad, cut = tmp_path / f"bad{name}", tmp_path / f"cut{name}"
+    bad.mkdir()
+    write_xtc2(cut, [EPIX], cut_bytes=3)
+    code, out, err = typed(capsys, bad, cut, tmp_path / f"none{name}")
+    assert code == 65
+    shown = name.encode("unicode_escape").decode()
+    for text in (out, err):
+        assert [text.count(f"{kind}{shown}") for kind in ("bad", "cut", "none")] == [1, 1, 1]
+        assert "\x1b" not in text
+
+
+def test_orders_to_the_terminal_that_are_in_a_file_do_not_reach_it(capsys, tmp_path):
+    path = write_xtc2(tmp_path / "a.xtc2", [EPIX], experiment="\x1b[2J", next_chunk=ChunkInfo(1, "\x1b]0;x\x07"))
+    code, out, err = typed(capsys, path)
+    assert code == 0
+    assert "unreadable" in err
+    assert not {"\x1b", "\x07"} & set(out + err)
 
 
 def test_an_unfinished_end_is_noted_and_no_failure(capsys, tmp_path):

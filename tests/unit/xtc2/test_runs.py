@@ -86,7 +86,7 @@ def test_runs_are_found_by_exact_experiment_and_the_rest_is_listed(tmp_path):
 
 def test_a_foreign_name_forges_no_line_of_the_log(tmp_path, caplog):
     (tmp_path / "a\nERROR all is lost\x1b[2J.xtc2").touch()
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="nightbeam"):
         assert find_runs(tmp_path, EXP) == {}
     (message,) = caplog.messages
     assert message.isprintable()
@@ -175,7 +175,7 @@ def test_small_data_that_cannot_be_read_or_go_meanwhile_are_a_remark(tmp_path, m
         return real(path)
 
     monkeypatch.setattr(os, "listdir", listed)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="nightbeam"):
         assert judge_run(tmp_path, EXP, 7).usable
         assert latest_usable_run(tmp_path, EXP)[0] is not None
     remarks = [r for r in caplog.records if "smalldata" in r.getMessage()]

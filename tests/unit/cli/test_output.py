@@ -1,0 +1,55 @@
+"""Whatever the data are, a table shows them and nothing else happens."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from nightbeam.cli.output import printable, show, talk
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]12", "[link=file:///etc]a[/link]", "a[", "\\[b]", ":smiley:", "[/]"])
+def test_brackets_and_colons_are_shown_as_they_are(capsys, text):
+    show([{"name": text}], title=text)
+    show([{text: 1}])
+    assert capsys.readouterr().out.count(text) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("a\x9b2Jb", r"a\x9b2Jb"),
+        ("a\x07\x08b", r"a\x07\x08b"),
+        ("a\rb", r"a\rb"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a\udcffb", r"a\udcffb"),
+        ("a\x00b", r"a\x00b"),
+    ],
+)
+def test_no_order_reaches_the_terminal(capsys, text, seen):
+    show([{"name": text, text: 1}], title=text)
+    talk(text)
+    out, err = capsys.readouterr()
+    assert (out.count(seen), err) == (3, seen + "\n")
+    assert not set(text) & set("\x1b\x9b\x07\x08\r\u202e\udcff\x00") & set(out + err)
+
+
+def test_line_breaks_that_are_meant_stay(capsys):
+    talk("one\n  two\tthree")
+    assert capsys.readouterr().err == "one\n  two\tthree\n"
+    show([{"name": "one\ntwo"}])
+    assert len([line for line in capsys.readouterr().out.splitlines() if "one" in line or "two" in line]) == 2
+    assert printable("one\ntwo", keep="") == r"one\ntwo"
+    assert printable("Größe 10 µJy → ok") == "Größe 10 µJy → ok"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_the_terminal_has_not_are_no_error(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    show([{"name": "μ"}])
+    sys.stdout.flush()
+    assert ("μ" if encoding == "utf-8" else r"\u03bc") in raw.getvalue().decode(encoding)
