@@ -23,6 +23,7 @@ __all__ = [
     "CalibrateSettings",
     "ContimgSettings",
     "ConvertSettings",
+    "ElogSettings",
     "ImageSettings",
     "IngestSettings",
     "PlatformSettings",
@@ -36,8 +37,8 @@ CONFIG_VARIABLE = "NIGHTBEAM_CONFIG"
 DEFAULT_FILE = Path("nightbeam.yaml")
 _FLUX_DENSITY = r"^\s*(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*(|Jy|mJy|uJy)\s*$"
 
-#: Variables that sites of the DSA-110 pipeline already set, and where each belongs here. Where several
-#: name one setting, the first that is set wins.
+#: Variables that sites of the DSA-110 pipeline and users of elogfetch already set, and where each belongs
+#: here. Where several name one setting, the first that is set wins.
 SEED_VARIABLES: Mapping[str, str] = {
     "PIPELINE_STATE_DIR": "state_dir",
     "CONTIMG_STATE_DIR": "state_dir",
@@ -66,6 +67,12 @@ SEED_VARIABLES: Mapping[str, str] = {
     "IMG_ROBUST": "contimg.image.robust",
     "IMG_NITER": "contimg.image.niter",
     "IMG_THRESHOLD": "contimg.image.threshold",
+    "FETCH_ELOG_HOURS_LOOKBACK": "elog.hours_lookback",
+    "FETCH_ELOG_PARALLEL_JOBS": "elog.parallel_jobs",
+    "FETCH_ELOG_DATABASE_DIR": "elog.database_dir",
+    "FETCH_ELOG_LOCK_TIMEOUT": "elog.lock_timeout",
+    "FETCH_ELOG_BASE_URL": "elog.base_url",
+    "FETCH_ELOG_KERBEROS_PRINCIPAL": "elog.kerberos_principal",
 }
 
 
@@ -188,6 +195,41 @@ class CalibSettings(_Section):
     owners: tuple[str, ...] = Field((), description="Other users whose cache files are trusted, by name or number.")
 
 
+class ElogSettings(_Section):
+    """The electronic logbook: whom to ask, what to mirror, and where to."""
+
+    base_url: str = Field("https://pswww.slac.stanford.edu", description="All of the logbook's address before `ws`.")
+    application: str = Field(
+        "lgbk", pattern=r"^[a-z0-9]{1,32}$", description="devlgbk for the service's development instance."
+    )
+    auth: Literal["kerberos", "bearer", "none"] = Field("kerberos", description="How the service is told who asks.")
+    kerberos_principal: str = Field("", description="The service's principal, such as HTTP@host; empty: of the host.")
+    token_file: Path | None = Field(None, description="Where a bearer token lies; None: where the facility puts it.")
+    database: str | None = Field(
+        None, description="The mirror: path of a SQLite file, or an SQLAlchemy URL; None: elog.db in database_dir."
+    )
+    database_dir: Path | None = Field(None, description="Where snapshots are published; None: elog in state_dir.")
+    hours_lookback: float = Field(168.0, gt=0, le=1e6, description="How far back an experiment counts as active.")
+    update_frequency_hours: float = Field(
+        0.0, ge=0, description="An update does nothing where the last one is younger, unless it is forced."
+    )
+    exclude_patterns: tuple[str, ...] = Field((), description="Shell patterns of experiments that are never read.")
+    names: tuple[str, ...] = Field((), description="Experiments that are always read, such as standing logbooks.")
+    everything: bool = Field(False, description="Mirror all that may be read, active or not.")
+    workflow_jobs: bool = Field(False, description="Also the jobs of workflows: one more request an experiment.")
+    full_days: float = Field(7.0, gt=0, description="Every list is read whole at least this often.")
+    slow_hours: float = Field(24.0, ge=0, description="Workflows and questionnaires are read this often.")
+    overlap_minutes: float = Field(60.0, ge=0, description="How far a window of entries reaches back into the last.")
+    due_most: int = Field(100, ge=0, description="Experiments that are read in one update only because they are due.")
+    parallel_jobs: int = Field(10, ge=1, le=64, description="Experiments, and requests, at a time.")
+    lock_timeout: float = Field(0.0, ge=0, description="Seconds to wait for another update of the same mirror.")
+    read_timeout: float = Field(300.0, gt=0, description="Seconds that one answer may take.")
+    publish: bool = Field(True, description="Whether an update publishes a snapshot.")
+    most_shrink: float = Field(
+        0.1, ge=0, le=1, description="A snapshot with a table that lost more of its rows than this is not published."
+    )
+
+
 class PlatformSettings(_Section):
     """The servers and workers of a site."""
 
@@ -214,6 +256,7 @@ class Settings(_Section):
     )
     calib: CalibSettings = CalibSettings()
     contimg: ContimgSettings = ContimgSettings()
+    elog: ElogSettings = ElogSettings()
     platform: PlatformSettings = PlatformSettings()
 
     @field_validator("log_level", mode="before")
@@ -241,7 +284,15 @@ class Settings(_Section):
                 "output_dir": self.calib.output_dir.expanduser().absolute(),
             }
         )
-        return self.model_copy(update={"state_dir": state, "calib": calib, "contimg": contimg})
+        directory = _absolute(self.elog.database_dir, state / "elog")
+        elog = self.elog.model_copy(
+            update={
+                "database_dir": directory,
+                "database": database_url(self.elog.database, directory / "elog.db"),
+                "token_file": self.elog.token_file and self.elog.token_file.expanduser().absolute(),
+            }
+        )
+        return self.model_copy(update={"state_dir": state, "calib": calib, "contimg": contimg, "elog": elog})
 
     def to_yaml(self) -> str:
         """Return the settings as the YAML that `load_settings` reads."""
@@ -261,6 +312,7 @@ def load_settings(
     config: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Return the settings of this process.
 
@@ -273,6 +325,8 @@ def load_settings(
     environ
         The environment; `os.environ` by default. ``NIGHTBEAM_CONTIMG__IMAGE__NITER=300`` and the names
         in `SEED_VARIABLES` are read; the former win.
+    more
+        By dotted name, what another configuration file says; the environment wins over it.
 
     Raises
     ------
@@ -281,6 +335,8 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     tree = _read_yaml(config, environ)
+    for dotted, value in (more or {}).items():
+        _put(tree, dotted.split("."), value)
     for name, dotted in reversed(list(SEED_VARIABLES.items())):
         if environ.get(name):
             _put(tree, dotted.split("."), environ[name])

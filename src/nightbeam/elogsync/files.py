@@ -1,0 +1,244 @@
+"""What lies beside the mirror: snapshots, the lock, the list of failures, and the configuration of elogfetch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nightbeam.catalog import Logbook
+from nightbeam.catalog.elog_snapshot import snapshot_counts
+from nightbeam.core.errors import ConfigError, InputError, MissingError, RejectedError
+from nightbeam.core.files import storage_errors, write_text
+from nightbeam.core.locks import sole_owner
+from nightbeam.core.times import iso_z, utc_now
+from nightbeam.elogsync.compute import kept_snapshots, shrunk, snapshot_name, snapshot_time
+from nightbeam.elogsync.model import Outcome
+
+__all__ = [
+    "FAILED",
+    "Published",
+    "latest_snapshot",
+    "publish",
+    "read_config",
+    "read_failed",
+    "snapshots",
+    "sole_sync",
+    "write_failed",
+]
+
+#: Where elogfetch keeps the experiments that could not be read.
+FAILED = "failed_experiments.json"
+
+_NO_LIST = "name the file that an update wrote"
+
+#: Keys of elogfetch's configuration that are ours under another name, and those that mean nothing here.
+_KEYS = {"database_path": "database"}
+_IGNORED = frozenset({"queue_size", "batch_commit_size"})
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A snapshot.
+
+    Attributes
+    ----------
+    rows
+        By table.
+    removed
+        Snapshots that their age made superfluous.
+    """
+
+    path: Path
+    rows: Mapping[str, int]
+    removed: tuple[Path, ...] = ()
+
+
+@contextmanager
+def sole_sync(logbook: Logbook, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Make sure that nobody else syncs this mirror, on this machine or, where it lies on a server, on any.
+
+    Raises
+    ------
+    BusyError
+        Naming who does.
+    """
+    file = logbook.database.file
+    if file is None:
+        with logbook.sole_writer(wait_s=wait_s):
+            yield
+    else:
+        with storage_errors(file):
+            lock = file.with_name(f".{file.name}.sync.lock")
+            with sole_owner(lock, wait_s=wait_s, what=f"the sync of {file}"):
+                yield
+
+
+def snapshots(directory: Path) -> list[Path]:
+    """Return the snapshots of a directory, the newest last; none where there is no such directory."""
+    try:
+        found = [path for path in directory.iterdir() if snapshot_time(path.name) is not None]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: path.name)
+
+
+def latest_snapshot(directory: Path) -> Path | None:
+    """Return the newest snapshot, or None."""
+    found = snapshots(directory)
+    return found[-1] if found else None
+
+
+def publish(
+    logbook: Logbook,
+    directory: Path,
+    *,
+    most_shrink: float = 0.1,
+    shrink: bool = False,
+    now: Callable[[], datetime] = datetime.now,
+) -> Published:
+    """Publish the mirror as it is now, for readers of a single file, and remove old snapshots by their age.
+
+    Parameters
+    ----------
+    most_shrink
+        The fraction of its rows that a table may have lost since the last snapshot.
+    shrink
+        Publish whatever was lost.
+    now
+        The local time, for names.
+
+    Raises
+    ------
+    RejectedError
+        If far fewer rows would be published than last time; the last snapshot stays.
+    StorageError
+        If it cannot be written.
+    """
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    last, rows = latest_snapshot(directory), logbook.counts()
+    lost = [] if last is None or shrink else shrunk(_counts(last), rows, most=most_shrink)
+    if lost:
+        raise RejectedError(
+            f"not published: {'; '.join(lost)} ({last})",
+            fix="find out what became of them; if that is right, publish with --shrink",
+        )
+    path = logbook.backup(directory / snapshot_name(now()))
+    there = snapshots(directory)
+    kept = kept_snapshots([one.name for one in there], now=now())
+    removed = [one for one in there if one.name not in kept and one != path]
+    for one in removed:
+        with storage_errors(one):
+            one.unlink(missing_ok=True)
+    return Published(path, rows, tuple(removed))
+
+
+def _counts(path: Path) -> Mapping[str, int]:
+    try:
+        return snapshot_counts(path)
+    except (InputError, MissingError):
+        return {}  # a file of that name that is none of ours guards nothing
+
+
+def write_failed(directory: Path, outcomes: Iterable[Outcome], *, now: datetime | None = None) -> Path | None:
+    """Write which experiments could not be read, as elogfetch does; returns None, and no file stays, if all could."""
+    path = directory / FAILED
+    stamp = iso_z(now or utc_now())
+    failed = [
+        {"experiment_id": one.experiment_id, "error": _why(one), "timestamp": stamp} for one in outcomes if one.failed
+    ]
+    if not failed:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+        return None
+    write_text(path, json.dumps(failed, indent=1) + "\n")
+    return path
+
+
+def _why(outcome: Outcome) -> str:
+    found = [f"{resource.value}: {error}" for resource, error in outcome.errors.items()]
+    return "; ".join(found or outcome.notes or ("not attempted",))
+
+
+def read_failed(path: Path) -> list[str]:
+    """Return the ids in a list of failures, each once.
+
+    Raises
+    ------
+    MissingError
+        If there is no such file.
+    InputError
+        If it is no such list.
+    """
+    try:
+        found = json.loads(path.read_text())
+        names = [item["experiment_id"] for item in found]
+    except FileNotFoundError as error:
+        raise MissingError(
+            f"there is no list of failures {path}", fix="nothing failed, or name another file"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no list of failures: {error!r}", fix="name the file that an update wrote"
+        ) from error
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path} is no list of failures", fix=_NO_LIST)
+    return list(dict.fromkeys(names))
+
+
+def read_config(path: Path | None, environ: Mapping[str, str], known: Iterable[str]) -> dict[str, Any]:
+    """Return what a flat configuration file of elogfetch says, by our dotted names.
+
+    Parameters
+    ----------
+    path
+        None: ``~/.config/elogfetch/config.yaml``, which need not be there.
+    environ
+        Its ``XDG_CONFIG_HOME`` and ``HOME`` say where that is.
+    known
+        The settings of the section ``elog``.
+
+    Raises
+    ------
+    ConfigError
+        If a file that was named is not there, is no YAML, or has a key that means nothing.
+    """
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config")
+    place = path or home / "elogfetch" / "config.yaml"
+    try:
+        tree = yaml.safe_load(place.read_text())
+    except FileNotFoundError as error:
+        if path is None:
+            return {}
+        raise ConfigError(f"no configuration file {path}", fix="create it or correct its name") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{place} is not YAML: {error}", fix="correct the file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {place}: {error.strerror}", fix="check the file") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place} holds a {type(tree).__name__}, not settings", fix="write `name: value` lines")
+    return {
+        f"elog.{_known_key(str(key), place, frozenset(known))}": value
+        for key, value in tree.items()
+        if str(key) not in _IGNORED
+    }
+
+
+def _known_key(key: str, place: Path, known: frozenset[str]) -> str:
+    name = _KEYS.get(key, key)
+    if name not in known:
+        near = difflib.get_close_matches(key, [*known, *_KEYS], n=1, cutoff=0.5)
+        raise ConfigError(
+            f"{place}: there is no setting {key!r}", fix=f"did you mean {near[0]}?" if near else "remove it"
+        )
+    return name
