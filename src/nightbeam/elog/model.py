@@ -113,7 +113,7 @@ class Traffic:
     nbytes
         Of the bodies of answers that came whole.
     most_in_flight
-        How many questions were being asked at once, at most.
+        How many requests were being made at once, at most.
     """
 
     requests: int = 0
