@@ -7,12 +7,13 @@ from prefect.blocks.core import Block
 
 from blocks.calib import CalibrationService
 from blocks.contimg import ContimgSite
+from blocks.elog import ElogService
 from nightbeam.core.settings import Settings
 
-__all__ = ["KINDS", "CalibrationService", "ContimgSite", "save_site_blocks"]
+__all__ = ["KINDS", "CalibrationService", "ContimgSite", "ElogService", "save_site_blocks"]
 
 #: Every block of ours.
-KINDS: tuple[type[Block], ...] = (CalibrationService, ContimgSite)
+KINDS: tuple[type[Block], ...] = (CalibrationService, ContimgSite, ElogService)
 
 
 def save_site_blocks(settings: Settings) -> list[str]:
@@ -22,7 +23,8 @@ def save_site_blocks(settings: Settings) -> list[str]:
     """
     _calibration_service(settings).save("main", overwrite=True)
     ContimgSite.of(settings).save("main", overwrite=True)
-    return ["calibration-service/main", "contimg-site/main"]
+    _elog_service(settings).save("main", overwrite=True)
+    return ["calibration-service/main", "contimg-site/main", "elog-service/main"]
 
 
 def _calibration_service(settings: Settings) -> CalibrationService:
@@ -33,3 +35,13 @@ def _calibration_service(settings: Settings) -> CalibrationService:
         known = CalibrationService()
     assert isinstance(known, CalibrationService)
     return known.at(settings.calib.service_url)
+
+
+def _elog_service(settings: Settings) -> ElogService:
+    """Return the block of the settings; how to be let in is set by an operator in the page, and stays."""
+    try:
+        known = ElogService.load("main")
+    except ValueError:
+        return ElogService.of(settings)
+    assert isinstance(known, ElogService)
+    return ElogService.of(settings, known=known)

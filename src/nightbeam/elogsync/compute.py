@@ -100,7 +100,9 @@ class _Candidate:
         if not reasons:
             return None
         needs = self._needs(policy, reasons, now)
-        if not needs:
+        if policy.only_failed:
+            needs = {r: need for r, need in needs.items() if self._unread(r) or self._failed(r) or r is Resource.INFO}
+        if not needs.keys() - ({Resource.INFO} if policy.only_failed and self.row is not None else set()):
             return None
         shown = self.summary.name if self.summary else self.row.name if self.row else name
         return Planned(self.key, shown, reasons, needs, self.summary, self.row is not None)

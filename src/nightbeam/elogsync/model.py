@@ -64,6 +64,8 @@ class Policy:
         Also experiments that the user may read and that nobody has been active in.
     full
         Read every experiment of the mirror, and all of it.
+    only_failed
+        Read nothing but what failed last time or was never read: a second attempt.
     """
 
     hours: float = 168.0
@@ -76,6 +78,7 @@ class Policy:
     exclude: tuple[str, ...] = ()
     everything: bool = False
     full: bool = False
+    only_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
