@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,32 +20,35 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from nightbeam.catalog.elog_model import Access, Change, ExperimentRow, Hit, SyncState
+from nightbeam.catalog.elog_rows import (
+    CHUNK,
+    LISTS,
+    WHOLE,
+    Answer,
+    Key,
+    ListKind,
+    digest,
+    experiment_columns,
+    fields_of,
+    keep_parameters,
+    name_detectors,
+    put_whole,
+    short_enough,
+    state_row,
+    write_rows,
+)
 from nightbeam.catalog.elog_schema import (
-    ENTRY_FIELDS,
-    FILE_FIELDS,
-    JOB_FIELDS,
     NOT_MODELLED,
-    RUN_FIELDS,
     VIEWS,
-    WORKFLOW_FIELDS,
-    AttachmentTable,
-    DetectorTable,
     ElogBase,
     EntryTable,
     ExperimentTable,
-    Field,
-    FileTable,
-    JobTable,
     MetadataTable,
-    QuestionnaireFieldTable,
     QuestionnaireTable,
-    RunTable,
     SafeText,
     SyncTable,
-    WorkflowDefinitionTable,
     WorkflowTable,
     document_of,
-    row_of,
 )
 from nightbeam.catalog.remote import Database, insert_once, sqlite_errors, upsert
 from nightbeam.core.errors import InputError, MissingError, StorageError, UsageError
@@ -58,16 +61,11 @@ from nightbeam.elog.model import Document, Resource, Summary
 __all__ = ["Logbook"]
 
 T = TypeVar("T")
-Key = str | int | tuple[int | None, str]
 
 _X = ExperimentTable
 _E = EntryTable
 _S = SyncTable
 
-#: Rows that are looked up, written or read at a time.
-_CHUNK: Final = 500
-#: The longest text that may identify a row, in bytes: PostgreSQL's indexes take no more than 2.7 kB.
-_LONGEST_KEY: Final = 2000
 #: Keys that an experiment has both in the list of experiments and in its own ``info``: what was said last holds.
 _SHARED: Final = frozenset(
     {
@@ -123,11 +121,11 @@ class Logbook:
         kind = "summary" if isinstance(experiment, Summary) else "info"
         document = dict(experiment.document if isinstance(experiment, Summary) else experiment)
         found = compute.summary_of(document)
-        _short_enough(found.experiment_id, "experiment")
-        _short_enough(found.name, "experiment")
+        short_enough(found.experiment_id, "experiment")
+        short_enough(found.name, "experiment")
         if "params" in document:
             document["params"] = compute.without_secrets(document["params"])
-        mark, stamp = _digest(document), _stamp(now)
+        mark, stamp = digest(document), _stamp(now)
         with self.database.write() as connection:
             change = self._put_experiment(connection, kind, document, mark, stamp)
             if kind == "info":
@@ -146,7 +144,7 @@ class Logbook:
         told = _SHARED | document.keys()
         other = (row["info" if kind == "summary" else "summary"] or {}) if row is not None else {}
         whole = document | {name: value for name, value in other.items() if name not in told}
-        values = _experiment_columns(whole) | {kind: document, f"{kind}_digest": mark, "updated_at": stamp}
+        values = experiment_columns(whole) | {kind: document, f"{kind}_digest": mark, "updated_at": stamp}
         values["name"] = self._free_name(connection, str(document["name"]), key)
         if row is None:
             since = {"status": Access.OK.value, "status_since": stamp, "first_seen": stamp}
@@ -234,7 +232,7 @@ class Logbook:
         MissingError
             If the mirror has no such experiment.
         """
-        answer = _Answer(full, body_sha256, _stamp(now), None if window_end is None else _stamp(window_end))
+        answer = Answer(full, body_sha256, _stamp(now), None if window_end is None else _stamp(window_end))
         return self._put(experiment_id, Resource.ENTRIES, documents, answer)
 
     def put_runs(
@@ -247,7 +245,7 @@ class Logbook:
         now: datetime | None = None,
     ) -> Change:
         """Store runs, as `put_entries` does; a run that comes without ``params`` keeps those that it has."""
-        return self._put(experiment_id, Resource.RUNS, documents, _Answer(full, body_sha256, _stamp(now)))
+        return self._put(experiment_id, Resource.RUNS, documents, Answer(full, body_sha256, _stamp(now)))
 
     def put_files(
         self,
@@ -259,7 +257,7 @@ class Logbook:
         now: datetime | None = None,
     ) -> Change:
         """Store what the file manager knows, as `put_entries` does."""
-        return self._put(experiment_id, Resource.FILES, documents, _Answer(full, body_sha256, _stamp(now)))
+        return self._put(experiment_id, Resource.FILES, documents, Answer(full, body_sha256, _stamp(now)))
 
     def put_workflows(
         self,
@@ -271,10 +269,11 @@ class Logbook:
     ) -> Change:
         """Store all workflow definitions, as `put_entries` does."""
         found = [dict(document) for document in documents]
-        answer = _Answer(True, body_sha256, _stamp(now))
+        whole = {"definitions": found}
+        answer = Answer(True, body_sha256, _stamp(now))
 
         def keep(connection: Connection, home: int) -> bool:
-            return _put_whole(connection, WorkflowTable, home, {"definitions": found}, {}, answer.stamp)
+            return put_whole(connection, WorkflowTable, home, whole, {}, answer.stamp, empty={"definitions": []})
 
         return self._put(experiment_id, Resource.WORKFLOWS, found, answer, keep)
 
@@ -287,7 +286,7 @@ class Logbook:
         now: datetime | None = None,
     ) -> Change:
         """Store all jobs of workflows, as `put_entries` does."""
-        return self._put(experiment_id, Resource.JOBS, documents, _Answer(True, body_sha256, _stamp(now)))
+        return self._put(experiment_id, Resource.JOBS, documents, Answer(True, body_sha256, _stamp(now)))
 
     def put_questionnaire(
         self,
@@ -299,15 +298,15 @@ class Logbook:
         body_sha256: str | None = None,
         now: datetime | None = None,
     ) -> Change:
-        """Store a questionnaire whole, and each of its fields; the counts are of fields."""
-        answer = _Answer(True, body_sha256, _stamp(now))
+        """Store a questionnaire whole, and each of its fields; the counts are of fields. An empty one is none."""
+        answer = Answer(True, body_sha256, _stamp(now))
         whole = dict(document)
 
         def keep(connection: Connection, home: int) -> bool:
             more = {"period": period, "proposal": proposal}
-            return _put_whole(connection, QuestionnaireTable, home, whole, more, answer.stamp)
+            return put_whole(connection, QuestionnaireTable, home, whole, more, answer.stamp, empty={})
 
-        return self._put(experiment_id, Resource.QUESTIONNAIRE, _fields_of(whole, proposal), answer, keep)
+        return self._put(experiment_id, Resource.QUESTIONNAIRE, fields_of(whole, proposal), answer, keep)
 
     def failed(
         self, experiment_id: str, resource: Resource | str, error: str, *, now: datetime | None = None
@@ -316,7 +315,7 @@ class Logbook:
         resource = Resource(resource)
         with self.database.write() as connection:
             home = self._home(connection, experiment_id)
-            before = _state(connection, home, resource)
+            before = state_row(connection, home, resource)
             values = {
                 "status": "failed",
                 "error": error,
@@ -363,10 +362,10 @@ class Logbook:
             If the mirror has none.
         """
         resource = Resource(resource)
-        if resource in _WHOLE:
+        if resource in WHOLE:
             found = next(self._whole(resource, experiment_id), None)
         else:
-            kind = _LISTS[resource]
+            kind = LISTS[resource]
             path = key[1] if isinstance(key, tuple) else key
             rows = self._documents(kind, experiment_id, kind.lookup == path)
             found = next((document for document in rows if kind.key(document) == key), None)
@@ -379,12 +378,12 @@ class Logbook:
     ) -> Iterator[dict[str, Any]]:
         """Yield the documents of one list in the order in which they first came, without those that are missing."""
         resource = Resource(resource)
-        if resource in _WHOLE:
+        if resource in WHOLE:
             return self._whole(resource, experiment_id)
-        kind = _LISTS[resource]
+        kind = LISTS[resource]
         return self._documents(kind, experiment_id, sa.true() if missing else kind.table.missing_since.is_(None))
 
-    def _documents(self, kind: _List, experiment_id: str, where: Any) -> Iterator[dict[str, Any]]:
+    def _documents(self, kind: ListKind, experiment_id: str, where: Any) -> Iterator[dict[str, Any]]:
         query = sa.select(kind.table).join(_X, _X.id == kind.table.experiment_id).order_by(kind.table.id)
         for row in self._stream(query.where(_X.experiment_id == experiment_id, where)):
             yield document_of(row, kind.fields)
@@ -479,7 +478,7 @@ class Logbook:
         # Words are letters and digits alone, so nothing in them can be taken for syntax.
         if self.database.engine.dialect.name == "sqlite":
             query = " AND ".join(f'"{" ".join(words)}"' + (" *" if prefix else "") for words, prefix in terms)
-            found = "logbook_entries.id IN (SELECT rowid FROM logbook_search WHERE logbook_search MATCH :asked)"
+            found = "logbook_entries.id IN (SELECT rowid FROM logbook_fts WHERE logbook_fts MATCH :asked)"
         else:
             query = " & ".join(
                 "(" + " <-> ".join(f"'{word}'" for word in words) + (":*" if prefix else "") + ")"
@@ -517,7 +516,7 @@ class Logbook:
     def _problems_of_full_text(self) -> list[str]:
         with suppress(StorageError), self.database.write() as connection:  # it cannot be asked of a read-only file
             try:
-                connection.exec_driver_sql("INSERT INTO logbook_search(logbook_search) VALUES('integrity-check')")
+                connection.exec_driver_sql("INSERT INTO logbook_fts(logbook_fts) VALUES('integrity-check')")
             except sa.exc.DatabaseError as error:
                 if "malformed" in str(error.orig):
                     return [f"full text: {error.orig}"]
@@ -564,7 +563,7 @@ class Logbook:
                 names = ", ".join(f'"{column.name}"' for column in table.columns)
                 marks = ", ".join("?" * len(table.columns))
                 # A few entries at a time: each can have megabytes.
-                size = 20 if table is EntryTable.__table__ else _CHUNK
+                size = 20 if table is EntryTable.__table__ else CHUNK
                 put, query = (
                     f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})',
                     f'SELECT {names} FROM "{table.name}"',
@@ -581,12 +580,12 @@ class Logbook:
         experiment_id: str,
         resource: Resource,
         documents: Iterable[Document],
-        answer: _Answer,
+        answer: Answer,
         keep: Callable[[Connection, int], bool] | None = None,
     ) -> Change:
         if answer.full and answer.body_sha256 and (known := self._said_again(experiment_id, resource, answer)):
             return known
-        kind = _LISTS[resource]
+        kind = LISTS[resource]
         try:
             found = {kind.key(document): dict(document) for document in documents}
             marks = {key: compute.digest(document) for key, document in found.items()}
@@ -595,12 +594,12 @@ class Logbook:
         with self.database.write() as connection:
             home = self._home(connection, experiment_id)
             if resource is Resource.RUNS:
-                _keep_parameters(connection, home, found, marks)
-            change = _write_rows(connection, kind, home, found, marks, answer)
+                keep_parameters(connection, home, found, marks)
+            change = write_rows(connection, kind, home, found, marks, answer)
             if keep is not None and keep(connection, home) and not change.written:
                 change += Change(changed=1)  # nothing of it that has a row of its own
             if change.written and resource is Resource.RUNS:
-                _name_detectors(connection, home)
+                name_detectors(connection, home)
             rows = connection.execute(
                 sa.select(sa.func.count())
                 .select_from(kind.table)
@@ -619,11 +618,11 @@ class Logbook:
             )
         return change
 
-    def _said_again(self, experiment_id: str, resource: Resource, answer: _Answer) -> Change | None:
+    def _said_again(self, experiment_id: str, resource: Resource, answer: Answer) -> Change | None:
         """Note that a full answer is the last one again; None where it is not."""
         with self.database.write() as connection:
             home = self._home(connection, experiment_id)
-            state = _state(connection, home, resource)
+            state = state_row(connection, home, resource)
             if state is None or state["body_sha256"] != answer.body_sha256:
                 return None
             self._succeeded(
@@ -692,341 +691,7 @@ class Logbook:
                 yield from (dict(row) for row in rows)
 
 
-# -- the lists ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What is known of an answer beside its documents."""
-
-    full: bool
-    body_sha256: str | None
-    stamp: str
-    window_end: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    """How the documents of a list become rows.
-
-    Attributes
-    ----------
-    key
-        What identifies a document; raises `InputError` where that is not there.
-    stored_key, lookup
-        The columns of it, and the one of them by which rows are looked up.
-    derived
-        Columns that follow from a document.
-    """
-
-    table: Any
-    fields: tuple[Field, ...]
-    key: Callable[[Document], Key]
-    stored_key: tuple[Any, ...]
-    lookup: Any
-    derived: Callable[[Document], dict[str, Any]]
-
-    def row(self, document: Document) -> dict[str, Any]:
-        return row_of(document, self.fields) | self.derived(document)
-
-
-def _short_enough(text: str, what: str) -> str:
-    if len(text.encode("utf-8", "surrogatepass")) > _LONGEST_KEY:
-        raise InputError(f"a name of {len(text)} characters in {what}: {text[:60]!r}...")
-    return text
-
-
-def _id_key(what: str) -> Callable[[Document], str]:
-    def key(document: Document) -> str:
-        found = document.get("_id")
-        if not isinstance(found, str) or not found:
-            raise InputError(f"{what} without an _id: {str(dict(document))[:200]}")
-        return _short_enough(found, what)
-
-    return key
-
-
-def _run_key(document: Document) -> int:
-    number = compute.whole_number(document.get("num"))
-    if number is None:
-        raise InputError(f"a run without a number: {str(dict(document))[:200]}")
-    return number
-
-
-def _file_key(document: Document) -> tuple[int | None, str]:
-    path, run = document.get("path"), document.get("run_num")
-    number = compute.whole_number(run)
-    if not isinstance(path, str) or (run is not None and number is None):
-        raise InputError(f"a file without a path or with an odd run: {str(dict(document))[:200]}")
-    return number, _short_enough(path, "a file")
-
-
-def _entry_columns(document: Document) -> dict[str, Any]:
-    title, tags = document.get("title"), document.get("tags")
-    words = [title] if isinstance(title, str) else []
-    words.append(compute.plain_text(document.get("content"), title))
-    words += [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    return {
-        "run_hint": compute.run_hint(document),
-        "history_of": compute.history_of(document),
-        "search_text": compute.tidy("\n".join(words)),
-    }
-
-
-def _run_columns(document: Document) -> dict[str, Any]:
-    params, sample = document.get("params"), document.get("sample")
-    said = compute.production(params)
-    name = sample.get("name") if isinstance(sample, Mapping) else None
-    return {
-        "sample": name if isinstance(name, str) else None,
-        "detectors": _short_names(compute.detectors(params)),
-        **{f.name: getattr(said, f.name) for f in fields(said)},
-    }
-
-
-def _short_names(found: Mapping[str, bool]) -> dict[str, bool] | None:
-    return {name: seen for name, seen in found.items() if len(name.encode("utf-8", "replace")) <= _LONGEST_KEY} or None
-
-
-def _field_columns(document: Document) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "field"} | {"extra": None}
-
-
-def _nothing(_document: Document) -> dict[str, Any]:
-    return {}
-
-
-_LISTS: Final[Mapping[Resource, _List]] = {
-    Resource.ENTRIES: _List(_E, ENTRY_FIELDS, _id_key("an entry"), (_E.entry_id,), _E.entry_id, _entry_columns),
-    Resource.RUNS: _List(RunTable, RUN_FIELDS, _run_key, (RunTable.run_number,), RunTable.run_number, _run_columns),
-    Resource.FILES: _List(
-        FileTable, FILE_FIELDS, _file_key, (FileTable.run_num, FileTable.path), FileTable.path, _nothing
-    ),
-    Resource.WORKFLOWS: _List(
-        WorkflowDefinitionTable,
-        WORKFLOW_FIELDS,
-        _id_key("a workflow definition"),
-        (WorkflowDefinitionTable.mongo_id,),
-        WorkflowDefinitionTable.mongo_id,
-        _nothing,
-    ),
-    Resource.JOBS: _List(
-        JobTable, JOB_FIELDS, _id_key("a workflow job"), (JobTable.mongo_id,), JobTable.mongo_id, _nothing
-    ),
-    Resource.QUESTIONNAIRE: _List(
-        QuestionnaireFieldTable,
-        (),
-        lambda document: str(document["field_id"]),
-        (QuestionnaireFieldTable.field_id,),
-        QuestionnaireFieldTable.field_id,
-        _field_columns,
-    ),
-}
-#: What is one document.
-_WHOLE: Final = frozenset({Resource.INFO, Resource.QUESTIONNAIRE})
-
-
-def _fields_of(whole: Document, proposal: str | None) -> list[dict[str, Any]]:
-    """Return the fields of a questionnaire as rows; what is no field is in the whole of it alone."""
-    found = []
-    for category, items in whole.items():
-        for item in items if isinstance(items, list) else []:
-            name = item.get("id") if isinstance(item, dict) else None
-            if not isinstance(name, str) or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_KEY:
-                continue
-            texts = {key: item.get(key) for key in ("val", "modified_time", "modified_uid", "created_time")}
-            texts = {key: value if isinstance(value, str) else None for key, value in texts.items()}
-            found.append(
-                {
-                    "field_id": name,
-                    "proposal": proposal,
-                    "category": category,
-                    "field_name": name.removeprefix(f"{category}-"),
-                    "field_value": texts.pop("val"),
-                    **texts,
-                }
-            )
-    return found
-
-
-# -- rows ---------------------------------------------------------------------------------------------------------
-
-
-def _write_rows(
-    connection: Connection,
-    kind: _List,
-    home: int,
-    found: Mapping[Key, dict[str, Any]],
-    marks: Mapping[Key, str],
-    answer: _Answer,
-) -> Change:
-    stored = _stored(connection, kind, home, None if answer.full else list(found))
-    new = [key for key in found if key not in stored]
-    back = [key for key in found if key in stored and stored[key].missing_since is not None]
-    differing = [key for key in found if key in stored and stored[key].digest != marks[key]]
-    changed = [key for key in differing if stored[key].missing_since is None]
-    gone = (
-        [row.id for key, row in stored.items() if key not in found and row.missing_since is None] if answer.full else []
-    )
-    table = kind.table
-    seen = {"experiment_id": home, "first_seen": answer.stamp, "changed_at": answer.stamp, "missing_since": None}
-    for keys in _chunks(new):
-        rows = [_row(kind, table, found[key]) | seen | {"digest": marks[key]} for key in keys]
-        connection.execute(sa.insert(table), rows)
-    change = sa.update(table).where(table.id == sa.bindparam("this"))
-    seen = {"changed_at": answer.stamp, "missing_since": None}
-    for keys in _chunks(differing):
-        rows = [_row(kind, table, found[key]) | seen | {"digest": marks[key], "this": stored[key].id} for key in keys]
-        connection.execute(change, rows)
-    _mark_missing(connection, table, [stored[key].id for key in back if stored[key].digest == marks[key]], None)
-    _mark_missing(connection, table, gone, answer.stamp)
-    if table is _E:
-        _put_attachments(connection, home, {key: found[key] for key in (*new, *differing)}, answer.stamp)
-    same = len(found) - len(new) - len(changed) - len(back)
-    return Change(new=len(new), changed=len(changed), same=same, missing=len(gone), back=len(back))
-
-
-def _row(kind: _List, table: Any, document: Document) -> dict[str, Any]:
-    row = kind.row(document)
-    return row if "extra" in table.__table__.columns else {key: v for key, v in row.items() if key != "extra"}
-
-
-def _stored(connection: Connection, kind: _List, home: int, keys: Sequence[Key] | None) -> dict[Key, Any]:
-    """Return what is stored of an experiment, all of it or what these keys name."""
-    table = kind.table
-    query = sa.select(table.id, table.digest, table.missing_since, *kind.stored_key).where(table.experiment_id == home)
-    if keys is None:
-        rows = list(connection.execute(query))
-    else:
-        wanted = [key[-1] if isinstance(key, tuple) else key for key in keys]
-        rows = [row for some in _chunks(wanted) for row in connection.execute(query.where(kind.lookup.in_(some)))]
-    return {(row[3] if len(kind.stored_key) == 1 else tuple(row[3:])): row for row in rows}
-
-
-def _mark_missing(connection: Connection, table: Any, ids: Sequence[int], since: str | None) -> None:
-    for some in _chunks(ids):
-        connection.execute(sa.update(table).where(table.id.in_(some)).values(missing_since=since))
-
-
-def _put_attachments(connection: Connection, home: int, entries: Mapping[Any, Document], stamp: str) -> None:
-    table = AttachmentTable
-    wanted = {}
-    for key, document in entries.items():
-        items = document.get("attachments")
-        for item in items if isinstance(items, list) else []:
-            name = item.get("_id") if isinstance(item, dict) else None
-            if isinstance(name, str) and len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_KEY:
-                texts = {k: item[k] if isinstance(item.get(k), str) else None for k in ("name", "type")}
-                wanted[key, name] = {**texts, "has_preview": int(bool(item.get("preview_url"))), "missing_since": None}
-    columns = sa.select(
-        table.entry_id, table.attachment_id, table.id, table.name, table.type, table.has_preview, table.missing_since
-    ).where(table.experiment_id == home)
-    stored = {
-        (row.entry_id, row.attachment_id): row
-        for some in _chunks(list(entries))
-        for row in connection.execute(columns.where(table.entry_id.in_(some)))
-    }
-    new = [
-        {"experiment_id": home, "entry_id": entry, "attachment_id": name, **values}
-        for (entry, name), values in wanted.items()
-        if (entry, name) not in stored
-    ]
-    if new:
-        connection.execute(sa.insert(table), new)
-    changed = [
-        {"this": stored[key].id, **values}
-        for key, values in wanted.items()
-        if key in stored and any(getattr(stored[key], name) != value for name, value in values.items())
-    ]
-    if changed:
-        connection.execute(sa.update(table).where(table.id == sa.bindparam("this")), changed)
-    gone = [row.id for key, row in stored.items() if key not in wanted and row.missing_since is None]
-    _mark_missing(connection, table, gone, stamp)
-
-
-def _keep_parameters(
-    connection: Connection, home: int, found: dict[Key, dict[str, Any]], marks: dict[Key, str]
-) -> None:
-    """Give runs that came without their parameters those that are stored."""
-    bare = [key for key, document in found.items() if "params" not in document]
-    columns = sa.select(RunTable.run_number, RunTable.parameters).where(RunTable.experiment_id == home)
-    for some in _chunks(bare):
-        for number, params in connection.execute(columns.where(RunTable.run_number.in_(some))):
-            if params is not None:
-                found[number]["params"] = params
-                marks[number] = compute.digest(found[number])
-
-
-def _name_detectors(connection: Connection, home: int) -> None:
-    """Give every detector of an experiment a number that stays, and note which of them the experiment has."""
-    query = sa.select(RunTable.detectors).where(RunTable.experiment_id == home, RunTable.missing_since.is_(None))
-    found = connection.execute(query.where(RunTable.detectors.is_not(None))).scalars()
-    names = sorted({name for row in found for name in row})
-    known: set[str] = set()
-    for some in _chunks(names):
-        known |= set(connection.execute(sa.select(DetectorTable.name).where(DetectorTable.name.in_(some))).scalars())
-    # In one order, so that two who add the same names do not wait for each other in a circle.
-    for name in names:
-        if name not in known:
-            insert_once(connection, DetectorTable, {"name": name}, {})
-    before = connection.execute(sa.select(_X.detectors).where(_X.id == home)).scalar()
-    if (names or None) != before:
-        connection.execute(sa.update(_X).where(_X.id == home).values(detectors=names or None))
-
-
-def _put_whole(
-    connection: Connection, table: Any, home: int, data: Any, more: Mapping[str, str | None], stamp: str
-) -> bool:
-    """Store an answer whole where it differs from the last; returns whether it does."""
-    mark = _digest([data, dict(more)])
-    query = sa.select(table.digest).where(table.experiment_id == home)
-    if connection.execute(query).scalar() == mark:
-        return False
-    upsert(connection, table, {"experiment_id": home}, {"data": data, "updated_at": stamp, "digest": mark, **more})
-    return True
-
-
-def _experiment_columns(document: Document) -> dict[str, Any]:
-    found = compute.summary_of(document)
-    pi, pi_email = compute.split_contact(found.contact_info)
-    texts = {name: found.params.get(name) for name in ("slack_channels", "analysis_queues", "PNR")}
-    texts = {name: value if isinstance(value, str) else None for name, value in texts.items()}
-    proposal = compute.proposal_of(found)
-    return {
-        "instrument": found.instrument,
-        "start_time": found.start_time,
-        "end_time": found.end_time,
-        "description": found.description,
-        "pi": pi,
-        "pi_email": pi_email,
-        "leader_account": found.leader_account,
-        "contact_info": found.contact_info,
-        "posix_group": found.posix_group,
-        "slack_channels": texts["slack_channels"],
-        "analysis_queues": texts["analysis_queues"],
-        "urawi_proposal": texts["PNR"],
-        "run_period": proposal[0] if proposal else None,
-        "params": dict(found.params) or None,
-        "run_count": found.run_count,
-        "last_run": found.last_run,
-        "total_files": found.total_files,
-        "total_gib": found.total_gib,
-    }
-
-
-def _state(connection: Connection, home: int, resource: Resource) -> sa.RowMapping | None:
-    query = sa.select(_S).where(_S.experiment_id == home, _S.resource == resource.value)
-    return connection.execute(query).mappings().first()
-
-
 # -- small things -------------------------------------------------------------------------------------------------
-
-
-def _digest(document: Any) -> str:
-    try:
-        return compute.digest(document)
-    except RecursionError as error:
-        raise InputError("a document is nested too deeply") from error
 
 
 def _stamp(now: datetime | None) -> str:
@@ -1034,11 +699,6 @@ def _stamp(now: datetime | None) -> str:
     if when.tzinfo is None:
         raise UsageError(f"{when} has no time zone")
     return when.astimezone(UTC).isoformat()
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]
 
 
 def _hit(row: sa.RowMapping, terms: Sequence[tuple[tuple[str, ...], bool]]) -> Hit:

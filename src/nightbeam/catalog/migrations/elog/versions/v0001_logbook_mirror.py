@@ -58,8 +58,8 @@ def downgrade() -> None:
         _execute(f"DROP VIEW {view.name}")
     if op.get_bind().dialect.name == "sqlite":
         for trigger in ("insert", "delete", "update"):
-            _execute(f"DROP TRIGGER logbook_search_{trigger}")
-        _execute("DROP TABLE logbook_search")
+            _execute(f"DROP TRIGGER logbook_fts_{trigger}")
+        _execute("DROP TABLE logbook_fts")
     for table in (
         "metadata",
         "sync_state",
@@ -242,18 +242,18 @@ _QUOTED = _PUNCTUATION.replace("'", "''")
 
 _FULL_TEXT = {
     "sqlite": (
-        "CREATE VIRTUAL TABLE logbook_search USING fts5(search_text, content='logbook_entries', content_rowid='id', "
+        "CREATE VIRTUAL TABLE logbook_fts USING fts5(search_text, content='logbook_entries', content_rowid='id', "
         "tokenize='unicode61 remove_diacritics 0')",
-        "CREATE TRIGGER logbook_search_insert AFTER INSERT ON logbook_entries BEGIN "
-        "INSERT INTO logbook_search(rowid, search_text) VALUES (new.id, new.search_text); END",
-        "CREATE TRIGGER logbook_search_delete AFTER DELETE ON logbook_entries BEGIN "
-        "INSERT INTO logbook_search(logbook_search, rowid, search_text) "
+        "CREATE TRIGGER logbook_fts_insert AFTER INSERT ON logbook_entries BEGIN "
+        "INSERT INTO logbook_fts(rowid, search_text) VALUES (new.id, new.search_text); END",
+        "CREATE TRIGGER logbook_fts_delete AFTER DELETE ON logbook_entries BEGIN "
+        "INSERT INTO logbook_fts(logbook_fts, rowid, search_text) "
         "VALUES ('delete', old.id, old.search_text); END",
-        "CREATE TRIGGER logbook_search_update AFTER UPDATE OF search_text ON logbook_entries "
+        "CREATE TRIGGER logbook_fts_update AFTER UPDATE OF search_text ON logbook_entries "
         "WHEN new.search_text IS NOT old.search_text BEGIN "
-        "INSERT INTO logbook_search(logbook_search, rowid, search_text) "
+        "INSERT INTO logbook_fts(logbook_fts, rowid, search_text) "
         "VALUES ('delete', old.id, old.search_text); "
-        "INSERT INTO logbook_search(rowid, search_text) VALUES (new.id, new.search_text); END",
+        "INSERT INTO logbook_fts(rowid, search_text) VALUES (new.id, new.search_text); END",
     ),
     "postgresql": (
         "ALTER TABLE logbook_entries ADD COLUMN search_vector tsvector GENERATED ALWAYS AS (to_tsvector('simple', "
