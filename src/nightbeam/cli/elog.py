@@ -474,7 +474,7 @@ def export(
     with _opened(_settings(ctx, **options)) as book:
         rows = book.rows(table, experiment=experiment)
         if file is None:
-            write_rows(rows, click.get_text_stream("stdout"), form=form)
+            write_rows(rows, sys.stdout, form=form)
             return
         part = part_path(file)
         with storage_errors(file):
