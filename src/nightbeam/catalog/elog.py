@@ -8,9 +8,11 @@ says nothing about them.
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,10 +53,10 @@ from nightbeam.catalog.elog_schema import (
     document_of,
 )
 from nightbeam.catalog.remote import Database, insert_once, sqlite_errors, upsert
-from nightbeam.core.errors import InputError, MissingError, StorageError, UsageError
+from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UsageError
 from nightbeam.core.files import part_path, storage_errors
-from nightbeam.core.locks import remove_free_lock
-from nightbeam.core.times import utc_now
+from nightbeam.core.locks import remove_free_lock, sole_owner
+from nightbeam.core.times import iso_z, utc_now
 from nightbeam.elog import compute
 from nightbeam.elog.model import Document, Resource, Summary
 
@@ -66,6 +68,12 @@ _X = ExperimentTable
 _E = EntryTable
 _S = SyncTable
 
+#: Held on the server while a mirror in PostgreSQL is synchronised; any number that nobody else uses.
+_SYNC_LOCK: Final = {"key": 0x6E62_0002}
+_WHO_HOLDS: Final = (
+    "SELECT a.application_name, a.backend_start FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
+    "WHERE l.locktype = 'advisory' AND l.granted AND l.objid = :key AND a.datname = current_database()"
+)
 #: Keys that an experiment has both in the list of experiments and in its own ``info``: what was said last holds.
 _SHARED: Final = frozenset(
     {
@@ -500,6 +508,47 @@ class Logbook:
         with self.database.read() as connection:
             found = connection.execute(sa.select(MetadataTable.key, MetadataTable.value).order_by(MetadataTable.key))
             return {row.key: row.value for row in found}
+
+    @contextmanager
+    def sole_writer(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        """Be the only one who synchronises this mirror; the lock goes with its holder, however that ends.
+
+        For a file it is on the file's machine, for PostgreSQL on the server, for all machines. It does not keep others
+        from reading, nor from writing without it.
+
+        Raises
+        ------
+        BusyError
+            Naming who holds it.
+        """
+        file = self.database.file
+        if file is None:
+            with self._advisory_lock(wait_s):
+                yield
+        else:
+            lock = file.with_name(f".{file.name}.sync.lock")
+            with storage_errors(file), sole_owner(lock, wait_s=wait_s, what=f"the sync of {file}"):
+                yield
+
+    @contextmanager
+    def _advisory_lock(self, wait_s: float) -> Iterator[None]:
+        me = f"process {os.getpid()} on {socket.gethostname()}"[:63]
+        with ExitStack() as stack:
+            with self.database.errors():
+                # Of a session and not of a transaction, which would stay open as long as the sync takes.
+                bare = self.database.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+                connection = stack.enter_context(bare)
+                connection.execute(sa.text("SELECT set_config('application_name', :me, false)"), {"me": me})
+                until = time.monotonic() + wait_s
+                while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), _SYNC_LOCK).scalar():
+                    if time.monotonic() >= until:
+                        row = connection.execute(sa.text(_WHO_HOLDS), _SYNC_LOCK).first()
+                        who = f"{row[0] or 'somebody'} since {iso_z(row[1])}" if row else "somebody"
+                        raise BusyError(
+                            f"the sync of {self.database.shown} is held by {who}", fix="wait for it to end, or stop it"
+                        )
+                    time.sleep(0.05)
+            yield
 
     def problems(self) -> list[str]:
         """Return what is wrong with the database itself: damaged pages, dangling rows, tables unlike the models."""

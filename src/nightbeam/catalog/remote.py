@@ -89,19 +89,19 @@ class Database:
         self._head = self._script.get_current_head() or ""
         if self.file is not None and not create and not self.file.exists():
             raise MissingError(f"there is no {name} database {self.file}", fix="correct its name, or make it with init")
-        with self._errors():
+        with self.errors():
             self._open()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection that sees one consistent state."""
-        with self._errors(), self.engine.begin() as connection:
+        with self.errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Yield a connection whose changes all take effect at the end of the block, or none of them."""
-        with self._errors(), self.engine.connect() as bare:
+        with self.errors(), self.engine.connect() as bare:
             connection = bare.execution_options(**{_WRITE: True})
             with connection.begin():
                 yield connection
@@ -129,7 +129,7 @@ class Database:
         def steps(current: Any, _context: MigrationContext) -> Any:
             return self._script._downgrade_revs(revision, current)
 
-        with self._errors():
+        with self.errors():
             self._run(steps)
 
     def differences(self, metadata: sa.MetaData, *, ignore: Collection[str] = ()) -> list[str]:
@@ -245,7 +245,8 @@ class Database:
     # -- errors -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn what the database says in the block into our words."""
         try:
             yield
         except NightbeamError:

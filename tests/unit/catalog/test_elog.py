@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +20,7 @@ import pytest
 from sqlalchemy import event
 
 from nightbeam.catalog import Change, Logbook
-from nightbeam.core.errors import InputError, MissingError, UsageError
+from nightbeam.core.errors import BusyError, InputError, MissingError, UsageError
 from nightbeam.elog import compute
 from nightbeam.elog.model import Resource
 
@@ -817,6 +822,36 @@ def test_many_may_write_at_once(empty: Logbook):
     assert errors == []
     counts = empty.counts()
     assert (counts["experiments"], counts["logbook_entries"], counts["runs"], counts["detectors"]) == (8, 160, 24, 30)
+
+
+def test_only_one_synchronises_and_the_next_hears_who_it_is(logbook: Logbook, logbook_url: str):
+    me = rf"the sync of .* is held by process {os.getpid()} on {re.escape(socket.gethostname())} since 2"
+    with logbook.sole_writer():
+        with pytest.raises(BusyError, match=me), Logbook(logbook_url).sole_writer():
+            raise AssertionError("held twice")
+        assert logbook.put_entries(X, [entry(1)], full=True).new == 1  # it does not stand in its own way
+        assert Logbook(logbook_url).search("jet")
+    with Logbook(logbook_url).sole_writer():
+        pass
+
+
+def test_the_lock_of_one_who_was_killed_is_free(logbook: Logbook, logbook_url: str):
+    code = f"""
+import sys
+from nightbeam.catalog import Logbook
+with Logbook({logbook_url!r}).sole_writer():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match=f"held by process {holder.pid} on"), logbook.sole_writer(wait_s=0.1):
+            pass
+        holder.kill()
+        holder.wait()
+        with logbook.sole_writer(wait_s=20.0):
+            pass
 
 
 def test_two_who_write_the_same_experiment_do_not_disturb_each_other(logbook: Logbook):
