@@ -19,7 +19,7 @@ from blocks import ElogService
 from nightbeam.catalog import Logbook
 from nightbeam.core.errors import AuthError, NightbeamError, PartialError
 from nightbeam.core.times import utc_now
-from nightbeam.elogsync.files import latest_snapshot, sole_sync, write_failed
+from nightbeam.elogsync.files import latest_snapshot, write_failed
 from nightbeam.elogsync.model import Outcome, Plan, Planned, Policy
 from tasks import elog as steps
 
@@ -77,7 +77,7 @@ def elog_sync(
     )
     steps.get_ticket(block)
     book = Logbook(block.database.get_secret_value())
-    with sole_sync(book, wait_s=settings.lock_timeout), block.client(lambda: steps.renew_ticket(block)) as client:
+    with book.sole_writer(wait_s=settings.lock_timeout), block.client(lambda: steps.renew_ticket(block)) as client:
         before = client.traffic.requests
         plan = steps.look_around(client, book, policy)
         outcomes = list(_outcomes(client, book, plan, min(settings.parallel_jobs, MOST)))

@@ -234,11 +234,11 @@ def _sync(
     looked: int = 0,
     shrink: bool = False,
 ) -> int:
-    from nightbeam.elogsync.files import publish, sole_sync, write_failed
+    from nightbeam.elogsync.files import publish, write_failed
     from nightbeam.elogsync.worker import sync
 
     directory = _directory(settings)
-    with sole_sync(book, wait_s=settings.lock_timeout), _progress(ctx, plan, as_json=as_json) as step:
+    with book.sole_writer(wait_s=settings.lock_timeout), _progress(ctx, plan, as_json=as_json) as step:
         report = sync(client, book, plan, jobs=settings.parallel_jobs, on_outcome=step)
         report = replace(report, requests=report.requests + looked)
         failed = write_failed(directory, report.outcomes) if report.outcomes or directory.exists() else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,6 @@ from nightbeam.catalog import Logbook
 from nightbeam.catalog.elog_snapshot import snapshot_counts
 from nightbeam.core.errors import ConfigError, InputError, MissingError, RejectedError
 from nightbeam.core.files import storage_errors, write_text
-from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.elogsync.compute import kept_snapshots, shrunk, snapshot_name, snapshot_time
 from nightbeam.elogsync.model import Outcome
@@ -30,7 +28,6 @@ __all__ = [
     "read_config",
     "read_failed",
     "snapshots",
-    "sole_sync",
     "write_failed",
 ]
 
@@ -59,26 +56,6 @@ class Published:
     path: Path
     rows: Mapping[str, int]
     removed: tuple[Path, ...] = ()
-
-
-@contextmanager
-def sole_sync(logbook: Logbook, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Make sure that nobody else syncs this mirror, on this machine or, where it lies on a server, on any.
-
-    Raises
-    ------
-    BusyError
-        Naming who does.
-    """
-    file = logbook.database.file
-    if file is None:
-        with logbook.sole_writer(wait_s=wait_s):
-            yield
-    else:
-        with storage_errors(file):
-            lock = file.with_name(f".{file.name}.sync.lock")
-            with sole_owner(lock, wait_s=wait_s, what=f"the sync of {file}"):
-                yield
 
 
 def snapshots(directory: Path) -> list[Path]:
