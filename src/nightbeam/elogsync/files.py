@@ -166,7 +166,7 @@ def read_failed(path: Path) -> list[str]:
         raise InputError(
             f"{path} is no list of failures: {error!r}", fix="name the file that an update wrote"
         ) from error
-    if not all(isinstance(name, str) for name in names):
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is no list of failures", fix=_NO_LIST)
     return list(dict.fromkeys(names))
 

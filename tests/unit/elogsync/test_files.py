@@ -1,0 +1,140 @@
+"""Snapshots, the list of failures, elogfetch's configuration."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from nightbeam.catalog import Logbook
+from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, RejectedError
+from nightbeam.elog.model import Resource
+from nightbeam.elogsync.files import (
+    FAILED,
+    latest_snapshot,
+    publish,
+    read_config,
+    read_failed,
+    snapshots,
+    write_failed,
+)
+from nightbeam.elogsync.model import Outcome
+
+NOON = datetime(2026, 11, 21, 12)
+KNOWN = {"hours_lookback", "exclude_patterns", "database_dir", "database", "parallel_jobs"}
+
+
+def fill(book: Logbook, entries: int) -> None:
+    book.put_experiment({"_id": "mfx1", "name": "mfx1"})
+    documents = [{"_id": f"e{n}", "content": "x", "insert_time": "2026-01-01T00:00:00+00:00"} for n in range(entries)]
+    book.put_entries("mfx1", documents, full=True)
+
+
+def test_a_snapshot_is_one_file_with_all_rows_that_needs_no_other(book, tmp_path):
+    fill(book, 40)
+    made = publish(book, tmp_path / "out", now=lambda: NOON)
+    assert made.path.name == "elog_2026_1121_1200.db"
+    assert [p.name for p in made.path.parent.iterdir()] == [made.path.name]
+    with sqlite3.connect(made.path) as copy:
+        assert copy.execute("SELECT count(*) FROM logbook_entries").fetchone() == (40,)
+        assert copy.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    assert latest_snapshot(made.path.parent) == made.path
+
+
+def test_a_mirror_that_has_shrunk_is_not_published_and_the_last_one_stays(book, tmp_path):
+    fill(book, 100)
+    first = publish(book, tmp_path, now=lambda: NOON)
+    small = Logbook(f"sqlite:///{tmp_path}/small.db")
+    fill(small, 30)
+    with pytest.raises(RejectedError, match="logbook_entries has 30 rows, the last one had 100"):
+        publish(small, tmp_path, now=lambda: NOON + timedelta(hours=1))
+    assert snapshots(tmp_path) == [first.path]
+    assert publish(small, tmp_path, shrink=True, now=lambda: NOON + timedelta(hours=1)).path.exists()
+
+
+def test_old_snapshots_go_by_their_age_and_other_files_stay(book, tmp_path):
+    fill(book, 1)
+    old = [tmp_path / (NOON - timedelta(days=d)).strftime("elog_%Y_%m%d_%H%M.db") for d in range(30, 900, 7)]
+    for path in old:
+        path.touch()
+    (tmp_path / "notes.db").touch()
+    made = publish(book, tmp_path, now=lambda: NOON)
+    assert made.removed
+    assert all(not path.exists() for path in made.removed)
+    assert (tmp_path / "notes.db").exists()
+    assert not old[-1].exists()
+    assert old[0].exists()
+
+
+def test_a_snapshots_rows_are_looked_at_without_touching_it(book, tmp_path):
+    fill(book, 30)
+    path = publish(book, tmp_path, now=lambda: NOON).path
+    before = path.read_bytes()
+    publish(book, tmp_path, now=lambda: NOON + timedelta(minutes=1))
+    assert path.read_bytes() == before
+
+
+def test_a_second_sync_hears_who_has_the_mirror(book):
+    with book.sole_writer(), pytest.raises(BusyError, match="process"), book.sole_writer():
+        pass
+
+
+def test_failures_are_listed_as_elogfetch_does_and_the_list_goes_when_there_are_none(tmp_path):
+    bad = Outcome("mfx1", "mfx1", errors={Resource.FILES: "HTTP status 503"})
+    late = Outcome("mfx2", "mfx2", attempted=False)
+    path = write_failed(tmp_path, [bad, late, Outcome("mfx3", "mfx3")])
+    assert path == tmp_path / FAILED
+    found = json.loads(path.read_text())
+    assert [(item["experiment_id"], item["error"]) for item in found] == [
+        ("mfx1", "files: HTTP status 503"),
+        ("mfx2", "not attempted"),
+    ]
+    assert read_failed(path) == ["mfx1", "mfx2"]
+    assert write_failed(tmp_path, [Outcome("mfx3", "mfx3")]) is None
+    with pytest.raises(MissingError):
+        read_failed(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"experiment": "x"}]', '[{"experiment_id": 5}]', "[" * 100_000])
+def test_what_is_no_list_of_failures_is_said(tmp_path, text):
+    (tmp_path / FAILED).write_text(text)
+    with pytest.raises(InputError, match="no list of failures"):
+        read_failed(tmp_path / FAILED)
+
+
+def config(tmp_path: Path, text: str) -> dict[str, object]:
+    place = tmp_path / "elogfetch" / "config.yaml"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(text)
+    return read_config(None, {"XDG_CONFIG_HOME": str(tmp_path)}, KNOWN)
+
+
+def test_elogfetchs_keys_are_ours(tmp_path):
+    text = "database_path: ~/elog.db\nhours_lookback: 24\nqueue_size: 100\nexclude_patterns: [xcs*]\n"
+    assert config(tmp_path, text) == {
+        "elog.database": "~/elog.db",
+        "elog.hours_lookback": 24,
+        "elog.exclude_patterns": ["xcs*"],
+    }
+    assert config(tmp_path, "") == {}
+
+
+def test_a_misspelt_key_is_an_error_that_names_the_right_one(tmp_path):
+    with pytest.raises(ConfigError, match="hours_lokback") as raised:
+        config(tmp_path, "hours_lokback: 24\n")
+    assert "hours_lookback" in raised.value.fix
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
+def test_a_file_that_holds_no_settings_is_said(tmp_path, text):
+    with pytest.raises(ConfigError):
+        config(tmp_path, text)
+
+
+def test_a_file_that_was_named_must_be_there_the_usual_one_need_not(tmp_path):
+    assert read_config(None, {"HOME": str(tmp_path)}, KNOWN) == {}
+    with pytest.raises(ConfigError, match="no configuration file"):
+        read_config(tmp_path / "no.yaml", {}, KNOWN)
