@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -333,11 +334,22 @@ def test_a_directory_that_no_system_could_have_is_missing(tmp_path):
             list_runs(tmp_path / name, EXP)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_unreadable(tmp_path):
-    (path,) = made(tmp_path)
+@pytest.fixture
+def nobody():
+    """A directory that everybody may look into, and for the while of the test the rights of nobody special."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        before = os.geteuid()
+        yield Path(directory), lambda: os.seteuid(before or 65534)  # root may read everything
+        os.seteuid(before)
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(nobody):
+    directory, become = nobody
+    (path,) = made(directory)
     path.chmod(0)
-    assert judge_run(tmp_path, EXP, 7).streams[0].status is StreamStatus.UNREADABLE
+    become()
+    assert judge_run(directory, EXP, 7).streams[0].status is StreamStatus.UNREADABLE
 
 
 def test_a_file_whose_disk_fails_is_unreadable(tmp_path, monkeypatch):
