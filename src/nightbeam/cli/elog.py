@@ -460,7 +460,9 @@ def search(
 @elog.command("export")
 @click.argument("table", default="logbook_entries")
 @click.option("--experiment", help="Of this one only.")
-@click.option("--format", "form", type=click.Choice(["csv", "json", "ndjson"]), default="csv", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "json", "ndjson"]), default="csv", show_default=True, help="Of rows."
+)
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Where to.  [default: standard output]")
 @_mirror_options
 @click.pass_context
