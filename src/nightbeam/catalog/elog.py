@@ -138,7 +138,9 @@ class Logbook:
             change = self._put_experiment(connection, kind, document, mark, stamp)
             if kind == "info":
                 home = self._home(connection, found.experiment_id)
-                self._succeeded(connection, home, Resource.INFO, stamp, full=True, rows=1, body_sha256=body_sha256)
+                known = state_row(connection, home, Resource.INFO) is not None
+                answer = Answer(True, body_sha256, stamp)
+                self._succeeded(connection, home, Resource.INFO, answer, rows=1, known=known)
         return change
 
     def _put_experiment(
@@ -632,16 +634,18 @@ class Logbook:
         answer: Answer,
         keep: Callable[[Connection, int], bool] | None = None,
     ) -> Change:
-        if answer.full and answer.body_sha256 and (known := self._said_again(experiment_id, resource, answer)):
-            return known
         kind = LISTS[resource]
-        try:
-            found = {kind.key(document): dict(document) for document in documents}
-            marks = {key: compute.digest(document) for key, document in found.items()}
-        except RecursionError as error:
-            raise InputError(f"{resource.value} of {experiment_id}: a document is nested too deeply") from error
         with self.database.write() as connection:
             home = self._home(connection, experiment_id)
+            before = state_row(connection, home, resource)
+            if answer.full and answer.body_sha256 and before and before["body_sha256"] == answer.body_sha256:
+                self._succeeded(connection, home, resource, answer, rows=before["rows"], known=True)
+                return Change(same=before["rows"])
+            try:
+                found = {kind.key(document): dict(document) for document in documents}
+                marks = {key: compute.digest(document) for key, document in found.items()}
+            except RecursionError as error:
+                raise InputError(f"{resource.value} of {experiment_id}: a document is nested too deeply") from error
             if resource is Resource.RUNS:
                 keep_parameters(connection, home, found, marks)
             change = write_rows(connection, kind, home, found, marks, answer)
@@ -654,51 +658,22 @@ class Logbook:
                 .select_from(kind.table)
                 .where(kind.table.experiment_id == home, kind.table.missing_since.is_(None))
             ).scalar_one()
-            self._succeeded(
-                connection,
-                home,
-                resource,
-                answer.stamp,
-                full=answer.full,
-                rows=rows,
-                body_sha256=answer.body_sha256,
-                window_end=answer.window_end,
-                written=bool(change.written),
-            )
+            known, written = before is not None, bool(change.written)
+            self._succeeded(connection, home, resource, answer, rows=rows, known=known, written=written)
         return change
-
-    def _said_again(self, experiment_id: str, resource: Resource, answer: Answer) -> Change | None:
-        """Note that a full answer is the last one again; None where it is not."""
-        with self.database.write() as connection:
-            home = self._home(connection, experiment_id)
-            state = state_row(connection, home, resource)
-            if state is None or state["body_sha256"] != answer.body_sha256:
-                return None
-            self._succeeded(
-                connection,
-                home,
-                resource,
-                answer.stamp,
-                full=True,
-                rows=state["rows"],
-                body_sha256=answer.body_sha256,
-                window_end=answer.window_end,
-            )
-        return Change(same=state["rows"])
 
     def _succeeded(
         self,
         connection: Connection,
         home: int,
         resource: Resource,
-        stamp: str,
+        answer: Answer,
         *,
-        full: bool,
         rows: int,
-        body_sha256: str | None,
-        window_end: str | None = None,
+        known: bool,
         written: bool = False,
     ) -> None:
+        stamp = answer.stamp
         values: dict[str, Any] = {
             "status": "ok",
             "error": None,
@@ -707,13 +682,15 @@ class Logbook:
             "rows": rows,
             "failures": 0,
         }
-        if full:
-            values |= {"full_at": stamp, "body_sha256": body_sha256}
+        if answer.full:
+            values |= {"full_at": stamp, "body_sha256": answer.body_sha256}
         elif written:  # the rows are no longer those of the last full answer
             values["body_sha256"] = None
-        if window_end is not None:
-            values["window_end"] = window_end
-        upsert(connection, _S, {"experiment_id": home, "resource": resource.value}, values)
+        if answer.window_end is not None:
+            values["window_end"] = answer.window_end
+        key = {"experiment_id": home, "resource": resource.value}
+        if known or not insert_once(connection, _S, key, values):
+            upsert(connection, _S, key, values)
 
     def _home(self, connection: Connection, experiment_id: str) -> int:
         """Return the experiment's row number, and keep others from writing to it until the end."""

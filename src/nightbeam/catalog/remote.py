@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from nightbeam.core.errors import (
     BusyError,
@@ -45,7 +45,7 @@ class Database:
     """One of the four databases, ready to be read and written.
 
     Every transaction has a connection of its own, so that none is ever shared between threads or
-    carried over a fork; transactions are meant to be short.
+    carried over a fork (but see `kept_open`); transactions are meant to be short.
 
     Parameters
     ----------
@@ -91,6 +91,19 @@ class Database:
             raise MissingError(f"there is no {name} database {self.file}", fix="correct its name, or make it with init")
         with self.errors():
             self._open()
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Keep connections open from one transaction of the block to the next, for whom makes very many.
+
+        Otherwise each has one of its own; and SQLite cleans up whenever the last one of a file is closed.
+        """
+        plain, self.engine = self.engine, _engine(self.url, self.busy_timeout_s, keep=True)
+        try:
+            yield
+        finally:
+            kept, self.engine = self.engine, plain
+            kept.dispose()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -339,8 +352,8 @@ def _sqlite_file(url: URL) -> Path | None:
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
-def _engine(url: URL, busy_timeout_s: float) -> Engine:
-    options: dict[str, Any] = {"poolclass": NullPool}
+def _engine(url: URL, busy_timeout_s: float, *, keep: bool = False) -> Engine:
+    options: dict[str, Any] = {"poolclass": QueuePool, "max_overflow": -1} if keep else {"poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": busy_timeout_s}
     try:

@@ -112,7 +112,7 @@ def sync(
     stop = stop or threading.Event()
     reader = _Reader(client, logbook, stop)
     outcomes: list[Outcome] = []
-    with ThreadPoolExecutor(jobs, thread_name_prefix="elog") as pool:
+    with logbook.database.kept_open(), ThreadPoolExecutor(jobs, thread_name_prefix="elog") as pool:
         futures: list[Future[Outcome]] = [pool.submit(reader.read, planned) for planned in plan.planned]
         try:
             for future in as_completed(futures):
