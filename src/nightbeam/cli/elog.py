@@ -520,8 +520,12 @@ def verify(ctx: click.Context, /, as_json: bool, **options: Any) -> int:
 @click.option("--snapshot", is_flag=True, help="The newest snapshot, not the mirror itself.")
 @_mirror_options
 @click.pass_context
-def browse(ctx: click.Context, /, port: int, snapshot: bool, **options: Any) -> int:
-    """Show the mirror in a browser, read-only, with datasette (pip install 'nightbeam[browse]')."""
+def browse(ctx: click.Context, /, port: int, snapshot: bool, **options: Any) -> None:
+    """Show the mirror in a browser, read-only, with datasette (pip install 'nightbeam[browse]').
+
+    The first line of standard output is a link that lets one browser in, once; without it nobody on this machine
+    sees anything. Ctrl-C ends it.
+    """
     from nightbeam.elogsync.browse import serve
 
     settings = _settings(ctx, **options)
@@ -534,4 +538,4 @@ def browse(ctx: click.Context, /, port: int, snapshot: bool, **options: Any) -> 
             file = book.database.file
         if file is None:
             raise UsageError("datasette shows SQLite files only", fix="publish a snapshot and use --snapshot")
-    return serve(file, port=port)
+    serve(file, port=port)
