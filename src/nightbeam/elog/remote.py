@@ -88,12 +88,15 @@ class Route:
         Whether nobody needs to say who asks.
     bare
         Whether the answer has no envelope.
+    final_500
+        Whether status 500 is an answer, that there is nothing, and not asked for again.
     """
 
     path: tuple[str, ...]
     params: frozenset[str] = frozenset()
     is_open: bool = False
     bare: bool = False
+    final_500: bool = False
 
 
 def _site(call: str, *params: str, **more: bool) -> Route:
@@ -120,7 +123,7 @@ ROUTES: Final[Mapping[str, Route]] = MappingProxyType(
         "workflow_definitions": _experiment("workflow_definitions"),
         "workflow_jobs": _experiment("workflow_jobs"),
         "questionnaire": Route(
-            ("questionnaire", "ws", "proposal", "attribute", "run{period}", "{proposal}"), bare=True
+            ("questionnaire", "ws", "proposal", "attribute", "run{period}", "{proposal}"), bare=True, final_500=True
         ),
     }
 )
@@ -533,6 +536,8 @@ class LogbookClient:
         """Wait before the next try, or give up."""
         what = f"{question.about} failed {tries} time{'s' * (tries > 1)}: {error}"
         fix = "nothing was changed; a later try may work"
+        if error.status == 500 and question.route.final_500:
+            raise InputError(what, fix="some instruments have theirs elsewhere") from error
         try:
             left, pause = patience.after(question.url, error)
         except urllib3.exceptions.MaxRetryError:

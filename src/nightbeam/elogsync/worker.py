@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -39,6 +39,7 @@ _ORDER = (
     Resource.JOBS,
     Resource.QUESTIONNAIRE,
 )
+_AT_ONCE = 2
 #: Entries can have been given times that lie ahead of ours.
 _AHEAD = timedelta(days=1)
 
@@ -102,7 +103,7 @@ def sync(
     Parameters
     ----------
     jobs
-        Experiments, and so requests, at a time.
+        Requests at a time. Twice as many experiments are in work: while some are asked for, others are stored.
     on_outcome
         Called after each experiment, in this thread.
     stop
@@ -110,9 +111,9 @@ def sync(
     """
     begin, started, before = time.monotonic(), utc_now(), client.traffic
     stop = stop or threading.Event()
-    reader = _Reader(client, logbook, stop)
+    reader = _Reader(client, logbook, stop, threading.Semaphore(jobs))
     outcomes: list[Outcome] = []
-    with logbook.database.kept_open(), ThreadPoolExecutor(jobs, thread_name_prefix="elog") as pool:
+    with logbook.database.kept_open(), ThreadPoolExecutor(_AT_ONCE * jobs, thread_name_prefix="elog") as pool:
         futures: list[Future[Outcome]] = [pool.submit(reader.read, planned) for planned in plan.planned]
         try:
             for future in as_completed(futures):
@@ -146,7 +147,7 @@ def sync_experiment(client: LogbookClient, logbook: Logbook, planned: Planned) -
     NightbeamError
         If the mirror cannot be written.
     """
-    return _Reading(client, logbook, planned, threading.Lock()).all()
+    return _Reading(client, logbook, planned, threading.Lock(), nullcontext()).all()
 
 
 @dataclass
@@ -156,6 +157,7 @@ class _Reader:
     client: LogbookClient
     logbook: Logbook
     stop: threading.Event
+    asking: threading.Semaphore
     stopped: NightbeamError | None = None
     # SQLite has one writer; who waits here does not wait in there, polling.
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -164,7 +166,7 @@ class _Reader:
         if self.stop.is_set():
             return _unread(planned)
         try:
-            return _Reading(self.client, self.logbook, planned, self.turn).all()
+            return _Reading(self.client, self.logbook, planned, self.turn, self.asking).all()
         except NightbeamError as error:
             self.stopped = self.stopped or error
             self.stop.set()
@@ -187,6 +189,7 @@ class _Reading:
     logbook: Logbook
     planned: Planned
     turn: threading.Lock
+    asking: AbstractContextManager[object]
     changes: dict[Resource, Change] = field(default_factory=dict)
     errors: dict[Resource, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -222,7 +225,7 @@ class _Reading:
     def _begin(self) -> None:
         """Have the experiment itself in the mirror."""
         if Resource.INFO in self.planned.needs:
-            with self._asking(Resource.INFO):
+            with self._asking(Resource.INFO), self.asking:
                 answer = self.client.info(self.key)
             self.requests += answer.requests
             self.document = answer.document
@@ -249,7 +252,7 @@ class _Reading:
             self._questionnaire()
             return
         try:
-            with self._asking(resource):
+            with self._asking(resource), self.asking:
                 answer = self._ask(resource, need, asked_at)
         except (UnavailableError, InputError) as error:
             self._failed(resource, error)
@@ -289,7 +292,8 @@ class _Reading:
             return
         period, proposal = found
         try:
-            answer = self.client.questionnaire(period, proposal)
+            with self.asking:
+                answer = self.client.questionnaire(period, proposal)
         except AuthError:
             raise
         except (InputError, MissingError, RejectedError) as error:
