@@ -51,10 +51,10 @@ def demo(
 ) -> None:
     """Run the main jobs end to end and compare what comes out with the truth.
 
-    A platform is started. Detector constants are prefetched from a calibration service of the demo. Three groups of
-    simulated subbands trickle in (one with a calibrator, one with a late subband), and each must become an image that
-    shows the simulated sky. Then real observations go through the same calibration and imaging. Exit code 1 when
-    anything is wrong.
+    A platform is started. Detector constants are prefetched from a calibration service of the demo. A logbook of the
+    demo is mirrored, changes, and is mirrored again. Three groups of simulated subbands trickle in (one with a
+    calibrator, one with a late subband), and each must become an image that shows the simulated sky. Then real
+    observations go through the same calibration and imaging. Exit code 1 when anything is wrong.
     """
     from nightbeam.demo import run_demo
 
@@ -74,6 +74,7 @@ def demo(
         show([_against_truth(group) for group in report.groups], title=title)
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
         show(report.constants, title="detector constants")
+        show(report.logbook, title="mirror of the electronic logbook")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:

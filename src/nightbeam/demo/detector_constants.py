@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ import numpy as np
 from nightbeam.calib import open_constants
 from nightbeam.core.errors import NightbeamError
 from nightbeam.demo.model import RealCheck
-from nightbeam.platform import FINAL, PrefectApi
+from nightbeam.demo.remote import Ended, run_to_end
+from nightbeam.platform import PrefectApi
 from nightbeam.testing.calib_service import FakeCalibService
 from nightbeam.testing.xtc2_files import detector, write_run
 from nightbeam.xtc2 import judge_run
@@ -55,8 +55,8 @@ class ConstantsDemo:
         rows: list[RealCheck] = []
         for experiment, (run, xtc_dir) in self.runs.items():
             ended = self._prefetch(api, experiment, xtc_dir, timeout_s)
-            if not ended.startswith("COMPLETED"):
-                rows.append(RealCheck(f"{experiment}: the run of {DEPLOYMENT}", "COMPLETED", ended, False))
+            if not ended.completed:
+                rows.append(RealCheck(f"{experiment}: the run of {DEPLOYMENT}", "COMPLETED", ended.told, False))
                 continue
             rows += self._compare(experiment, run)
         experiment, (_, xtc_dir) = next(iter(self.runs.items()))
@@ -65,20 +65,15 @@ class ConstantsDemo:
         asked = self.service.requests
         fetched = sum(request.is_data for request in asked)
         most = 2 * len(_DETECTORS)
-        found = f"{len(asked)} questions, {fetched} arrays, {ended}"
-        right = 0 < len(asked) <= most and not fetched and ended.startswith("COMPLETED")
+        found = f"{len(asked)} questions, {fetched} arrays, {ended.told}"
+        right = 0 < len(asked) <= most and not fetched and ended.completed
         expected = f"{most} questions or fewer, 0 arrays, COMPLETED"
         rows.append(RealCheck(f"{experiment}: a second look", expected, found, right))
         return tuple(rows)
 
-    def _prefetch(self, api: PrefectApi, experiment: str, xtc_dir: Path, timeout_s: float) -> str:
+    def _prefetch(self, api: PrefectApi, experiment: str, xtc_dir: Path, timeout_s: float) -> Ended:
         asked = {"experiment": experiment, "xtc_dir": str(xtc_dir), "output_dir": str(self.output_dir)}
-        run = api.run_deployment(DEPLOYMENT, parameters=asked)
-        until = time.monotonic() + timeout_s
-        while (now := api.flow_run(run["id"]))["state_type"] not in FINAL and time.monotonic() < until:
-            time.sleep(0.5)
-        message = (now.get("state") or {}).get("message")
-        return f"{now['state_type']}: {message}" if message else str(now["state_type"])
+        return run_to_end(api, DEPLOYMENT, parameters=asked, timeout_s=timeout_s)
 
     def _compare(self, experiment: str, run: int) -> Iterator[RealCheck]:
         try:

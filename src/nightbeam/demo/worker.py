@@ -23,7 +23,8 @@ from nightbeam.core.errors import InputError, NightbeamError, ToolError
 from nightbeam.core.files import remove, write_text
 from nightbeam.core.settings import Settings
 from nightbeam.demo.compute import check_sources, judge_sources, sources_in_reach
-from nightbeam.demo.detector_constants import constants_demo
+from nightbeam.demo.detector_constants import ConstantsDemo, constants_demo
+from nightbeam.demo.logbook import LogbookDemo, logbook_demo
 from nightbeam.demo.model import DemoReport, GroupCheck, RealCheck
 from nightbeam.imaging import measure_sources, product_path
 from nightbeam.simulate import Truth, TruthGroup, read_truth
@@ -59,7 +60,8 @@ def demo_settings(directory: Path, base: Settings) -> Settings:
             "image": base.contimg.image.model_copy(update={"imsize": 1024, "cell_arcsec": 4.0, "niter": 2000}),
         }
     )
-    return base.model_copy(update={"state_dir": directory, "contimg": contimg}).resolved()
+    elog = base.elog.model_copy(update={"database": None, "database_dir": None})
+    return base.model_copy(update={"state_dir": directory, "contimg": contimg, "elog": elog}).resolved()
 
 
 def run_demo(
@@ -106,8 +108,8 @@ def run_demo(
     _fresh(settings)
     seconds: dict[str, float] = {}
     left_out: tuple[str, ...] = ()
-    with constants_demo(settings.state_dir / "constants", xtc2) as constants:
-        settings = _asking(settings, constants.service.url)
+    with constants_demo(settings.state_dir / "constants", xtc2) as constants, logbook_demo() as logbook:
+        settings = _asking(settings, constants, logbook)
         try:
             started = platform.start(settings)
             seconds["platform up"] = started.seconds
@@ -115,9 +117,12 @@ def run_demo(
             say("detector constants: prefetched for the newest run of each experiment")
             api = platform.PrefectApi(started.api_url, auth_string=settings.platform.auth_string)
             cached = constants.check(api)
-            seconds["detector constants"] = time.monotonic() - begin - started.seconds
+            seconds["detector constants"] = time.monotonic() - begin - sum(seconds.values())
+            say("electronic logbook: mirrored, changed, mirrored again")
+            mirrored = logbook.check(api, settings.elog)
+            seconds["logbook"] = time.monotonic() - begin - sum(seconds.values())
             groups = _watch_groups(settings, started.api_url, timeout_s=timeout_s, say=say)
-            seconds["groups"] = time.monotonic() - begin - started.seconds - seconds["detector constants"]
+            seconds["groups"] = time.monotonic() - begin - sum(seconds.values())
         finally:
             if not keep_running:
                 seconds["platform down"] = platform.stop(settings).seconds
@@ -132,11 +137,13 @@ def run_demo(
     else:
         left_out = (*left_out, f"the real observations: there is no folder {real_data}")
     seconds["all"] = time.monotonic() - begin
-    return DemoReport(groups, rows, cached, left_out, seconds)
+    return DemoReport(groups, rows, cached, mirrored, left_out, seconds)
 
 
-def _asking(settings: Settings, url: str) -> Settings:
-    return settings.model_copy(update={"calib": settings.calib.model_copy(update={"service_url": url})})
+def _asking(settings: Settings, constants: ConstantsDemo, logbook: LogbookDemo) -> Settings:
+    """Return the settings that ask the demo's own services."""
+    calib = settings.calib.model_copy(update={"service_url": constants.service.url})
+    return settings.model_copy(update={"calib": calib, "elog": logbook.settings(settings.elog)}).resolved()
 
 
 def _real_observations(radio: Path, out: Path) -> tuple[RealCheck, ...]:
