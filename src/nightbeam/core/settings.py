@@ -208,7 +208,9 @@ class ElogSettings(_Section):
     database: str | None = Field(
         None, description="The mirror: path of a SQLite file, or an SQLAlchemy URL; None: elog.db in database_dir."
     )
-    database_dir: Path | None = Field(None, description="Where snapshots are published; None: elog in state_dir.")
+    database_dir: Path | None = Field(
+        None, description="Where snapshots are published; None: beside the mirror's file, or elog in state_dir."
+    )
     hours_lookback: float = Field(168.0, gt=0, le=1e6, description="How far back an experiment counts as active.")
     update_frequency_hours: float = Field(
         0.0, ge=0, description="An update does nothing where the last one is younger, unless it is forced."
@@ -284,7 +286,7 @@ class Settings(_Section):
                 "output_dir": self.calib.output_dir.expanduser().absolute(),
             }
         )
-        directory = _absolute(self.elog.database_dir, state / "elog")
+        directory = _absolute(self.elog.database_dir, _home_of(self.elog.database) or state / "elog")
         elog = self.elog.model_copy(
             update={
                 "database_dir": directory,
@@ -297,6 +299,13 @@ class Settings(_Section):
     def to_yaml(self) -> str:
         """Return the settings as the YAML that `load_settings` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _home_of(database: str | None) -> Path | None:
+    """Return the directory of a database that is a file."""
+    url = database_url(database, Path()) if database else ""
+    file = url.removeprefix("sqlite:///")
+    return Path(file).parent.absolute() if url != file and file not in ("", ":memory:") else None
 
 
 def database_url(value: str | None, default: Path) -> str:

@@ -94,3 +94,20 @@ def test_settings_read_as_they_are_written(tmp_path):
 def test_a_database_is_a_path_or_an_address():
     assert database_url("postgresql://h/d", Path("x")) == "postgresql://h/d"
     assert database_url("/a/b.sqlite3", Path("x")) == "sqlite:////a/b.sqlite3"
+
+
+@pytest.mark.parametrize(
+    ("database", "directory"),
+    [
+        ("/data/mine/elog.db", "/data/mine"),
+        ("sqlite:////data/mine/elog.db", "/data/mine"),
+        ("postgresql://me@host/elog", "/state/elog"),
+        ("sqlite:///:memory:", "/state/elog"),
+        (None, "/state/elog"),
+    ],
+)
+def test_snapshots_of_the_logbook_lie_beside_its_mirror(tmp_path, database, directory):
+    named = {} if database is None else {"elog.database": database}
+    assert load(tmp_path, state_dir="/state", **named).resolved().elog.database_dir == Path(directory)
+    told = load(tmp_path, state_dir="/state", **named, **{"elog.database_dir": "/else"}).resolved().elog
+    assert told.database_dir == Path("/else")
