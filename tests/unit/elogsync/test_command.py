@@ -169,7 +169,7 @@ def test_configuration_file_environment_and_options_in_this_order(elog, tmp_path
     file = tmp_path / "home" / ".config" / "elogfetch" / "config.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(f"exclude_patterns: ['{two[0]}']\nhours_lookback: 500\n")
-    code, out, _ = elog("list", "--remote", "--json")
+    _, out, _ = elog("list", "--remote", "--json")
     assert {row["name"] for row in lines(out)} == {two[1]}
     monkeypatch.setenv("FETCH_ELOG_HOURS_LOOKBACK", "600")
     elog("list", "--remote")
