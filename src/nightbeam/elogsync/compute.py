@@ -108,6 +108,9 @@ class _Candidate:
         return Planned(self.key, shown, reasons, needs, self.summary, self.row is not None)
 
     def _reasons(self, policy: Policy, now: datetime) -> Iterable[Reason]:
+        readable = self.row is not None and self.row.status == Access.OK.value
+        if self.listing and self.summary is None and not (self.asked or readable):
+            return  # active, but others' business: who is active is said to everybody
         if self.asked:
             yield Reason.ASKED
         if self.row is None:
