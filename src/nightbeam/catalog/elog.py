@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from nightbeam.catalog.elog_model import Access, Change, ExperimentRow, Hit, SyncState
+from nightbeam.catalog.elog_model import LAST_CHANGE, Access, Change, ExperimentRow, Hit, SyncState
 from nightbeam.catalog.elog_rows import (
     CHUNK,
     LISTS,
@@ -141,6 +141,8 @@ class Logbook:
                 known = state_row(connection, home, Resource.INFO) is not None
                 answer = Answer(True, body_sha256, stamp)
                 self._succeeded(connection, home, Resource.INFO, answer, rows=1, known=known)
+            if change.written:
+                self._changed(connection, stamp)
         return change
 
     def _put_experiment(
@@ -165,6 +167,10 @@ class Logbook:
             values |= {"status": Access.OK.value, "status_since": stamp}
         connection.execute(sa.update(_X).where(_X.id == row["id"]).values(**values))
         return Change(back=1) if back else Change(changed=1)
+
+    def _changed(self, connection: Connection, stamp: str) -> None:
+        """Note that the mirror is another one now; what is published tells by it whether it is still the same."""
+        upsert(connection, MetadataTable, {"key": LAST_CHANGE}, {"value": stamp})
 
     def _free_name(self, connection: Connection, name: str, key: str) -> str:
         """Return the name, or the name with the id where another experiment has it that is not gone."""
@@ -192,7 +198,10 @@ class Logbook:
         with self.database.write() as connection:
             home = self._home(connection, experiment_id)
             change = sa.update(_X).where(_X.id == home, _X.status != wanted).values(**values)
-            return connection.execute(change).rowcount > 0
+            if not connection.execute(change).rowcount:
+                return False
+            self._changed(connection, stamp)
+            return True
 
     def experiments(self, *, status: Access | str | None = None) -> list[ExperimentRow]:
         """Return the experiments by their ids."""
@@ -660,6 +669,8 @@ class Logbook:
             ).scalar_one()
             known, written = before is not None, bool(change.written)
             self._succeeded(connection, home, resource, answer, rows=rows, known=known, written=written)
+            if written:
+                self._changed(connection, answer.stamp)  # last: all writers wait for each other here
         return change
 
     def _succeeded(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from nightbeam.elog.model import Resource
 
-__all__ = ["Access", "Change", "ExperimentRow", "Hit", "SyncState"]
+__all__ = ["LAST_CHANGE", "Access", "Change", "ExperimentRow", "Hit", "SyncState"]
+
+#: What of a mirror's metadata is another one after every change of its content.
+LAST_CHANGE: Final = "last_change"
 
 
 class Access(StrEnum):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from nightbeam.catalog.elog_model import LAST_CHANGE
 from nightbeam.core.errors import InputError, MissingError
 
-__all__ = ["snapshot_counts"]
+__all__ = ["snapshot_counts", "snapshot_mark"]
 
 
 def snapshot_counts(path: Path) -> dict[str, int]:
@@ -21,6 +23,29 @@ def snapshot_counts(path: Path) -> dict[str, int]:
     InputError
         If it is no SQLite database, or none that this program has written.
     """
+    with _looked_into(path) as (copy, names):
+        ours = [name for name in names if not name.startswith(("sqlite_", "nightbeam_")) and "_fts" not in name]
+        return {
+            name: int(copy.execute('SELECT count(*) FROM "' + name.replace('"', '""') + '"').fetchone()[0])
+            for name in ours
+        }
+
+
+def snapshot_mark(path: Path) -> str | None:
+    """Return the mark of the last change that a snapshot has in it; None where it says nothing of that.
+
+    Raises
+    ------
+    MissingError, InputError
+        As `snapshot_counts`.
+    """
+    with _looked_into(path) as (copy, _):
+        found = copy.execute("SELECT value FROM metadata WHERE key = ?", (LAST_CHANGE,)).fetchone()
+        return None if found is None else str(found[0])
+
+
+@contextmanager
+def _looked_into(path: Path) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
     if not path.exists():
         raise MissingError(f"there is no snapshot {path}", fix="correct its name")
     try:
@@ -28,10 +53,6 @@ def snapshot_counts(path: Path) -> dict[str, int]:
             names = [str(row[0]) for row in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             if "nightbeam_elog_version" not in names:
                 raise InputError(f"{path} is no snapshot of ours", fix="move it away, or publish elsewhere")
-            ours = [name for name in names if not name.startswith(("sqlite_", "nightbeam_")) and "_fts" not in name]
-            return {
-                name: int(copy.execute('SELECT count(*) FROM "' + name.replace('"', '""') + '"').fetchone()[0])
-                for name in ours
-            }
+            yield copy, names
     except sqlite3.Error as error:
         raise InputError(f"{path} is no snapshot of ours: {error}", fix="move it away, or publish elsewhere") from error

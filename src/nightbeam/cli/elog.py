@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,17 +149,16 @@ def update(
     from nightbeam.elogsync.worker import look_around
 
     settings = _settings(ctx, **options)
-    with _opened(settings, create=True, keep=not dry_run) as book, _client(settings) as client:
-        if not dry_run and (young := _young(book, settings, force=force or full)):
+    policy = _policy(settings, full=full)
+    with _opened(settings, create=True) as book, _client(settings) as client:
+        if dry_run:
+            _show_plan(look_around(client, book, policy), as_json=as_json)
+            return 0
+        if young := _young(book, settings, force=force or full):
             talk(young)
             return 0
-        before = client.traffic.requests
-        plan = look_around(client, book, _policy(settings, full=full))
-        looked = client.traffic.requests - before
-        if dry_run:
-            _show_plan(plan, as_json=as_json)
-            return 0
-        return _sync(ctx, book, client, plan, settings, as_json=as_json, looked=looked, shrink=shrink)
+        plan = lambda there: look_around(client, there, policy)  # noqa: E731
+        return _sync(ctx, book, client, plan, settings, as_json=as_json, shrink=shrink)
 
 
 @elog.command("fetch")
@@ -174,9 +173,9 @@ def fetch(ctx: click.Context, /, experiments: tuple[str, ...], as_json: bool, **
     from nightbeam.elogsync.worker import plan_of
 
     settings = _settings(ctx, **options)
-    with _opened(settings, create=True, keep=True) as book, _client(settings) as client:
-        plan = plan_of(experiments, book, jobs=settings.workflow_jobs)
-        return _sync(ctx, book, client, plan, settings, as_json=as_json)
+    plan = lambda book: plan_of(experiments, book, jobs=settings.workflow_jobs)  # noqa: E731
+    with _opened(settings, create=True) as book, _client(settings) as client:
+        return _sync(ctx, book, client, plan, settings, as_json=as_json, others=True)
 
 
 @elog.command("retry")
@@ -192,12 +191,13 @@ def retry(ctx: click.Context, /, file: Path | None, as_json: bool, **options: An
 
     settings = _settings(ctx, **options)
     names = read_failed(file or _directory(settings) / FAILED)
-    with _opened(settings, create=True, keep=True) as book, _client(settings) as client:
-        return _sync(ctx, book, client, plan_of(names, book, jobs=settings.workflow_jobs), settings, as_json=as_json)
+    plan = lambda book: plan_of(names, book, jobs=settings.workflow_jobs)  # noqa: E731
+    with _opened(settings, create=True) as book, _client(settings) as client:
+        return _sync(ctx, book, client, plan, settings, as_json=as_json, others=True)
 
 
 @contextmanager
-def _opened(settings: ElogSettings, *, create: bool = False, keep: bool = False) -> Iterator[Logbook]:
+def _opened(settings: ElogSettings, *, create: bool = False) -> Iterator[Logbook]:
     """Open the mirror; one that was made for nothing does not stay."""
     from nightbeam.catalog import Logbook
 
@@ -208,7 +208,17 @@ def _opened(settings: ElogSettings, *, create: bool = False, keep: bool = False)
     try:
         yield book
     finally:
-        if file is not None and not there and (not keep or not book.experiments()):
+        if file is not None and not there:
+            _discard_empty(book, file)
+
+
+def _discard_empty(book: Logbook, file: Path) -> None:
+    """Remove a mirror without experiments, unless somebody else is about to fill it."""
+    from nightbeam.core.locks import sole_owner
+
+    opening = file.with_name(f".{file.name}.lock")
+    with suppress(NightbeamError), book.sole_writer(), sole_owner(opening):
+        if not book.experiments():
             for leftover in (file, *file.parent.glob(f"{file.name}-*"), *file.parent.glob(f".{file.name}.*lock")):
                 leftover.unlink(missing_ok=True)
 
@@ -227,28 +237,35 @@ def _sync(
     ctx: click.Context,
     book: Logbook,
     client: LogbookClient,
-    plan: Plan,
+    make_plan: Callable[[Logbook], Plan],
     settings: ElogSettings,
     *,
     as_json: bool,
-    looked: int = 0,
     shrink: bool = False,
+    others: bool = False,
 ) -> int:
-    from nightbeam.elogsync.files import publish, write_failed
+    from nightbeam.catalog import Logbook
+    from nightbeam.elogsync.files import outdated, publish, write_failed
     from nightbeam.elogsync.worker import sync
 
     directory = _directory(settings)
-    with book.sole_writer(wait_s=settings.lock_timeout), _progress(ctx, plan, as_json=as_json) as step:
-        report = sync(client, book, plan, jobs=settings.parallel_jobs, on_outcome=step)
-        report = replace(report, requests=report.requests + looked)
-        failed = write_failed(directory, report.outcomes) if report.outcomes or directory.exists() else None
+    with book.sole_writer(wait_s=settings.lock_timeout):
+        # Opened and planned only now: who held it until now has written to it, or has discarded it.
+        book = Logbook(_database(settings))
+        plan, looked = make_plan(book), client.traffic
+        with _progress(ctx, plan, as_json=as_json) as step:
+            report = sync(client, book, plan, jobs=settings.parallel_jobs, on_outcome=step)
+        requests, retries = report.requests + looked.requests, report.retries + looked.retries
+        report, failed = replace(report, requests=requests, retries=retries), None
+        if report.outcomes or directory.exists():
+            failed = write_failed(directory, report.outcomes, others=others)
         if report.stopped is None:
             book.set_metadata(
                 last_update=datetime.now(UTC).isoformat(timespec="seconds"),
                 hours_lookback=f"{settings.hours_lookback:g}",
             )
         snapshot = None
-        if settings.publish and book.experiments() and (report.change.written or shrink or not _newest(directory)):
+        if settings.publish and book.experiments() and (shrink or outdated(book, directory)):
             snapshot = publish(book, directory, most_shrink=settings.most_shrink, shrink=shrink).path
     _show_report(report, snapshot, failed, as_json=as_json)
     if report.stopped is not None:

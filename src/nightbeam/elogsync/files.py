@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +15,8 @@ from typing import Any
 import yaml
 
 from nightbeam.catalog import Logbook
-from nightbeam.catalog.elog_snapshot import snapshot_counts
+from nightbeam.catalog.elog_model import LAST_CHANGE
+from nightbeam.catalog.elog_snapshot import snapshot_counts, snapshot_mark
 from nightbeam.core.errors import ConfigError, InputError, MissingError, RejectedError
 from nightbeam.core.files import storage_errors, write_text
 from nightbeam.core.times import iso_z, utc_now
@@ -24,6 +27,7 @@ __all__ = [
     "FAILED",
     "Published",
     "latest_snapshot",
+    "outdated",
     "publish",
     "read_config",
     "read_failed",
@@ -39,6 +43,9 @@ _NO_LIST = "name the file that an update wrote"
 #: Keys of elogfetch's configuration that are ours under another name, and those that mean nothing here.
 _KEYS = {"database_path": "database"}
 _IGNORED = frozenset({"queue_size", "batch_commit_size"})
+
+#: What has not got its name yet (`nightbeam.core.files.part_path`), and what SQLite and our locks lay beside it.
+_PART = re.compile(r"\.{1,2}(.+)\.(\d{1,9})\.[0-9a-f]{8}\.part(?:-wal|-shm|-journal|\.lock)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,15 @@ def latest_snapshot(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def outdated(logbook: Logbook, directory: Path) -> bool:
+    """Say whether the newest snapshot lacks something that the mirror has, whoever wrote it and however that ended."""
+    last = latest_snapshot(directory)
+    try:
+        return last is None or snapshot_mark(last) != logbook.metadata().get(LAST_CHANGE)
+    except (InputError, MissingError):
+        return True
+
+
 def publish(
     logbook: Logbook,
     directory: Path,
@@ -82,6 +98,8 @@ def publish(
     now: Callable[[], datetime] = datetime.now,
 ) -> Published:
     """Publish the mirror as it is now, for readers of a single file, and remove old snapshots by their age.
+
+    To be called by its sole writer; what a killed one has left half done is removed.
 
     Parameters
     ----------
@@ -101,6 +119,7 @@ def publish(
     """
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
     last, rows = latest_snapshot(directory), logbook.counts()
     lost = [] if last is None or shrink else shrunk(_counts(last), rows, most=most_shrink)
     if lost:
@@ -125,19 +144,59 @@ def _counts(path: Path) -> Mapping[str, int]:
         return {}  # a file of that name that is none of ours guards nothing
 
 
-def write_failed(directory: Path, outcomes: Iterable[Outcome], *, now: datetime | None = None) -> Path | None:
-    """Write which experiments could not be read, as elogfetch does; returns None, and no file stays, if all could."""
-    path = directory / FAILED
+def _sweep(directory: Path) -> None:
+    """Remove what those who were killed on this machine have not brought to its name."""
+    for path in directory.iterdir():
+        found = _PART.fullmatch(path.name)
+        if found and (found[1] == FAILED or snapshot_time(found[1]) is not None) and not _lives(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def write_failed(
+    directory: Path, outcomes: Iterable[Outcome], *, others: bool = False, now: datetime | None = None
+) -> Path | None:
+    """Write which experiments could not be read, as elogfetch does; returns None, and no file stays, if all could.
+
+    Parameters
+    ----------
+    others
+        Whether experiments that nobody has tried to read now stay in the list.
+    """
+    path, tried = directory / FAILED, list(outcomes)
     stamp = iso_z(now or utc_now())
     failed = [
-        {"experiment_id": one.experiment_id, "error": _why(one), "timestamp": stamp} for one in outcomes if one.failed
+        {"experiment_id": one.experiment_id, "error": _why(one), "timestamp": stamp} for one in tried if one.failed
     ]
-    if not failed:
-        with storage_errors(path):
+    if others:
+        known = {one.experiment_id for one in tried}
+        failed = [one for one in _listed(path) if one["experiment_id"] not in known] + failed
+    with storage_errors(path):
+        if directory.is_dir():
+            _sweep(directory)
+        if not failed:
             path.unlink(missing_ok=True)
-        return None
+            return None
     write_text(path, json.dumps(failed, indent=1) + "\n")
     return path
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    try:
+        read_failed(path)
+        found: list[dict[str, Any]] = json.loads(path.read_text())
+    except (InputError, MissingError):
+        return []
+    return found
 
 
 def _why(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from nightbeam.catalog import Access, Change, Logbook, SyncState
@@ -21,7 +21,7 @@ from nightbeam.core.errors import (
     UnavailableError,
 )
 from nightbeam.core.times import utc_now
-from nightbeam.elog.compute import experiment_id_of, proposal_of
+from nightbeam.elog.compute import experiment_id_of, proposal_of, summary_of
 from nightbeam.elog.model import Answer, Document, Resource, Summary
 from nightbeam.elog.remote import LogbookClient
 from nightbeam.elogsync.compute import make_plan
@@ -165,12 +165,14 @@ class _Reader:
     def read(self, planned: Planned) -> Outcome:
         if self.stop.is_set():
             return _unread(planned)
+        reading = _Reading(self.client, self.logbook, planned, self.turn, self.asking)
         try:
-            return _Reading(self.client, self.logbook, planned, self.turn, self.asking).all()
+            return reading.all()
         except NightbeamError as error:
             self.stopped = self.stopped or error
             self.stop.set()
-            return replace(_unread(planned), notes=(error.what,))
+            reading.errors[reading.at] = error.what
+            return reading.outcome()  # with what was written before that
 
 
 def _unread(planned: Planned) -> Outcome:
@@ -195,22 +197,27 @@ class _Reading:
     notes: list[str] = field(default_factory=list)
     requests: int = 0
     document: Document = field(default_factory=dict)
+    at: Resource = Resource.INFO
+    begin: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> str:
         return self.planned.experiment_id
 
     def all(self) -> Outcome:
-        begin = time.monotonic()
         try:
             self._begin()
             for resource in _ORDER:
                 if resource in self.planned.needs:
+                    self.at = resource
                     self._list(resource, self.planned.needs[resource])
+            self._end()
         except _EndError:
             pass
-        else:
-            self._end()
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """Return what has come so far."""
         return Outcome(
             self.key,
             self.planned.name,
@@ -219,7 +226,7 @@ class _Reading:
             self.errors,
             tuple(self.notes),
             self.requests,
-            time.monotonic() - begin,
+            time.monotonic() - self.begin,
         )
 
     def _begin(self) -> None:
@@ -227,6 +234,8 @@ class _Reading:
         if Resource.INFO in self.planned.needs:
             with self._asking(Resource.INFO), self.asking:
                 answer = self.client.info(self.key)
+                if (told := summary_of(answer.document).experiment_id) != self.key:
+                    raise InputError(f"asked for {self.key}, the service tells of {told}")
             self.requests += answer.requests
             self.document = answer.document
             self._put(Resource.INFO, lambda: self.logbook.put_experiment(answer.document, body_sha256=answer.sha256))
@@ -329,11 +338,15 @@ class _Reading:
         except (UnavailableError, InputError) as error:
             if resource is not Resource.INFO:
                 raise
-            if self.planned.known:
-                self._failed(resource, error)
-            else:
-                self.errors[resource] = error.what
+            self._unusable(error)
             raise _EndError from error
+
+    def _unusable(self, error: NightbeamError) -> None:
+        """Note that the experiment itself cannot be had; one that the mirror has not is not noted there."""
+        if self.planned.known or Resource.INFO in self.changes:
+            self._failed(Resource.INFO, error)
+        else:
+            self.errors[Resource.INFO] = error.what
 
     def _lost(self, access: Access, note: str, error: NightbeamError) -> None:
         if not self.planned.known and Resource.INFO not in self.changes:
@@ -353,6 +366,9 @@ class _Reading:
             with self.turn:
                 change = put()
         except InputError as error:
+            if resource is Resource.INFO:
+                self._unusable(error)
+                raise _EndError from error
             self._failed(resource, error)
             return
         self.changes[resource] = self.changes.get(resource, Change()) + change

@@ -121,7 +121,7 @@ def test_without_a_credential_the_sync_ends_and_says_who_was_not_read(run, fake,
     report = run(full=True)
     assert report.stopped is not None
     assert report.stopped.exit_code == 77
-    assert any(not outcome.attempted for outcome in report.outcomes)
+    assert any("HTTP status 401" in error for outcome in report.outcomes for error in outcome.errors.values())
     assert len(report.failed) == len(report.outcomes)
 
 
