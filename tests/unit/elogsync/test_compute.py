@@ -105,6 +105,17 @@ def test_an_experiment_that_is_no_longer_listed_is_asked_for_itself_and_for_noth
     assert set(one.needs) == {Resource.INFO}
 
 
+def test_who_is_active_and_may_not_be_read_is_left_alone_unless_somebody_asks_for_it():
+    lost = [row("b", status="no access")]
+    assert plan(recent=["a", "b"], known=lost, states=states("b")).planned == ()
+    found = plan(Policy(names=("a", "b")), recent=["a", "b"], known=lost, states=states("b"))
+    assert [one.experiment_id for one in found.planned] == ["a", "b"]
+    listed = plan(recent=["b"], summaries=[Summary("b", "b")], known=lost, states=states("b"))
+    assert [one.experiment_id for one in listed.planned] == ["b"]
+    without = plan(recent=["a", "b"], summaries=None, known=lost, states=states("b"))
+    assert [one.experiment_id for one in without.planned] == ["a", "b"]
+
+
 def test_without_a_list_nothing_vanishes():
     assert plan(summaries=None, known=[row("a")], states=states("a")).planned == ()
 

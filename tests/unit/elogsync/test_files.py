@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from nightbeam.elog.model import Resource
 from nightbeam.elogsync.files import (
     FAILED,
     latest_snapshot,
+    outdated,
     publish,
     read_config,
     read_failed,
@@ -96,6 +99,52 @@ def test_failures_are_listed_as_elogfetch_does_and_the_list_goes_when_there_are_
     assert write_failed(tmp_path, [Outcome("mfx3", "mfx3")]) is None
     with pytest.raises(MissingError):
         read_failed(path)
+
+
+def test_who_was_not_tried_stays_in_the_list_where_it_is_asked_for(tmp_path):
+    write_failed(tmp_path, [Outcome("mfx1", "mfx1", attempted=False), Outcome("mfx2", "mfx2", attempted=False)])
+    write_failed(tmp_path, [Outcome("mfx1", "mfx1"), Outcome("mfx3", "mfx3", attempted=False)], others=True)
+    assert read_failed(tmp_path / FAILED) == ["mfx2", "mfx3"]
+    write_failed(tmp_path, [Outcome("mfx4", "mfx4", attempted=False)])
+    assert read_failed(tmp_path / FAILED) == ["mfx4"]
+    (tmp_path / FAILED).write_text("no list")
+    assert write_failed(tmp_path, [Outcome("mfx1", "mfx1")], others=True) is None
+
+
+def test_a_snapshot_is_outdated_as_soon_as_anything_of_the_mirror_has_changed(book, tmp_path):
+    out = tmp_path / "out"
+    fill(book, 3)
+    assert outdated(book, out)
+    made = publish(book, out, now=lambda: NOON)
+    assert not outdated(book, out)
+    fill(book, 3)
+    book.failed("mfx1", Resource.RUNS, "HTTP status 503")
+    book.set_metadata(last_update="2026-11-21")
+    assert not outdated(book, out)
+    book.mark("mfx1", "gone")
+    assert outdated(book, out)
+    publish(book, out, now=lambda: NOON)
+    assert not outdated(book, out)
+    fill(book, 4)
+    assert outdated(book, out)
+    made.path.write_text("no snapshot")
+    assert outdated(book, out)
+
+
+def test_what_the_dead_left_half_written_is_removed_and_nothing_else(book, tmp_path):
+    fill(book, 1)
+    process = subprocess.Popen(["true"])
+    process.wait()
+    dead, alive = process.pid, os.getpid()
+    names = [f".elog_2026_1121_1200.db.{{}}.0123abcd.part{end}" for end in ("", "-journal", "-wal")]
+    names += [f".{FAILED}.{{}}.0123abcd.part", "..elog_2026_1121_1200.db.{}.0123abcd.part.lock"]
+    others = {name.format(alive) for name in names} | {f".notes.db.{dead}.0123abcd.part", f"elog.db.{dead}.part"}
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in {name.format(dead) for name in names} | others:
+        (out / name).touch()
+    made = publish(book, out, now=lambda: NOON)
+    assert {path.name for path in out.iterdir()} == others | {made.path.name}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"experiment": "x"}]', '[{"experiment_id": 5}]', "[" * 100_000])
