@@ -633,12 +633,13 @@ class _Handler(LoopbackHandler):
             received, reply = logbook._answer(self.command, self.path, shown, cookie)
             plan = logbook._fault(received)
             self.server.stopping.wait(logbook.latency_s + (plan.seconds if plan else 0) - (time.monotonic() - begin))
-            if plan is None or plan.kind == "slow":
-                self._send(received, reply)
-            elif plan.kind in ("drop", "reset", "short-body"):
-                self._cut(received, reply, plan.kind)
-            else:
-                self._send(received, self._spoilt(plan, received, reply))
+        # In flight until the answer starts: a client that has all of it may ask again before this thread goes on.
+        if plan is None or plan.kind == "slow":
+            self._send(received, reply)
+        elif plan.kind in ("drop", "reset", "short-body"):
+            self._cut(received, reply, plan.kind)
+        else:
+            self._send(received, self._spoilt(plan, received, reply))
 
     def _spoilt(self, plan: _Plan, received: Received, reply: _Reply) -> _Reply:
         logbook: FakeLogbook = self.server.owner
