@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from nightbeam.catalog import Logbook
 from nightbeam.core.errors import MissingError
 from nightbeam.elog.model import Resource
+from nightbeam.elog.remote import LogbookClient, NoAuth
+from nightbeam.elogsync.model import Policy, SyncReport
+from nightbeam.elogsync.worker import look_around, sync
 from nightbeam.testing.elog_service import FakeLogbook
 
 #: What the service says of an experiment in its list of experiments and in ``info`` alike.
@@ -97,3 +103,39 @@ def ledger(book: Logbook) -> dict[tuple[str, int], str | None]:
             rows = connection.exec_driver_sql(f"SELECT id, {when} FROM {name}")
             found |= {(name, number): seen for number, seen in rows}
     return found
+
+
+def nothing_lost(before: dict[Any, Any], book: Logbook) -> dict[Any, Any]:
+    """Compare the rows that there are with those that there were, and return them."""
+    after = ledger(book)
+    assert before.items() <= after.items()
+    return after
+
+
+def content(book: Logbook) -> list[Any]:
+    """Every row of a mirror or of a snapshot of it."""
+    tables = [table for table in book.counts() if table not in ("sync_state", "metadata")]
+    return [(table, list(book.rows(table))) for table in tables]
+
+
+def asker(fake: FakeLogbook, attempts: int = 4, read_s: float = 10.0) -> LogbookClient:
+    """Return a client that does not wait long before it asks again."""
+    return LogbookClient(fake.url, auth=NoAuth(), attempts=attempts, backoff_s=0.01, read_s=read_s)
+
+
+def go(client: LogbookClient, book: Logbook, **policy: Any) -> SyncReport:
+    """Bring a mirror up to date, every experiment and every list of it."""
+    usual: dict[str, Any] = {"everything": True, "jobs": True, "slow_hours": 0.0}
+    return sync(client, book, look_around(client, book, Policy(**usual | policy)), jobs=4)
+
+
+def start(fake: FakeLogbook, *arguments: Any, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Begin an update in a process of its own."""
+    argv = [sys.executable, "-m", "nightbeam", "elog", "update", "--everything", "--base-url", fake.url]
+    return subprocess.Popen(
+        [*argv, *map(str, arguments)],
+        env={**os.environ, **(environ or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

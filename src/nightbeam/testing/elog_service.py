@@ -241,6 +241,8 @@ class FakeLogbook(LogbookTruth):
             self.allow_token(token)
         self._plans: list[_Plan] = []
         self._planned = 0
+        #: How often a fault has hit so far.
+        self.hits = 0
         self._log: list[Received] = []
         self._in_flight = self._most_in_flight = 0
         self._summaries: dict[int, Document] = {}
@@ -417,6 +419,7 @@ class FakeLogbook(LogbookTruth):
                 if plan.kind in _SPOILING and received.status != 200:
                     continue
                 if self._is_hit(plan, received.place):
+                    self.hits += 1
                     plan.left = None if plan.left is None else plan.left - 1
                     return plan
             return None
