@@ -74,6 +74,16 @@ _WHO_HOLDS: Final = (
     "SELECT a.application_name, a.backend_start FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
     "WHERE l.locktype = 'advisory' AND l.granted AND l.objid = :key AND a.datname = current_database()"
 )
+#: The experiment's row number; others are kept from writing to it until the end of the transaction.
+_HOME: Final = sa.select(_X.id).where(_X.experiment_id == sa.bindparam("key")).with_for_update()
+#: The same, with what is known of one of its lists.
+_HOME_AND_STATE: Final = (
+    sa.select(_X.id.label("home"), _S.resource, _S.rows, _S.body_sha256)
+    .select_from(_X)
+    .outerjoin(_S, sa.and_(_S.experiment_id == _X.id, _S.resource == sa.bindparam("resource", type_=SafeText())))
+    .where(_X.experiment_id == sa.bindparam("key"))
+    .with_for_update(of=_X)
+)
 #: Keys that an experiment has both in the list of experiments and in its own ``info``: what was said last holds.
 _SHARED: Final = frozenset(
     {
@@ -645,11 +655,13 @@ class Logbook:
     ) -> Change:
         kind = LISTS[resource]
         with self.database.write() as connection:
-            home = self._home(connection, experiment_id)
-            before = state_row(connection, home, resource)
-            if answer.full and answer.body_sha256 and before and before["body_sha256"] == answer.body_sha256:
-                self._succeeded(connection, home, resource, answer, rows=before["rows"], known=True)
-                return Change(same=before["rows"])
+            before = connection.execute(_HOME_AND_STATE, {"key": experiment_id, "resource": resource.value}).first()
+            if before is None:
+                raise self._unknown(experiment_id)
+            home, known = int(before.home), before.resource is not None
+            if answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256:
+                self._succeeded(connection, home, resource, answer, rows=before.rows, known=True)
+                return Change(same=before.rows)
             try:
                 found = {kind.key(document): dict(document) for document in documents}
                 marks = {key: compute.digest(document) for key, document in found.items()}
@@ -662,16 +674,16 @@ class Logbook:
                 change += Change(changed=1)  # nothing of it that has a row of its own
             if change.written and resource is Resource.RUNS:
                 name_detectors(connection, home)
-            rows = connection.execute(
-                sa.select(sa.func.count())
-                .select_from(kind.table)
-                .where(kind.table.experiment_id == home, kind.table.missing_since.is_(None))
-            ).scalar_one()
-            known, written = before is not None, bool(change.written)
+            rows, written = len(found) if answer.full else self._present(connection, kind, home), bool(change.written)
             self._succeeded(connection, home, resource, answer, rows=rows, known=known, written=written)
             if written:
                 self._changed(connection, answer.stamp)  # last: all writers wait for each other here
         return change
+
+    def _present(self, connection: Connection, kind: ListKind, home: int) -> int:
+        table = kind.table.__table__
+        there = sa.and_(table.c.experiment_id == home, table.c.missing_since.is_(None))
+        return int(connection.execute(sa.select(sa.func.count()).select_from(table).where(there)).scalar_one())
 
     def _succeeded(
         self,
@@ -705,8 +717,7 @@ class Logbook:
 
     def _home(self, connection: Connection, experiment_id: str) -> int:
         """Return the experiment's row number, and keep others from writing to it until the end."""
-        query = sa.select(_X.id).where(_X.experiment_id == experiment_id).with_for_update()
-        home = connection.execute(query).scalar()
+        home = connection.execute(_HOME, {"key": experiment_id}).scalar()
         if home is None:
             raise self._unknown(experiment_id)
         return int(home)

@@ -265,7 +265,7 @@ def write_rows(
     _mark_missing(connection, table, [stored[key].id for key in back if stored[key].digest == marks[key]], None)
     _mark_missing(connection, table, gone, answer.stamp)
     if table is _E:
-        _put_attachments(connection, home, {key: found[key] for key in (*new, *differing)}, answer.stamp)
+        _put_attachments(connection, home, {key: found[key] for key in (*new, *differing)}, differing, answer.stamp)
     same = len(found) - len(new) - len(changed) - len(back)
     return Change(new=len(new), changed=len(changed), same=same, missing=len(gone), back=len(back))
 
@@ -273,15 +273,18 @@ def write_rows(
 def _insert(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
     """Insert rows, written as their columns want it here: SQLAlchemy would look at each value a few times more."""
     columns = table.__table__.columns
-    for name in rows[0]:
+    named = tuple(rows[0])
+    for name in named:
         kind = type(columns[name].type)
         if kind in _WRITTEN:
             written = _WRITTEN[kind]
             for row in rows:
                 if row[name] is not None:
                     row[name] = written(row[name])
-    bare = sa.table(table.__tablename__, *(sa.column(name) for name in rows[0]))
-    connection.execute(sa.insert(bare), rows)
+    names = ", ".join(f'"{name}"' for name in named)
+    marks = ", ".join(["?" if connection.dialect.name == "sqlite" else "%s"] * len(named))
+    into = f'INSERT INTO "{table.__tablename__}" ({names}) VALUES ({marks})'
+    connection.exec_driver_sql(into, [tuple(row[name] for name in named) for row in rows])
 
 
 #: What the types of ours do to a value that is no NULL.
@@ -310,7 +313,10 @@ def _mark_missing(connection: Connection, table: Any, ids: Sequence[int], since:
         connection.execute(sa.update(table).where(table.id.in_(some)).values(missing_since=since))
 
 
-def _put_attachments(connection: Connection, home: int, entries: Mapping[Any, Document], stamp: str) -> None:
+def _put_attachments(
+    connection: Connection, home: int, entries: Mapping[Any, Document], known: Sequence[Any], stamp: str
+) -> None:
+    """Write what is attached to entries; those that are ``known`` can have something stored already."""
     table = AttachmentTable
     wanted = {}
     for key, document in entries.items():
@@ -325,7 +331,7 @@ def _put_attachments(connection: Connection, home: int, entries: Mapping[Any, Do
     ).where(table.experiment_id == home)
     stored = {
         (row.entry_id, row.attachment_id): row
-        for some in _chunks(list(entries))
+        for some in _chunks(known)
         for row in connection.execute(columns.where(table.entry_id.in_(some)))
     }
     new = [

@@ -737,8 +737,8 @@ def row_of(document: Mapping[str, Any], fields: tuple[Field, ...]) -> dict[str, 
     row: dict[str, Any] = {}
     for field in fields:
         value = document.get(field.key)
-        row[field.column] = _fitted(value, field.kind)
-        if row[field.column] is value and value is not None:
+        fitted = row[field.column] = None if value is None else _fitted(value, field.kind)
+        if fitted is value and value is not None:
             del extra[field.key]
     row["extra"] = extra or None
     return row
@@ -750,6 +750,9 @@ def document_of(row: Mapping[str, Any], fields: tuple[Field, ...]) -> dict[str, 
     return document | (row["extra"] or {})
 
 
+_KINDS: Final[Mapping[str, type]] = {"list": list, "object": dict, "any": object}
+
+
 def _fitted(value: Any, kind: str) -> Any:
     """Return the value as its column takes it: itself where that loses nothing."""
     if kind == "text":
@@ -759,8 +762,7 @@ def _fitted(value: Any, kind: str) -> Any:
     if kind == "whole":
         whole = compute.whole_number(value)
         return value if type(value) is int and whole == value else whole
-    wanted = {"list": list, "object": dict, "any": object}[kind]
-    return value if isinstance(value, wanted) else None
+    return value if isinstance(value, _KINDS[kind]) else None
 
 
 def _printed(value: Any) -> str | None:

@@ -321,7 +321,7 @@ def insert_once(connection: Connection, table: Any, key: Mapping[str, Any], valu
     try:
         # SQLite's writers come one by one, so it needs no savepoint to survive a clash (and sqlite3 makes bad ones).
         with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
-            connection.execute(sa.insert(table).values(**key, **values))
+            connection.execute(sa.insert(_bare(table)).values(**key, **values))
     except exc.IntegrityError:
         if not _update(connection, table, key, {}):
             raise
@@ -330,10 +330,16 @@ def insert_once(connection: Connection, table: Any, key: Mapping[str, Any], valu
 
 
 def _update(connection: Connection, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    where = [getattr(table, name) == value for name, value in key.items()]
+    table = _bare(table)
+    where = [table.c[name] == value for name, value in key.items()]
     if not values:
         return connection.execute(sa.select(sa.literal(1)).select_from(table).where(*where)).first() is not None
     return connection.execute(sa.update(table).where(*where).values(**values)).rowcount > 0
+
+
+def _bare(table: Any) -> Any:
+    """Return the table of a mapped class: a statement about the class takes the ORM's longer way each time."""
+    return getattr(table, "__table__", table)
 
 
 def _parse(url: str) -> URL:

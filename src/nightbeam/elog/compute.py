@@ -119,10 +119,13 @@ def loads(body: bytes | str) -> Any:
         raise InputError(f"no JSON: {error}; it begins with {start!r}") from error
 
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def canonical(value: Any) -> bytes:
     """Return one JSON text for all equal documents: sorted keys, NaN kept, lone surrogates kept apart."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")
+    return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
@@ -154,7 +157,7 @@ def dump_json(value: Any) -> str:
     Text is as of `encode_text`. What is no number in strict JSON becomes ``{"$number": "NaN"}``, and a key that
     looks so gets one more ``$``.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _COMPACT.encode(value)
     if not _SUSPECT.search(text):
         return text
     return json.dumps(_guarded(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
