@@ -293,16 +293,19 @@ class Logbook:
         experiment_id: str,
         documents: Iterable[Document],
         *,
+        full: bool = True,
         body_sha256: str | None = None,
         now: datetime | None = None,
     ) -> Change:
-        """Store all workflow definitions, as `put_entries` does."""
+        """Store workflow definitions, as `put_entries` does."""
         found = [dict(document) for document in documents]
         whole = {"definitions": found}
-        answer = Answer(True, body_sha256, _stamp(now))
+        answer = Answer(full, body_sha256, _stamp(now))
 
         def keep(connection: Connection, home: int) -> bool:
-            return put_whole(connection, WorkflowTable, home, whole, {}, answer.stamp, empty={"definitions": []})
+            return full and put_whole(
+                connection, WorkflowTable, home, whole, {}, answer.stamp, empty={"definitions": []}
+            )
 
         return self._put(experiment_id, Resource.WORKFLOWS, found, answer, keep)
 
@@ -311,11 +314,12 @@ class Logbook:
         experiment_id: str,
         documents: Iterable[Document],
         *,
+        full: bool = True,
         body_sha256: str | None = None,
         now: datetime | None = None,
     ) -> Change:
-        """Store all jobs of workflows, as `put_entries` does."""
-        return self._put(experiment_id, Resource.JOBS, documents, Answer(True, body_sha256, _stamp(now)))
+        """Store jobs of workflows, as `put_entries` does."""
+        return self._put(experiment_id, Resource.JOBS, documents, Answer(full, body_sha256, _stamp(now)))
 
     def put_questionnaire(
         self,

@@ -57,6 +57,7 @@ __all__ = [
     "LogbookClient",
     "NoAuth",
     "Route",
+    "ServiceDownError",
     "auth_from",
 ]
 
@@ -68,6 +69,8 @@ SITE_URL: Final = "https://pswww.slac.stanford.edu"
 _MOST_SENTENCE_BYTES: Final = 1 << 16
 _LONGEST_PART: Final = 200
 _LONGEST_WAIT_S: Final = 30.0
+#: So many questions in a row that came to nothing, each with all its attempts, and the service is taken to be down.
+_MOST_SILENT: Final = 10
 _HEALING: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -246,6 +249,10 @@ class _Patience(urllib3.Retry):
 # The client
 
 
+class ServiceDownError(UnavailableError):
+    """Nothing has been answered for many questions: there is no use in asking for anything else now."""
+
+
 class LogbookClient:
     """Asks the logbook; reads only. May be shared by threads, each of which has a session of its own.
 
@@ -290,6 +297,7 @@ class LogbookClient:
     - `InputError`: the service says that it cannot answer (``success: false``; status 500 again and again), or
       answers something else than was asked for.
     - `UnavailableError`: it failed until attempts or time were used up; a later try may work.
+    - `ServiceDownError`, one of those: so did many questions before it, whoever asked, and none had an answer.
 
     Examples
     --------
@@ -333,6 +341,7 @@ class LogbookClient:
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._lock, self._renewing = threading.Lock(), threading.Lock()
         self._renewals, self._in_flight, self._traffic = 0, 0, Traffic()
+        self._silent = 0
 
     def __enter__(self) -> Self:
         return self
@@ -454,7 +463,9 @@ class LogbookClient:
         self, resource: Resource, name: str, experiment_id: str, params: Mapping[str, str] = _NOTHING
     ) -> Answer:
         found = self._list(name, {"experiment": experiment_id}, params)
-        good = tuple(one for one in found.value if isinstance(one, dict) and isinstance(one.get("_id"), str))
+        # Runs and files are known by other things than their _id.
+        named = resource in (Resource.RUNS, Resource.FILES)
+        good = tuple(one for one in found.value if isinstance(one, dict) and (named or isinstance(one.get("_id"), str)))
         refused = len(found.value) - len(good)
         if refused:
             _log.warning("%s of %s: %d documents without _id are refused", name, experiment_id, refused)
@@ -497,7 +508,29 @@ class LogbookClient:
         return _Question(name, route, url, about, auth, not parts)
 
     def _ask(self, question: _Question, parse: Callable[[_Question, _Reply], T]) -> T:
-        """Ask until there is an answer that can be read."""
+        """Ask until there is an answer that can be read, or too many questions in a row had none."""
+        try:
+            answer = self._ask_again(question, parse)
+        except UnavailableError as error:
+            with self._lock:
+                self._silent += 1
+                silent = self._silent
+            if silent >= _MOST_SILENT:
+                raise ServiceDownError(
+                    f"{silent} questions in a row had no answer; {error.what}", fix=error.fix
+                ) from error
+            raise
+        except NightbeamError:
+            self._heard()
+            raise
+        self._heard()
+        return answer
+
+    def _heard(self) -> None:
+        with self._lock:
+            self._silent = 0
+
+    def _ask_again(self, question: _Question, parse: Callable[[_Question, _Reply], T]) -> T:
         end = self._clock() + self._deadline_s
         patience, tries, renewed = self._patience, 0, False
         while True:

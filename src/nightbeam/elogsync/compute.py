@@ -17,6 +17,8 @@ __all__ = ["SNAPSHOT", "excluded", "kept_snapshots", "make_plan", "shrunk", "sna
 
 States = Mapping[Resource, SyncState]
 
+_FAILURES_IN_A_ROW = 3
+
 _SMALL = 20  # rows that may go without a word: a table of three rows has not shrunk by a third
 SNAPSHOT = re.compile(r"elog_(\d{4})_(\d{2})(\d{2})_(\d{2})(\d{2})\.db")
 
@@ -77,9 +79,9 @@ def make_plan(
 
 
 def _age_key(states: Mapping[str, States], one: Planned) -> tuple[str, str]:
-    """Sort by the oldest full read; what has been tried in vain comes after what has not been tried."""
+    """Sort by the oldest full read of what every experiment has; a questionnaire that never comes is no age."""
     found = states.get(one.experiment_id, {})
-    oldest = min((str(state.full_at or "") for state in found.values()), default="")
+    oldest = min((str(found[r].full_at or "") if r in found else "" for r in _LISTS), default="")
     return oldest, one.experiment_id
 
 
@@ -101,11 +103,22 @@ class _Candidate:
             return None
         needs = self._needs(policy, reasons, now)
         if policy.only_failed:
-            needs = {r: need for r, need in needs.items() if self._unread(r) or self._failed(r) or r is Resource.INFO}
-        if not needs.keys() - ({Resource.INFO} if policy.only_failed and self.row is not None else set()):
+            needs = self._owed(needs)
+        if not needs:
             return None
         shown = self.summary.name if self.summary else self.row.name if self.row else name
         return Planned(self.key, shown, reasons, needs, self.summary, self.row is not None)
+
+    def _owed(self, needs: Mapping[Resource, Need]) -> dict[Resource, Need]:
+        """Return of a plan what failed or was never read, and what has to come with it."""
+        owed = {r for r in needs if self._failed(r) or self._unread(r)}
+        if not owed and self.row is not None:
+            return {}
+        # The service's counts are stored after this; what they count must be here then.
+        owed |= {Resource.INFO}
+        owed |= {Resource.RUNS} if self._more_runs else set()
+        owed |= {Resource.FILES} if self._more_files else set()
+        return {r: need for r, need in needs.items() if r in owed}
 
     def _reasons(self, policy: Policy, now: datetime) -> Iterable[Reason]:
         readable = self.row is not None and self.row.status == Access.OK.value
@@ -126,20 +139,18 @@ class _Candidate:
             return
         if self.listing and self.summary is None and not self.active:
             yield Reason.VANISHED
-            return
         if self._more_runs or self._more_files:
             yield Reason.CHANGED
         if any(state.status == "failed" and self._again(state, policy, now) for state in self.states.values()):
             yield Reason.FAILED
-        if policy.full or any(self._unread(resource) or self._due(resource, policy, now) for resource in _LISTS):
+        lists = [*_LISTS, *([Resource.JOBS] if policy.jobs else []), Resource.QUESTIONNAIRE]
+        if policy.full or any(self._unread(one) or (one in _LISTS and self._due(one, policy, now)) for one in lists):
             yield Reason.DUE
 
     def _needs(self, policy: Policy, reasons: Sequence[Reason], now: datetime) -> dict[Resource, Need]:
         full = policy.full or Reason.NEW in reasons
-        if Reason.VANISHED in reasons:
-            return {Resource.INFO: Need()}
         needs: dict[Resource, Need] = {}
-        if self.summary is None:
+        if self.summary is None or self._failed(Resource.INFO):
             needs[Resource.INFO] = Need()
         alive = bool({Reason.ASKED, Reason.RECENT, Reason.CHANGED} & set(reasons))
         wanted = [Resource.ENTRIES, Resource.RUNS, Resource.FILES, Resource.WORKFLOWS]
@@ -191,8 +202,10 @@ class _Candidate:
 
     def _unread(self, resource: Resource) -> bool:
         state = self.states.get(resource)
+        if state is None and resource is Resource.QUESTIONNAIRE:
+            return self.summary is not None and self._has_proposal
         if state is None:
-            return resource in _LISTS
+            return resource is not Resource.INFO
         return state.full_at is None and state.status != "failed"
 
     def _failed(self, resource: Resource) -> bool:
@@ -200,8 +213,8 @@ class _Candidate:
         return state is not None and state.status == "failed"
 
     def _again(self, state: SyncState, policy: Policy, now: datetime) -> bool:
-        """Say whether a list that failed is tried again; some questionnaires never come."""
-        slow = state.resource is Resource.QUESTIONNAIRE
+        """Say whether a list that failed is tried again; some questionnaires never come, which shows after a while."""
+        slow = state.resource is Resource.QUESTIONNAIRE and state.failures >= _FAILURES_IN_A_ROW
         return not slow or now - state.attempted_at > timedelta(hours=policy.slow_hours)
 
     def _due(self, resource: Resource, policy: Policy, now: datetime) -> bool:

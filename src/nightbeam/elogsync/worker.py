@@ -23,13 +23,16 @@ from nightbeam.core.errors import (
 from nightbeam.core.times import utc_now
 from nightbeam.elog.compute import experiment_id_of, proposal_of, summary_of
 from nightbeam.elog.model import Answer, Document, Resource, Summary
-from nightbeam.elog.remote import LogbookClient
+from nightbeam.elog.remote import LogbookClient, ServiceDownError
 from nightbeam.elogsync.compute import make_plan
 from nightbeam.elogsync.model import Need, Outcome, Plan, Planned, Policy, Reason, SyncReport
 
 __all__ = ["look_around", "plan_of", "sync", "sync_experiment"]
 
 _log = logging.getLogger(__name__)
+
+#: After these there is no use in asking for anything else.
+_END_ALL = (AuthError, ServiceDownError)
 
 _ORDER = (
     Resource.ENTRIES,
@@ -73,16 +76,16 @@ def look_around(client: LogbookClient, logbook: Logbook, policy: Policy, *, now:
     )
 
 
-def plan_of(names: Iterable[str], logbook: Logbook, *, jobs: bool = False) -> Plan:
+def plan_of(names: Iterable[str], logbook: Logbook, *, jobs: bool = False, reason: Reason = Reason.ASKED) -> Plan:
     """Return a plan that reads these experiments whole, active or not, whatever the service lists."""
     known = {row.experiment_id: row.name for row in logbook.experiments()}
     ids = {name: key for key, name in known.items()}
     wanted = (Resource.INFO, *(resource for resource in _ORDER if jobs or resource is not Resource.JOBS))
     planned = []
-    for name in names:
+    for name in dict.fromkeys(names):
         key = name if name in known else ids.get(name, experiment_id_of(name))
         needs = {resource: Need() for resource in wanted}
-        planned.append(Planned(key, known.get(key, name), (Reason.ASKED,), needs, None, key in known))
+        planned.append(Planned(key, known.get(key, name), (reason,), needs, None, key in known))
     return Plan(tuple(planned))
 
 
@@ -97,8 +100,9 @@ def sync(
 ) -> SyncReport:
     """Read what a plan says.
 
-    What one experiment cannot give is noted and the others go on; without a credential, or with a disk that is full,
-    nothing can go on and the sync ends. What was read before that is stored.
+    What one experiment cannot give is noted and the others go on; without a credential, with a service that answers
+    nothing any more or with a disk that is full, nothing can go on and the sync ends. What was read before that is
+    stored.
 
     Parameters
     ----------
@@ -107,7 +111,7 @@ def sync(
     on_outcome
         Called after each experiment, in this thread.
     stop
-        Ends the sync after the experiments that are being read.
+        Ends the sync after the lists that are being read.
     """
     begin, started, before = time.monotonic(), utc_now(), client.traffic
     stop = stop or threading.Event()
@@ -144,10 +148,12 @@ def sync_experiment(client: LogbookClient, logbook: Logbook, planned: Planned) -
     ------
     AuthError
         If there is no usable credential.
+    ServiceDownError
+        If the service has answered nothing for long.
     NightbeamError
         If the mirror cannot be written.
     """
-    return _Reading(client, logbook, planned, threading.Lock(), nullcontext()).all()
+    return _Reading(client, logbook, planned, threading.Lock(), nullcontext(), threading.Event()).all()
 
 
 @dataclass
@@ -165,7 +171,7 @@ class _Reader:
     def read(self, planned: Planned) -> Outcome:
         if self.stop.is_set():
             return _unread(planned)
-        reading = _Reading(self.client, self.logbook, planned, self.turn, self.asking)
+        reading = _Reading(self.client, self.logbook, planned, self.turn, self.asking, self.stop)
         try:
             return reading.all()
         except NightbeamError as error:
@@ -192,6 +198,7 @@ class _Reading:
     planned: Planned
     turn: threading.Lock
     asking: AbstractContextManager[object]
+    stop: threading.Event
     changes: dict[Resource, Change] = field(default_factory=dict)
     errors: dict[Resource, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -208,7 +215,9 @@ class _Reading:
         try:
             self._begin()
             for resource in _ORDER:
-                if resource in self.planned.needs:
+                if resource in self.planned.needs and self.stop.is_set():
+                    self.errors[resource] = "not asked for: the sync was ended before"
+                elif resource in self.planned.needs:
                     self.at = resource
                     self._list(resource, self.planned.needs[resource])
             self._end()
@@ -263,24 +272,34 @@ class _Reading:
         try:
             with self._asking(resource), self.asking:
                 answer = self._ask(resource, need, asked_at)
-        except (UnavailableError, InputError) as error:
+        except _END_ALL:
+            raise
+        except (UnavailableError, InputError, MissingError, RejectedError) as error:
             self._failed(resource, error)
             return
         self.requests += answer.requests
-        documents, sha256 = answer.documents, answer.sha256
+        self._store(resource, answer, need, asked_at)
+
+    def _store(self, resource: Resource, answer: Answer, need: Need, asked_at: datetime) -> None:
+        documents, full, sha256 = answer.documents, need.full, answer.sha256 if need.full else None
         if answer.refused:
-            self.notes.append(f"{answer.refused} documents of {resource.value} have no _id and are left out")
+            self.notes.append(f"{answer.refused} documents of {resource.value} make no sense and are left out")
+            full, sha256 = False, None  # what they are is not known, so nothing that is stored is missing
         book, key = self.logbook, self.key
         put: dict[Resource, Callable[[], Change]] = {
             Resource.ENTRIES: lambda: book.put_entries(
-                key, documents, full=need.full, window_end=asked_at, body_sha256=sha256 if need.full else None
+                key, documents, full=full, window_end=asked_at, body_sha256=sha256
             ),
-            Resource.RUNS: lambda: book.put_runs(key, documents, body_sha256=sha256),
-            Resource.FILES: lambda: book.put_files(key, documents, body_sha256=sha256),
-            Resource.WORKFLOWS: lambda: book.put_workflows(key, documents, body_sha256=sha256),
-            Resource.JOBS: lambda: book.put_jobs(key, documents, body_sha256=sha256),
+            Resource.RUNS: lambda: book.put_runs(key, documents, full=full, body_sha256=sha256),
+            Resource.FILES: lambda: book.put_files(key, documents, full=full, body_sha256=sha256),
+            Resource.WORKFLOWS: lambda: book.put_workflows(key, documents, full=full, body_sha256=sha256),
+            Resource.JOBS: lambda: book.put_jobs(key, documents, full=full, body_sha256=sha256),
         }
         self._put(resource, put[resource])
+        change = self.changes.get(resource)
+        if resource is Resource.ENTRIES and change is not None and change.missing:
+            # The service marks what is deleted and goes on listing it, so this is odd whoever did it.
+            self.notes.append(f"{change.missing} entries are no longer in the logbook; what is stored of them stays")
 
     def _ask(self, resource: Resource, need: Need, asked_at: datetime) -> Answer:
         client, key = self.client, self.key
@@ -303,7 +322,7 @@ class _Reading:
         try:
             with self.asking:
                 answer = self.client.questionnaire(period, proposal)
-        except AuthError:
+        except ServiceDownError:
             raise
         except (InputError, MissingError, RejectedError) as error:
             # Some instruments have theirs elsewhere, and the service says so with a 500.
@@ -311,7 +330,8 @@ class _Reading:
             with self.turn:
                 self.logbook.failed(self.key, Resource.QUESTIONNAIRE, error.what)
             return
-        except UnavailableError as error:
+        except (UnavailableError, AuthError) as error:
+            # Another service, whose login page is no news of the logbook; that one says so itself.
             self._failed(Resource.QUESTIONNAIRE, error)
             return
         self.requests += answer.requests
@@ -327,19 +347,30 @@ class _Reading:
         """Tell an experiment that cannot be read from a list that cannot."""
         try:
             yield
-        except AuthError:
+        except _END_ALL:
             raise
-        except MissingError as error:
-            self._lost(Access.GONE, f"the service has it no more: {error.what}", error)
-            raise _EndError from error
-        except RejectedError as error:
-            self._lost(Access.NO_ACCESS, f"it may not be read any more: {error.what}", error)
+        except (MissingError, RejectedError) as error:
+            refused = error if resource is Resource.INFO else self._refused()
+            if refused is None:
+                raise
+            self._lost(refused)
             raise _EndError from error
         except (UnavailableError, InputError) as error:
             if resource is not Resource.INFO:
                 raise
             self._unusable(error)
             raise _EndError from error
+
+    def _refused(self) -> NightbeamError | None:
+        """Ask whether the experiment itself is gone or closed to us, and not a list of it alone."""
+        try:
+            with self.asking:
+                self.requests += self.client.info(self.key).requests
+        except (MissingError, RejectedError) as error:
+            return error
+        except InputError:
+            pass
+        return None
 
     def _unusable(self, error: NightbeamError) -> None:
         """Note that the experiment itself cannot be had; one that the mirror has not is not noted there."""
@@ -348,13 +379,17 @@ class _Reading:
         else:
             self.errors[Resource.INFO] = error.what
 
-    def _lost(self, access: Access, note: str, error: NightbeamError) -> None:
+    def _lost(self, error: NightbeamError) -> None:
         if not self.planned.known and Resource.INFO not in self.changes:
             self.errors[Resource.INFO] = error.what
             return
+        gone = isinstance(error, MissingError)
         with self.turn:
-            self.logbook.mark(self.key, access)
-        self.notes.append(f"{note}; what is stored stays")
+            self.logbook.mark(self.key, Access.GONE if gone else Access.NO_ACCESS)
+        note = "the service has it no more" if gone else "it may not be read any more"
+        self.notes.append(f"{note}: {error.what}; what is stored stays")
+        if Reason.ASKED in self.planned.reasons:
+            self.errors[Resource.INFO] = error.what  # who asks for it by name is told
 
     def _failed(self, resource: Resource, error: NightbeamError) -> None:
         self.errors[resource] = error.what

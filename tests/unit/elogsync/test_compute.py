@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,10 +100,56 @@ def test_patterns_match_whole_names_in_any_case_and_what_is_asked_for_is_read_in
     assert found.excluded == ("xpp1",)
 
 
-def test_an_experiment_that_is_no_longer_listed_is_asked_for_itself_and_for_nothing_else():
+def test_an_experiment_that_is_no_longer_listed_is_asked_for_itself_and_for_what_is_due():
     (one,) = plan(known=[row("a")], states=states("a")).planned
     assert one.reasons == (Reason.VANISHED,)
     assert set(one.needs) == {Resource.INFO}
+    (old,) = plan(known=[row("a")], states=states("a", hours=200)).planned
+    assert set(old.needs) == {Resource.INFO, *LISTS}
+
+
+def test_what_is_configured_or_all_that_there_is_is_read_although_it_is_not_listed():
+    for policy in (Policy(names=("a",)), Policy(full=True)):
+        (one,) = plan(policy, known=[row("a")], states=states("a")).planned
+        assert {Resource.INFO, Resource.ENTRIES, Resource.RUNS} <= set(one.needs)
+
+
+def test_a_questionnaire_that_was_never_asked_for_is_owed_however_quiet_the_experiment_is():
+    listed = Summary("cxilw4021", "cxilw4021", params={"PNR": "LW40"})
+    (one,) = plan(summaries=[listed], known=[row("cxilw4021")], states=states("cxilw4021")).planned
+    assert (one.reasons, set(one.needs)) == ((Reason.DUE,), {Resource.QUESTIONNAIRE})
+
+
+def test_jobs_are_owed_from_the_day_on_which_they_are_wanted():
+    quiet = {"summaries": [Summary("a", "a")], "known": [row("a")], "states": states("a")}
+    assert plan(**quiet).planned == ()
+    (one,) = plan(Policy(jobs=True), **quiet).planned
+    assert set(one.needs) == {Resource.JOBS}
+
+
+def test_an_experiment_that_could_not_be_asked_for_itself_is_asked_again():
+    held = states("a")
+    held["a"][Resource.INFO] = state("a", Resource.INFO, status="failed", error="503", failures=1)
+    (one,) = plan(summaries=[Summary("a", "a")], known=[row("a")], states=held).planned
+    assert (one.reasons, set(one.needs)) == ((Reason.FAILED,), {Resource.INFO})
+
+
+def test_a_second_attempt_reads_what_the_service_counts_beside_what_failed():
+    held = states("a") | states("b")
+    held["a"][Resource.ENTRIES] = state("a", Resource.ENTRIES, status="failed", error="503", failures=1)
+    grown = [Summary(key, key, run_count=4, last_run=4, total_files=9, total_gib=1.0) for key in ("a", "b")]
+    (one,) = plan(Policy(only_failed=True), summaries=grown, known=[row("a"), row("b")], states=held).planned
+    assert (one.experiment_id, set(one.needs)) == ("a", {Resource.ENTRIES, Resource.RUNS, Resource.FILES})
+
+
+def test_a_questionnaire_that_never_comes_does_not_make_an_experiment_the_oldest():
+    known, old = [row("a"), row("b")], states("a", hours=200) | states("b", hours=300)
+    failed = state("a", Resource.QUESTIONNAIRE, status="failed", error="500", failures=9, full_at=None)
+    old["a"][Resource.QUESTIONNAIRE] = failed
+    summaries = [Summary(key, key) for key in ("a", "b")]
+    assert [
+        one.experiment_id for one in plan(Policy(due_most=1), summaries=summaries, known=known, states=old).planned
+    ] == ["b"]
 
 
 def test_who_is_active_and_may_not_be_read_is_left_alone_unless_somebody_asks_for_it():
@@ -120,16 +167,24 @@ def test_without_a_list_nothing_vanishes():
     assert plan(summaries=None, known=[row("a")], states=states("a")).planned == ()
 
 
-def test_what_failed_is_tried_again_a_questionnaire_only_after_a_day():
+def test_what_failed_is_tried_again():
     failed = states("a")
     failed["a"][Resource.FILES] = replace(failed["a"][Resource.FILES], status="failed")
     listed = [Summary("a", "a")]
     (one,) = plan(summaries=listed, known=[row("a")], states=failed).planned
     assert one.reasons == (Reason.FAILED,)
     assert set(one.needs) == {Resource.FILES}
-    failed = states("a")
-    failed["a"][Resource.QUESTIONNAIRE] = state("a", Resource.QUESTIONNAIRE, status="failed")
-    assert plan(summaries=listed, known=[row("a")], states=failed).planned == ()
+
+
+@pytest.mark.parametrize(("failures", "hours", "again"), [(1, 1, True), (2, 1, True), (3, 1, False), (9, 25, True)])
+def test_a_questionnaire_that_has_failed_again_and_again_is_tried_once_a_day(failures, hours, again):
+    listed = Summary("cxilw4021", "cxilw4021", params={"PNR": "LW40"})
+    held = states("cxilw4021")
+    held["cxilw4021"][Resource.QUESTIONNAIRE] = state(
+        "cxilw4021", Resource.QUESTIONNAIRE, hours=hours, status="failed", full_at=None, failures=failures
+    )
+    found = plan(summaries=[listed], known=[row("cxilw4021")], states=held).planned
+    assert [set(one.needs) for one in found] == ([{Resource.QUESTIONNAIRE}] if again else [])
 
 
 def test_what_is_gone_is_left_in_peace_until_it_is_listed_again():

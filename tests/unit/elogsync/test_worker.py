@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from nightbeam.catalog import Access
 from nightbeam.core.errors import NightbeamError
 from nightbeam.elog.model import Resource
-from nightbeam.elogsync.model import Reason
+from nightbeam.elog.remote import ServiceDownError
+from nightbeam.elogsync.model import Policy, Reason
+from nightbeam.elogsync.worker import look_around, plan_of, sync
 
 
 @pytest.fixture
@@ -147,3 +151,107 @@ def test_no_fault_takes_a_row_away_and_the_next_sync_repairs(run, same, fake, th
     report = run(full=True)
     assert report.failed == ()
     same()
+
+
+def test_what_was_not_read_before_the_end_is_read_by_the_next_update_however_quiet(run, same, fake, three, book):
+    fake.fail(None, "401", route="proposal")
+    assert all(set(outcome.errors) <= {Resource.QUESTIONNAIRE} for outcome in run().outcomes)
+    fake.recover()
+    with book.database.write() as connection:  # as a kill before the questionnaire leaves it
+        connection.exec_driver_sql("DELETE FROM sync_state WHERE resource = 'questionnaire'")
+    assert run(everything=False, hours=1e-6).failed == ()
+    same()
+
+
+@pytest.mark.parametrize("kind", ["html", "redirect", "401"])
+def test_a_questionnaire_service_that_wants_a_login_does_not_end_the_sync(run, same, fake, three, kind):
+    fake.fail(None, kind, route="proposal")
+    report = run()
+    assert report.stopped is None
+    assert all(outcome.attempted and set(outcome.errors) <= {Resource.QUESTIONNAIRE} for outcome in report.outcomes)
+    assert report.failed
+    fake.recover()
+    assert run(only_failed=True).failed == ()
+    same()
+
+
+@pytest.mark.parametrize("status", ["404", "403"])
+def test_one_list_that_is_not_given_is_a_failure_of_that_list_and_not_the_end_of_the_experiment(
+    run, same, fake, three, book, status
+):
+    run()
+    fake.fail(None, status, route=f"{three[0]}/runs$")
+    (failed,) = run(full=True).failed
+    assert (failed.experiment_id, set(failed.errors)) == (three[0], {Resource.RUNS})
+    assert book.experiment(three[0]).status == Access.OK.value
+    assert book.state(three[0])[Resource.RUNS].status == "failed"
+    assert book.state(three[0])[Resource.FILES].status == "ok"
+    fake.recover()
+    assert run(everything=False, hours=1e-6).failed == ()
+    same()
+
+
+def test_who_asks_for_an_experiment_that_is_gone_is_told(fake, client, book, run, three):
+    run()
+    fake.delete_experiment(three[0])
+    (outcome,) = sync(client, book, plan_of([three[0]], book)).outcomes
+    assert outcome.failed
+    assert "what is stored stays" in outcome.notes[0]
+    assert book.experiment(three[0]).status == Access.GONE.value
+    assert sync(client, book, plan_of([three[0]], book, reason=Reason.FAILED)).failed == ()
+
+
+def test_a_service_that_answers_nothing_any_more_is_not_asked_to_the_bitter_end(fake, client, book, run):
+    fake.populate(12, 2, 1, 1, parameters=14, fields=2, seed=6)
+    run()
+    fake.fail(None, "503", route="^[a-z]+[0-9]+/")
+    fake.forget()
+    report = run(full=True)
+    assert isinstance(report.stopped, ServiceDownError)
+    assert "10 questions in a row" in report.stopped.what
+    assert len(report.failed) == 12
+    assert len(fake.requests) < 3 * 10 + 3 * 8 + 2  # attempts of ten, of those that were on their way, and the lists
+    fake.recover()
+    assert run().failed == ()
+
+
+def test_a_sync_that_is_told_to_stop_does_not_ask_for_the_next_list(fake, client, book, three):
+    stop, answer = threading.Event(), client.entries
+
+    def entries(experiment):
+        stop.set()
+        return answer(experiment)
+
+    client.entries = entries
+    plan = look_around(client, book, Policy(everything=True))
+    report = sync(client, book, plan, jobs=1, stop=stop)
+    first = next(outcome for outcome in report.outcomes if outcome.attempted)
+    assert first.errors[Resource.RUNS] == "not asked for: the sync was ended before"
+    assert Resource.ENTRIES not in first.errors
+    assert {request.route for request in fake.requests} <= {"experiment_names_updated_within", "experiments", "elog"}
+
+
+def test_what_makes_no_sense_does_not_make_what_is_stored_missing(run, fake, three, book):
+    run()
+    experiment = three[0]
+    definitions = len(list(book.documents(Resource.WORKFLOWS, experiment)))
+    held = fake.truth(experiment).entries
+    entry = next(iter(held))
+    fake.change_entry(experiment, entry, _id=None)
+    report = run(full=True)
+    assert report.failed == ()
+    (told,) = [outcome for outcome in report.outcomes if outcome.notes]
+    assert "1 documents of elog make no sense" in told.notes[0] or "1 documents" in " ".join(told.notes)
+    assert book.document(Resource.ENTRIES, experiment, entry)["_id"] == entry
+    assert report.change.missing == 0
+    assert len(list(book.documents(Resource.WORKFLOWS, experiment))) == definitions
+
+
+def test_entries_that_the_logbook_does_not_have_any_more_are_told_of(run, fake, three, book):
+    run()
+    held = fake._held[three[0]]
+    held.entries.pop(next(iter(held.entries)))
+    held.version = -1
+    report = run(full=True)
+    assert report.change.missing == 1
+    assert any("1 entries are no longer in the logbook" in note for o in report.outcomes for note in o.notes)
