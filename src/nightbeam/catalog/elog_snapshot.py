@@ -10,11 +10,16 @@ from pathlib import Path
 from nightbeam.catalog.elog_model import LAST_CHANGE
 from nightbeam.core.errors import InputError, MissingError
 
-__all__ = ["snapshot_counts", "snapshot_mark"]
+__all__ = ["is_snapshot", "snapshot_counts", "snapshot_mark"]
 
 
-def snapshot_counts(path: Path) -> dict[str, int]:
+def snapshot_counts(path: Path, *, present: bool = False) -> dict[str, int]:
     """Return how many rows each table of a snapshot has; it is opened read-only, whatever its schema's age.
+
+    Parameters
+    ----------
+    present
+        Without those of what the service did not have any more.
 
     Raises
     ------
@@ -25,10 +30,23 @@ def snapshot_counts(path: Path) -> dict[str, int]:
     """
     with _looked_into(path) as (copy, names):
         ours = [name for name in names if not name.startswith(("sqlite_", "nightbeam_")) and "_fts" not in name]
-        return {
-            name: int(copy.execute('SELECT count(*) FROM "' + name.replace('"', '""') + '"').fetchone()[0])
-            for name in ours
-        }
+        return {name: _count(copy, name, present) for name in ours}
+
+
+def _count(copy: sqlite3.Connection, table: str, present: bool) -> int:
+    quoted = '"' + table.replace('"', '""') + '"'
+    columns = {row[1] for row in copy.execute(f"PRAGMA table_info({quoted})")}
+    where = " WHERE missing_since IS NULL" if present and "missing_since" in columns else ""
+    return int(copy.execute(f"SELECT count(*) FROM {quoted}{where}").fetchone()[0])
+
+
+def is_snapshot(path: Path) -> bool:
+    """Say whether a file is a whole database of ours; other programs give their files the same names."""
+    try:
+        with _looked_into(path):
+            return True
+    except (InputError, MissingError):
+        return False
 
 
 def snapshot_mark(path: Path) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 
 from nightbeam.catalog import Logbook
 from nightbeam.catalog.elog_model import LAST_CHANGE
-from nightbeam.catalog.elog_snapshot import snapshot_counts, snapshot_mark
+from nightbeam.catalog.elog_snapshot import is_snapshot, snapshot_counts, snapshot_mark
 from nightbeam.core.errors import ConfigError, InputError, MissingError, RejectedError
 from nightbeam.core.files import storage_errors, write_text
 from nightbeam.core.times import iso_z, utc_now
@@ -34,6 +35,8 @@ __all__ = [
     "snapshots",
     "write_failed",
 ]
+
+_log = logging.getLogger(__name__)
 
 #: Where elogfetch keeps the experiments that could not be read.
 FAILED = "failed_experiments.json"
@@ -55,7 +58,7 @@ class Published:
     Attributes
     ----------
     rows
-        By table.
+        By table, without those of what the service has no more.
     removed
         Snapshots that their age made superfluous.
     """
@@ -99,12 +102,14 @@ def publish(
 ) -> Published:
     """Publish the mirror as it is now, for readers of a single file, and remove old snapshots by their age.
 
-    To be called by its sole writer; what a killed one has left half done is removed.
+    To be called by its sole writer; what a killed one has left half done is removed. Files of the same names that
+    another program made are neither compared with, nor replaced, nor removed.
 
     Parameters
     ----------
     most_shrink
-        The fraction of its rows that a table may have lost since the last snapshot.
+        The fraction of its rows that a table may have lost since the last snapshot. Rows count that the service had
+        when its lists were read last.
     shrink
         Publish whatever was lost.
     now
@@ -114,34 +119,61 @@ def publish(
     ------
     RejectedError
         If far fewer rows would be published than last time; the last snapshot stays.
+    ConfigError
+        If the mirror itself has the name of a snapshot, and lies among them.
     StorageError
         If it cannot be written.
     """
+    _refuse_snapshot_as_mirror(logbook, directory)
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         _sweep(directory)
-    last, rows = latest_snapshot(directory), logbook.counts()
-    lost = [] if last is None or shrink else shrunk(_counts(last), rows, most=most_shrink)
-    if lost:
+    ours = [path for path in snapshots(directory) if is_snapshot(path)]
+    # What the service has no more keeps its rows, but readers of the views do not see them.
+    rows = logbook.counts(present=True)
+    last, before = _last_counts(ours)
+    if not shrink and (lost := shrunk(before, rows, most=most_shrink)):
         raise RejectedError(
             f"not published: {'; '.join(lost)} ({last})",
             fix="find out what became of them; if that is right, publish with --shrink",
         )
-    path = logbook.backup(directory / snapshot_name(now()))
-    there = snapshots(directory)
-    kept = kept_snapshots([one.name for one in there], now=now())
-    removed = [one for one in there if one.name not in kept and one != path]
+    path = logbook.backup(_free_name(directory, ours, now()))
+    names = {one.name for one in ours} | {path.name}
+    kept = kept_snapshots(names, now=now())
+    removed = [directory / name for name in sorted(names - kept - {path.name})]
     for one in removed:
         with storage_errors(one):
             one.unlink(missing_ok=True)
     return Published(path, rows, tuple(removed))
 
 
-def _counts(path: Path) -> Mapping[str, int]:
-    try:
-        return snapshot_counts(path)
-    except (InputError, MissingError):
-        return {}  # a file of that name that is none of ours guards nothing
+def _refuse_snapshot_as_mirror(logbook: Logbook, directory: Path) -> None:
+    """Refuse a mirror that would be taken for one of its own snapshots, and removed when it is old."""
+    file = logbook.database.file
+    if file is not None and snapshot_time(file.name) is not None and file.resolve().parent == directory.resolve():
+        raise ConfigError(
+            f"the mirror {file} has the name of a snapshot and lies among them",
+            fix="rename it, to elog.db for example, and say so with --database",
+        )
+
+
+def _last_counts(ours: Sequence[Path]) -> tuple[Path | None, Mapping[str, int]]:
+    """Return the newest snapshot that can be read, and its rows."""
+    for path in reversed(ours):
+        try:
+            return path, snapshot_counts(path, present=True)
+        except InputError as error:
+            _log.warning("%s is passed over: %s", path, error.what)
+    return None, {}
+
+
+def _free_name(directory: Path, ours: Iterable[Path], now: datetime) -> Path:
+    """Return where a snapshot of this minute goes; what is not ours is not replaced."""
+    path, known = directory / snapshot_name(now), set(ours)
+    while path.exists() and path not in known:
+        now += timedelta(minutes=1)
+        path = directory / snapshot_name(now)
+    return path
 
 
 def _sweep(directory: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -60,9 +62,10 @@ def test_a_mirror_that_has_shrunk_is_not_published_and_the_last_one_stays(book, 
 
 def test_old_snapshots_go_by_their_age_and_other_files_stay(book, tmp_path):
     fill(book, 1)
+    first = publish(book, tmp_path / "out", now=lambda: NOON).path
     old = [tmp_path / (NOON - timedelta(days=d)).strftime("elog_%Y_%m%d_%H%M.db") for d in range(30, 900, 7)]
     for path in old:
-        path.touch()
+        shutil.copy(first, path)
     (tmp_path / "notes.db").touch()
     made = publish(book, tmp_path, now=lambda: NOON)
     assert made.removed
@@ -70,6 +73,50 @@ def test_old_snapshots_go_by_their_age_and_other_files_stay(book, tmp_path):
     assert (tmp_path / "notes.db").exists()
     assert not old[-1].exists()
     assert old[0].exists()
+
+
+def test_databases_of_the_older_tool_are_neither_removed_nor_replaced_nor_compared_with(book, tmp_path):
+    fill(book, 30)
+    theirs = [
+        tmp_path / name for name in ("elog_2021_0101_0000.db", "elog_2023_0101_0000.db", "elog_2026_1121_1200.db")
+    ]
+    for path in theirs:
+        with closing(sqlite3.connect(path)) as made, made:
+            made.execute("CREATE TABLE Logbook (log_id INTEGER)")
+            made.executemany("INSERT INTO Logbook VALUES (?)", [(n,) for n in range(500)])
+    before = [path.read_bytes() for path in theirs]
+    made = publish(book, tmp_path, now=lambda: NOON)
+    assert (made.path.name, made.removed) == ("elog_2026_1121_1201.db", ())
+    assert [path.read_bytes() for path in theirs] == before
+
+
+def test_a_mirror_with_the_name_of_a_snapshot_among_them_is_refused_before_it_is_one(tmp_path):
+    book = Logbook(f"sqlite:///{tmp_path}/elog_2026_0101_0100.db")
+    fill(book, 1)
+    with pytest.raises(ConfigError, match="has the name of a snapshot"):
+        publish(book, tmp_path, now=lambda: NOON)
+    assert publish(book, tmp_path / "out", now=lambda: NOON).path.exists()
+    assert book.database.file.exists()
+
+
+def test_rows_that_the_service_has_no_more_are_missed_although_the_mirror_keeps_them(book, tmp_path):
+    fill(book, 100)
+    publish(book, tmp_path, now=lambda: NOON)
+    fill(book, 0)  # success, and an empty list
+    assert book.counts()["logbook_entries"] == 100
+    with pytest.raises(RejectedError, match="logbook_entries has 0 rows, the last one had 100"):
+        publish(book, tmp_path, now=lambda: NOON + timedelta(hours=1))
+
+
+def test_a_snapshot_that_cannot_be_read_is_passed_over_for_the_one_before(book, tmp_path):
+    fill(book, 100)
+    publish(book, tmp_path, now=lambda: NOON)
+    damaged = publish(book, tmp_path, now=lambda: NOON + timedelta(hours=1)).path
+    os.truncate(damaged, 8192)
+    fill(book, 0)
+    with pytest.raises(RejectedError, match=r"had 100 \(.*elog_2026_1121_1200.db"):
+        publish(book, tmp_path, now=lambda: NOON + timedelta(hours=2))
+    assert damaged.exists()
 
 
 def test_a_snapshots_rows_are_looked_at_without_touching_it(book, tmp_path):
