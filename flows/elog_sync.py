@@ -11,15 +11,16 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks import ElogService
 from nightbeam.catalog import Logbook
-from nightbeam.core.errors import AuthError, NightbeamError, PartialError
+from nightbeam.core.errors import AuthError, NightbeamError, PartialError, StorageError
 from nightbeam.core.times import utc_now
-from nightbeam.elogsync.files import latest_snapshot, write_failed
+from nightbeam.elog.remote import ServiceDownError
+from nightbeam.elogsync.files import outdated, write_failed
 from nightbeam.elogsync.model import Outcome, Plan, Planned, Policy
 from tasks import elog as steps
 
@@ -27,6 +28,10 @@ logger = logging.getLogger("nightbeam.elog")
 
 #: Experiments at a time, whatever the settings say: threads of one flow process.
 MOST = 16
+#: Nobody else would be let in, answered or stored either.
+_END_ALL = (AuthError, ServiceDownError, StorageError)
+#: Under what the mirror notes the run whose plan was walked to its end.
+_WALKED = "last_flow_run"
 
 
 @flow(
@@ -61,47 +66,66 @@ def elog_sync(
     assert isinstance(block, ElogService)
     settings = block.settings()
     directory = Path(block.database_dir)
-    again = (flow_run.run_count or 1) > 1
-    policy = Policy(
-        hours=hours or settings.hours_lookback,
-        full_days=settings.full_days,
-        slow_hours=settings.slow_hours,
-        overlap_minutes=settings.overlap_minutes,
-        due_most=settings.due_most,
-        jobs=settings.workflow_jobs,
-        names=(*settings.names, *(names or ())),
-        exclude=settings.exclude_patterns,
-        everything=settings.everything,
-        full=full and not again,
-        only_failed=again,
-    )
+    url = block.database.get_secret_value()
     steps.get_ticket(block)
-    book = Logbook(block.database.get_secret_value())
-    with book.sole_writer(wait_s=settings.lock_timeout), block.client(lambda: steps.renew_ticket(block)) as client:
+    with (
+        Logbook(url).sole_writer(wait_s=settings.lock_timeout),
+        block.client(lambda: steps.renew_ticket(block)) as client,
+    ):
+        book = Logbook(url)  # opened only now: who held it until now has written to it, or has discarded it
+        only_failed = _walked(book)
+        policy = Policy(
+            hours=settings.hours_lookback if hours is None else hours,
+            full_days=settings.full_days,
+            slow_hours=settings.slow_hours,
+            overlap_minutes=settings.overlap_minutes,
+            due_most=settings.due_most,
+            jobs=settings.workflow_jobs,
+            names=(*settings.names, *(names or ())),
+            exclude=settings.exclude_patterns,
+            everything=settings.everything,
+            full=full and not only_failed,
+            only_failed=only_failed,
+        )
         before = client.traffic.requests
         plan = steps.look_around(client, book, policy)
         outcomes = list(_outcomes(client, book, plan, min(settings.parallel_jobs, MOST)))
         requests = client.traffic.requests - before
+        _show(outcomes, plan, requests)
         write_failed(directory, outcomes)
-        book.set_metadata(last_update=utc_now().isoformat(timespec="seconds"), hours_lookback=f"{policy.hours:g}")
-        written = sum(outcome.change.written for outcome in outcomes)
-        snapshot = None
-        if settings.publish and (written or latest_snapshot(directory) is None) and book.experiments():
-            snapshot = str(steps.publish(book, directory, settings.most_shrink).path)
-    _show(outcomes, plan, requests)
-    failed = [outcome for outcome in outcomes if outcome.failed]
+        if all(outcome.attempted for outcome in outcomes):
+            done = {"last_update": utc_now().isoformat(timespec="seconds"), "hours_lookback": f"{policy.hours:g}"}
+            book.set_metadata(**done, **{_WALKED: str(flow_run.id or "")})
+        failed, snapshot = [outcome for outcome in outcomes if outcome.failed], None
+        if settings.publish and book.experiments() and outdated(book, directory):
+            try:
+                snapshot = str(steps.publish(book, directory, settings.most_shrink).path)
+            except NightbeamError as error:
+                if not failed:
+                    raise
+                logger.error("%s", error)
     # The run fails, and is tried once more, although most of it is done: what is not must be seen.
     if failed:
         named = ", ".join(f"{outcome.name} ({_why(outcome)})" for outcome in failed[:5])
         raise PartialError(f"{len(failed)} of {len(outcomes)} experiments could not be read: {named}")
+    new, written = (sum(getattr(outcome.change, what) for outcome in outcomes) for what in ("new", "written"))
     return {
         "experiments": len(outcomes),
         "failed": 0,
-        "new": sum(outcome.change.new for outcome in outcomes),
-        "changed": written - sum(outcome.change.new for outcome in outcomes),
+        "new": new,
+        "changed": written - new,
         "requests": requests,
         "snapshot": snapshot,
     }
+
+
+def _walked(book: Logbook) -> bool:
+    """Say whether an earlier attempt of this run had its turn with every experiment: only what failed is left then.
+
+    One that ended on its way, whatever by, leaves no mark; the next one plans as if there had been none, and what is
+    stored by now is not asked for again.
+    """
+    return (flow_run.run_count or 1) > 1 and book.metadata().get(_WALKED) == str(flow_run.id)
 
 
 def _outcomes(client: Any, book: Logbook, plan: Plan, at_once: int) -> Iterator[Outcome]:
@@ -109,21 +133,25 @@ def _outcomes(client: Any, book: Logbook, plan: Plan, at_once: int) -> Iterator[
     waiting = list(reversed(plan.planned))
     running: dict[PrefectFuture[Outcome], Planned] = {}
     with _bar(len(waiting)) as step:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                planned = waiting.pop()
-                running[steps.sync_experiment.submit(client, book, planned, planned.name)] = planned
-            done = next(iter(as_completed(list(running))))
-            planned = running.pop(done)
-            step()
-            try:
-                yield done.result()
-            except NightbeamError as error:
-                logger.error("%s: %s", planned.name, error)
-                yield _unread(planned, error.what)
-                if isinstance(error, AuthError):  # nobody else would be let in either
-                    yield from (_unread(one, "not attempted") for one in reversed(waiting))
-                    waiting.clear()
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    planned = waiting.pop()
+                    running[steps.sync_experiment.submit(client, book, planned, planned.name)] = planned
+                done = next(iter(as_completed(list(running))))
+                planned = running.pop(done)
+                step()
+                try:
+                    yield done.result()
+                except NightbeamError as error:
+                    logger.error("%s: %s", planned.name, error)
+                    yield _unread(planned, error.what)
+                    if isinstance(error, _END_ALL):
+                        yield from (_unread(one, "not attempted") for one in reversed(waiting))
+                        waiting.clear()
+        finally:
+            # Whoever is let in next must not find them still writing.
+            wait(list(running))
 
 
 def _unread(planned: Planned, why: str) -> Outcome:

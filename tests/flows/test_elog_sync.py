@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from prefect.states import State
 from blocks import ElogService, save_site_blocks
 from flows.elog_sync import elog_sync
 from nightbeam.catalog import Logbook
-from nightbeam.core.errors import BusyError, PartialError
+from nightbeam.core.errors import BusyError, PartialError, RejectedError
 from nightbeam.core.settings import Settings
 from nightbeam.elog.model import Resource
+from nightbeam.elog.remote import LogbookClient, NoAuth
+from nightbeam.elogsync.model import Policy
+from nightbeam.elogsync.worker import look_around, sync
 from nightbeam.testing.elog_service import FakeLogbook
+
+differences = runpy.run_path(str(Path(__file__).resolve().parents[1] / "elog_mirror.py"))["differences"]
 
 
 class Place:
@@ -39,10 +45,14 @@ class Place:
         # Its own second attempt would come after a minute.
         return elog_sync.with_options(retries=options.pop("retries", 0), retry_delay_seconds=0)(self.name, **options)
 
-    def table(self) -> list[dict[str, Any]]:
+    def tables(self) -> list[list[dict[str, Any]]]:
+        """All of them, the newest last."""
         with get_client(sync_client=True) as api:
             found = api.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["elog-table"])))
-        return json.loads(str(max(found, key=lambda a: str(a.created)).data))
+        return [json.loads(str(one.data)) for one in sorted(found, key=lambda a: str(a.created))]
+
+    def table(self) -> list[dict[str, Any]]:
+        return self.tables()[-1]
 
     @property
     def book(self) -> Logbook:
@@ -89,6 +99,48 @@ def test_a_second_attempt_reads_only_what_failed(place):
     asked = [(request.experiment, request.route) for request in place.fake.requests if request.experiment]
     assert asked.count((bad, "runs")) == 4
     assert all(asked.count(one) == 1 for one in set(asked) if one != (bad, "runs"))
+
+
+@pytest.mark.parametrize("route", ["experiments$", "/(elog|search_elog)$"])
+def test_after_an_attempt_that_was_not_let_in_the_second_reads_all_that_there_is(place, route):
+    place.run()
+    place.fake.stir(30, seed=3)
+    place.fake.post(place.fake.experiments[0], "after the first sync")
+    place.fake.fail(2, "401", route=route)
+    told = place.run(retries=1, full=True)
+    assert (told["experiments"], told["failed"]) == (3, 0)
+    assert differences(place.book, place.fake, without={"jobs"}) == []
+    assert not (place.directory / "failed_experiments.json").exists()
+
+
+def test_an_attempt_that_was_not_let_in_is_no_update(place):
+    place.run()
+    before = place.book.metadata()["last_update"]
+    place.fake.fail(None, "401", route="/(elog|search_elog)$")
+    with pytest.raises(PartialError, match="3 of 3"):
+        place.run(full=True)
+    assert place.book.metadata()["last_update"] == before
+
+
+def test_a_mirror_that_has_shrunk_fails_every_attempt_and_the_table_is_there(place):
+    place.run()
+    for experiment in place.fake.experiments:
+        held = place.fake._held[experiment]
+        held.entries.clear()
+        held.version = -1
+    with pytest.raises(RejectedError, match="logbook_entries has 0 rows"):
+        place.run(retries=1, full=True)
+    assert {row["experiment"] for row in place.table()} == {"-"}  # the second attempt's, which had nothing to read
+    assert "no longer in the logbook" in json.dumps(place.tables())
+
+
+def test_what_an_earlier_update_stored_and_did_not_publish_is_published(place):
+    with LogbookClient(place.fake.url, auth=NoAuth()) as client:
+        book = Logbook(place.url)
+        sync(client, book, look_around(client, book, Policy(everything=True)), jobs=3)
+    told = place.run()
+    assert (told["new"], told["changed"]) == (0, 0)
+    assert Path(told["snapshot"]).exists()
 
 
 def test_who_is_not_let_in_ends_the_run_at_once(place):
