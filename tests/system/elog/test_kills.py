@@ -227,6 +227,26 @@ def test_an_update_killed_at_fifty_random_moments_harms_nothing(
     assert leftovers >= 1 or not file, "no kill fell into the writing of a file"
 
 
+@pytest.mark.parametrize("logbook_url", ["sqlite"], indirect=True)
+def test_a_first_update_killed_at_any_moment_is_completed_by_the_next_however_little_is_new(
+    fake: FakeLogbook, logbook_url: str, place: Path, victim: Victim
+):
+    fake.populate(3, 6, 3, 4, parameters=14, fields=4, seed=32)
+    fake.latency_s = 0.003
+    update = ["elog", "update", "--everything", "--hours", "0.001", "--base-url", fake.url, "--auth", "none", "--jobs", "2"]
+    dice, killed = random.Random(4), 0
+    for n in range(18):
+        where = ["--database-dir", place.parent / f"new{n}"]
+        killed += (
+            victim([*update, *where], phase="writing", times=n + 1, later=dice.uniform(0, 0.005))["ended"] == "killed"
+        )
+        assert victim([*update, *where])["ended"] == 0
+        book = Logbook(f"sqlite:///{place.parent}/new{n}/elog.db")
+        assert differences(book, fake, without={"jobs"}) == []
+        assert content(Logbook(f"sqlite:///{snapshots(place.parent / f'new{n}')[-1]}")) == content(book)
+    assert killed >= 10
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_the_second_of_two_updates_hears_who_is_at_it_and_the_first_goes_on(
     fake: FakeLogbook, logbook_url: str, place: Path, elog: Any, until: Callable[..., Any], known: bool

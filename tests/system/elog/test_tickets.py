@@ -66,7 +66,7 @@ def test_ten_threads_with_a_ticket_from_a_keytab_are_never_turned_away(
     realm: Realm, guarded: FakeLogbook, ask: Any, tmp_path: Path
 ):
     realm.kinit("svc-elog", keytab=realm.directory / "svc-elog.keytab", cache=tmp_path / "cc")
-    guarded.latency_s = 0.15
+    guarded.latency_s = 0.6  # a machine that has other things to do comes to ten at a time as well
     code, lines, err = ask("cc", "--jobs", "10")
     assert (code, lines[-1]["failed"], lines[-1]["retries"]) == (0, 0, 0), err
     assert differences(Logbook(f"sqlite:///{tmp_path}/elog.db"), guarded, without={"jobs"}) == []
