@@ -15,7 +15,7 @@ demo: setup  ## the main job, end to end, on simulated and (where present) real 
 	@$(BIN)/nightbeam demo
 
 test: lint  ## everything: rules, unit tests, real servers, CASA
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-fast: setup  ## what needs no server and no CASA, in about a minute
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not system and not slow" tests/conformance tests/properties tests/unit
