@@ -27,7 +27,7 @@ def renew_ticket(block: ElogService) -> bool:
     Raises
     ------
     AuthError
-        If ``kinit`` refuses.
+        If ``kinit`` refuses, with its reason; where the keytab lies is not said.
     """
     command = block.kinit()
     if command is None:
@@ -38,10 +38,17 @@ def renew_ticket(block: ElogService) -> bool:
     # Read by the Kerberos library when the first ticket is asked for, in this process.
     os.environ["KRB5CCNAME"] = f"FILE:{cache}"
     try:
-        run_shell(command)
+        run_shell(command, hide=_secrets(block))
     except ToolError as error:
-        raise AuthError(f"no ticket from the keytab: {error.what}", fix="run the same kinit by hand") from error
+        raise AuthError(
+            f"no ticket for {block.principal or 'this host'} from the keytab: {error.what}",
+            fix="look with `klist -k` for that principal in the keytab of the block; is it the newest one?",
+        ) from error
     return True
+
+
+def _secrets(block: ElogService) -> dict[str, str]:
+    return {} if block.keytab is None else {block.keytab.get_secret_value(): "the keytab"}
 
 
 def _look(client: LogbookClient, book: Logbook, policy: Policy) -> Plan:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 from prefect_shell import ShellOperation
 
@@ -18,27 +21,52 @@ from tasks._policy import pure
 __all__ = ["ask_version", "run_shell", "tool_version"]
 
 
-def run_shell(command: Sequence[str], *, working_dir: str | None = None) -> list[str]:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def run_shell(
+    command: Sequence[str], *, working_dir: str | None = None, hide: Mapping[str, str] = _NOTHING
+) -> list[str]:
     """Run one program by prefect-shell and return its lines; its failure is an error.
 
     Parameters
     ----------
     command
         Program and arguments; they are quoted here, so that nothing in them is taken for shell.
+    hide
+        Secrets that the program may repeat, and what is said in place of each.
 
     Raises
     ------
     ToolError
-        If it ends with anything but 0.
+        If it ends with anything but 0; with the last line that it wrote to standard error. Its arguments are not said:
+        a secret may be among them.
     """
-    said = shlex.join(command)
-    with ShellOperation(commands=[said], working_dir=working_dir, stream_output=False) as operation:
-        process = operation.trigger()
-        try:
-            process.wait_for_completion()
-        except RuntimeError as error:
-            raise ToolError(f"{said} ended with exit code {process.return_code}", fix="run it by hand") from error
-        return list(process.fetch_result())
+    with tempfile.TemporaryDirectory(prefix="nightbeam-shell-") as place:
+        # A process that is waited for drops what is written to standard error.
+        complaints = Path(place) / "stderr"
+        said = f"{shlex.join(command)} 2>{shlex.quote(str(complaints))}"
+        with ShellOperation(commands=[said], working_dir=working_dir, stream_output=False) as operation:
+            process = operation.trigger()
+            try:
+                process.wait_for_completion()
+            except RuntimeError as error:
+                last = _last_line(complaints, hide)
+                raise ToolError(
+                    f"{command[0]} ended with exit code {process.return_code}" + (f": {last}" if last else ""),
+                    fix="run it by hand",
+                ) from error
+            return list(process.fetch_result())
+
+
+def _last_line(file: Path, hide: Mapping[str, str]) -> str:
+    if not file.exists():
+        return ""
+    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    for secret, instead in hide.items():
+        last = last.replace(secret, instead) if secret else last
+    return last
 
 
 def ask_version(program: str, option: str = "--version") -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
+import traceback
 import warnings
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -14,10 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.states import Completed, Pending, Running
 
 import flows.sweep_zombies as sweeping
+from blocks import ElogService
 from flows._service import MOST_CRASHES, _count_unhappy
 from flows.clean_results import remove_runs
 from flows.flight_check import flight_check
-from nightbeam.core.errors import ToolError
+from nightbeam.core.errors import AuthError, ToolError
+from tasks.elog import renew_ticket
 from tasks.shell import ask_version, run_shell
 
 
@@ -108,3 +112,37 @@ def test_a_shell_step_is_quoted_and_its_failure_is_an_error():
     with pytest.raises(ToolError, match="exit code 1"):
         run_shell(["false"])
     assert ask_version("bash").startswith("GNU bash")
+
+
+@leaky
+def test_what_a_shell_step_complains_of_is_said_without_its_secrets():
+    script = 'echo first >&2; echo "cannot read $1" >&2; exit 3'
+    with pytest.raises(ToolError) as failed:
+        run_shell(["bash", "-c", script, "bash", "/secret/key tab"], hide={"/secret/key tab": "the keytab"})
+    assert failed.value.what == "bash ended with exit code 3: cannot read the keytab"
+
+
+@leaky
+def test_a_keytab_that_gives_no_ticket_is_said_with_the_reason_and_without_its_place(tmp_path, monkeypatch):
+    programs, keytab = tmp_path / "bin", tmp_path / "svc.keytab"
+    programs.mkdir()
+    kinit = programs / "kinit"
+    kinit.write_text(
+        "#!/bin/bash\necho \"kinit: Key table file '$5' not found while getting initial credentials\" >&2\nexit 1\n"
+    )
+    kinit.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("KRB5CCNAME", "")
+    block = ElogService(
+        url="https://h",
+        principal="svc-elog@REALM",
+        keytab=str(keytab),
+        database="sqlite:////d/elog.db",
+        database_dir=str(tmp_path),
+    )
+    with pytest.raises(AuthError) as failed:
+        renew_ticket(block)
+    shown = "".join(traceback.format_exception(failed.value))
+    assert "svc-elog@REALM" in failed.value.what
+    assert failed.value.what.endswith("Key table file 'the keytab' not found while getting initial credentials")
+    assert str(keytab) not in shown

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 PREFIX = "NIGHTBEAM_"
+#: Users of elogfetch have variables of this name; those that mean something are in `SEED_VARIABLES`.
+_ELOGFETCH = "FETCH_ELOG_"
 CONFIG_VARIABLE = "NIGHTBEAM_CONFIG"
 DEFAULT_FILE = Path("nightbeam.yaml")
 _FLUX_DENSITY = r"^\s*(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*(|Jy|mJy|uJy)\s*$"
@@ -230,6 +232,7 @@ class ElogSettings(_Section):
     most_shrink: float = Field(
         0.1, ge=0, le=1, description="A snapshot with a table that lost more of its rows than this is not published."
     )
+    log_file: Path | None = Field(None, description="Where the commands of the logbook also write what they do.")
 
 
 class PlatformSettings(_Section):
@@ -292,6 +295,7 @@ class Settings(_Section):
                 "database_dir": directory,
                 "database": database_url(self.elog.database, directory / "elog.db"),
                 "token_file": self.elog.token_file and self.elog.token_file.expanduser().absolute(),
+                "log_file": self.elog.log_file and self.elog.log_file.expanduser().absolute(),
             }
         )
         return self.model_copy(update={"state_dir": state, "calib": calib, "contimg": contimg, "elog": elog})
@@ -350,6 +354,8 @@ def load_settings(
         if environ.get(name):
             _put(tree, dotted.split("."), environ[name])
     for name, value in environ.items():
+        if name.startswith(_ELOGFETCH) and name not in SEED_VARIABLES:
+            raise _no_variable_of_elogfetch(name)
         if name.startswith(PREFIX) and name != CONFIG_VARIABLE:
             _put(tree, _path_of_variable(name), _yaml_value(value))
     for dotted, value in (overrides or {}).items():
@@ -409,6 +415,18 @@ def _path_of_variable(name: str) -> list[str]:
             fix=f"did you mean {variable}?" if variable else "unset it",
         )
     return path
+
+
+def _no_variable_of_elogfetch(name: str) -> ConfigError:
+    """Return the error that names what was meant: one of elogfetch's variables, or ours of that setting."""
+    key = name.removeprefix(_ELOGFETCH).lower()
+    old = [known for known in SEED_VARIABLES if known.startswith(_ELOGFETCH)]
+    near = [f"{PREFIX}ELOG__{key.upper()}"] if key in ElogSettings.model_fields else []
+    near = near or difflib.get_close_matches(name, old, n=1, cutoff=0.75)
+    return ConfigError(
+        f"the environment variable {name} names no setting",
+        fix=f"did you mean {near[0]}?" if near else "unset it",
+    )
 
 
 def _yaml_value(text: str) -> Any:

@@ -111,3 +111,18 @@ def test_snapshots_of_the_logbook_lie_beside_its_mirror(tmp_path, database, dire
     assert load(tmp_path, state_dir="/state", **named).resolved().elog.database_dir == Path(directory)
     told = load(tmp_path, state_dir="/state", **named, **{"elog.database_dir": "/else"}).resolved().elog
     assert told.database_dir == Path("/else")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FETCH_ELOG_HOURS_LOKBACK", "FETCH_ELOG_HOURS_LOOKBACK"),
+        ("FETCH_ELOG_DATABASEDIR", "FETCH_ELOG_DATABASE_DIR"),
+        ("FETCH_ELOG_EXCLUDE_PATTERNS", "NIGHTBEAM_ELOG__EXCLUDE_PATTERNS"),
+        ("FETCH_ELOG_XYZ", "unset it"),
+    ],
+)
+def test_a_misspelt_variable_of_elogfetch_is_refused_with_the_right_one(tmp_path, name, meant):
+    with pytest.raises(ConfigError, match=name) as error:
+        load(tmp_path, environ={name: "5"})
+    assert meant in error.value.fix

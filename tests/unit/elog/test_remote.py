@@ -169,6 +169,18 @@ def test_attachments_come_with_their_type(fake: FakeLogbook, client: LogbookClie
         client.attachment(EXP, entry["_id"], "f" * 24)
 
 
+def test_each_request_is_a_line_of_the_log_without_the_credential(
+    fake: FakeLogbook, client: LogbookClient, caplog: pytest.LogCaptureFixture
+):
+    fake.fail(1, "503", route="/runs$")
+    with caplog.at_level(logging.INFO, logger="nightbeam.elog"):
+        client.info(EXP)
+        client.runs(EXP)
+    asked = [message for message in caplog.messages if message.startswith("GET ")]
+    assert [one.rpartition("/ws/")[2] for one in asked] == ["info", *["runs?includeParams=true"] * 2]
+    assert TOKEN not in caplog.text
+
+
 def test_documents_without_an_id_are_refused_and_counted(fake: FakeLogbook, client: LogbookClient, caplog: Any):
     ids = [fake.post(EXP, str(n))["_id"] for n in range(4)]
     fake.change_entry(EXP, ids[1], _id=None)

@@ -45,3 +45,15 @@ def test_no_rows_are_an_empty_list_and_no_lines():
     assert written("json", []) == "[]\n"
     assert written("ndjson", []) == ""
     assert written("csv", []) == ""
+    out = io.StringIO(newline="")
+    assert write_rows([], out, form="csv", columns=("a", "b")) == 0
+    assert out.getvalue() == "a,b\r\n"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_for_a_spreadsheet_text_that_looks_like_a_formula_is_marked(text):
+    for asked, seen in ((True, f"'{text}"), (False, text)):
+        out = io.StringIO(newline="")
+        write_rows([{"text": text, "number": -1.5, "plain": "a=1"}], out, form="csv", spreadsheet=asked)
+        (found,) = csv.DictReader(io.StringIO(out.getvalue(), newline=""))
+        assert found == {"text": seen, "number": "-1.5", "plain": "a=1"}
