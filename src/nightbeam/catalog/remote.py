@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -39,6 +40,9 @@ _WRITE = "nightbeam_write"
 _ADVISORY_LOCK = 0x6E62_0001
 #: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
+
+#: How a database that is not there is made.
+_MADE_WITH: dict[DatabaseName, str] = {"elog": "nightbeam elog update"}
 
 
 class Database:
@@ -79,7 +83,7 @@ class Database:
     ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
-        self.shown = self.url.render_as_string(hide_password=True)
+        self.shown = _without_password(self.url.render_as_string(hide_password=True))
         self.busy_timeout_s = busy_timeout_s
         self.file = _sqlite_file(self.url)
         self.engine = _engine(self.url, busy_timeout_s)
@@ -88,7 +92,10 @@ class Database:
         )
         self._head = self._script.get_current_head() or ""
         if self.file is not None and not create and not self.file.exists():
-            raise MissingError(f"there is no {name} database {self.file}", fix="correct its name, or make it with init")
+            made = _MADE_WITH.get(name, "init")
+            raise MissingError(
+                f"there is no {name} database {self.file}", fix=f"correct its name, or make it with {made}"
+            )
         with self.errors():
             self._open()
 
@@ -345,8 +352,10 @@ def _bare(table: Any) -> Any:
 def _parse(url: str) -> URL:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError as error:
-        raise ConfigError(f"{url!r} is no database URL", fix="write it like sqlite:////data/ingest.sqlite3") from error
+    except (exc.ArgumentError, ValueError):
+        shown = _without_password(re.sub(r"//.*@", "//***@", url, flags=re.DOTALL))
+        # Without what was raised, which may tell of what is hidden here.
+        raise ConfigError(f"{shown!r} is no database URL", fix="write it like sqlite:////data/ingest.sqlite3") from None
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -385,3 +394,8 @@ def _begin_sqlite(connection: Connection) -> None:
     # A reader that turns writer in mid-transaction is refused at once, whatever the timeout: ask first.
     writing = connection.get_execution_options().get(_WRITE, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _without_password(shown: str) -> str:
+    """Return an address without the passwords that libpq takes after its question mark."""
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown)

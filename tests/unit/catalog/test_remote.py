@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import traceback
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from alembic.migration import MigrationContext
 
 from nightbeam.catalog import Products, Queue, Registry, schema
 from nightbeam.catalog.remote import Database
-from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
+from nightbeam.core.errors import (
+    BusyError,
+    ConfigError,
+    InputError,
+    MissingError,
+    StorageError,
+    UnavailableError,
+)
 
 BASES = {"queue": schema.QueueBase, "registry": schema.RegistryBase, "products": schema.ProductsBase}
 
@@ -140,6 +148,7 @@ def test_a_directory_in_the_place_of_the_file_cannot_be_written(tmp_path: Path):
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("nosuch://host/db", "no driver for nosuch"),
+        ("postgresql://host:54x/db", "is no database URL"),
     ],
 )
 def test_a_wrong_url_is_a_configuration_error(url: str, what: str):
@@ -150,6 +159,35 @@ def test_a_wrong_url_is_a_configuration_error(url: str, what: str):
 def test_a_password_is_not_shown(tmp_path: Path):
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     assert database.shown.endswith("q.sqlite3")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql-psycopg://me:s3cret@h/db", "'postgresql-psycopg://***@h/db' is no database URL"),
+        ("postgresql://me:s3cret@host:54x/db", "'postgresql://***@host:54x/db' is no database URL"),
+        ("postgresql://me:12@s3cret:5@host:54x/db", "'postgresql://***@host:54x/db' is no database URL"),
+        ("postgresql-psycopg://h/db?password=s3cret&x=1", "'postgresql-psycopg://h/db?password=***&x=1' is no"),
+    ],
+)
+def test_the_password_of_a_wrong_url_is_told_to_nobody(url: str, shown: str):
+    with pytest.raises(ConfigError) as caught:
+        Queue(url)
+    assert shown in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_after_the_question_mark_is_not_shown(tmp_path: Path):
+    with pytest.raises(UnavailableError, match=r"&password=\*\*\* does not answer") as caught:
+        Queue(f"postgresql://me:s3cret@/db?host={tmp_path}&password=s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "made"), [("elog", "nightbeam elog update"), ("queue", "init")])
+def test_who_misses_a_database_hears_how_it_is_made(tmp_path: Path, name: Any, made: str):
+    with pytest.raises(MissingError, match=rf"there is no {name} database(.|\n)*make it with {made}$"):
+        Database(f"sqlite:///{tmp_path}/it.sqlite3", name, create=False)
+    assert not list(tmp_path.glob("*it*"))
 
 
 def test_many_threads_may_open_a_new_database_at_once(tmp_path: Path):
