@@ -74,6 +74,8 @@ _WHO_HOLDS: Final = (
     "SELECT a.application_name, a.backend_start FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
     "WHERE l.locktype = 'advisory' AND l.granted AND l.objid = :key AND a.datname = current_database()"
 )
+#: All words of the full text, of this connection alone.
+_WORDS: Final = "CREATE VIRTUAL TABLE temp.words USING fts5vocab('main', 'logbook_fts', 'row')"
 #: The experiment's row number; others are kept from writing to it until the end of the transaction.
 _HOME: Final = sa.select(_X.id).where(_X.experiment_id == sa.bindparam("key")).with_for_update()
 #: The same, with what is known of one of its lists.
@@ -110,6 +112,8 @@ class Logbook:
         SQLAlchemy URL, e.g. ``sqlite:////data/elog.db`` or ``postgresql+psycopg://...``.
     create
         Whether a SQLite file that is not there is made.
+    read_only
+        Whether it is to stay as it is, as a snapshot: not made, not migrated, not written to.
     busy_timeout_s
         How long a locked SQLite file is waited for.
 
@@ -118,8 +122,8 @@ class Logbook:
     ``experiment_id`` is always the service's ``_id``. Times ``now`` are aware; the present where they are not given.
     """
 
-    def __init__(self, url: str, *, create: bool = True, busy_timeout_s: float = 30.0) -> None:
-        self.database = Database(url, "elog", create=create, busy_timeout_s=busy_timeout_s)
+    def __init__(self, url: str, *, create: bool = True, read_only: bool = False, busy_timeout_s: float = 30.0) -> None:
+        self.database = Database(url, "elog", create=create, read_only=read_only, busy_timeout_s=busy_timeout_s)
 
     # -- experiments --------------------------------------------------------------------------------------------
 
@@ -547,7 +551,7 @@ class Logbook:
             with self._advisory_lock(wait_s):
                 yield
         else:
-            lock = file.with_name(f".{file.name}.sync.lock")
+            lock = self.database.beside(".sync.lock")
             with storage_errors(file), sole_owner(lock, wait_s=wait_s, what=f"the sync of {file}"):
                 yield
 
@@ -584,9 +588,16 @@ class Logbook:
         return found
 
     def _problems_of_full_text(self) -> list[str]:
-        with suppress(StorageError), self.database.write() as connection:  # it cannot be asked of a read-only file
+        if self.database.read_only:
+            # The index's own check is a command to write; that all of it can be read is the most that is left.
+            opened, check = self.database.read(), [_WORDS, "SELECT count(*), sum(cnt) FROM temp.words"]
+        else:
+            opened = self.database.write()
+            check = ["INSERT INTO logbook_fts(logbook_fts) VALUES('integrity-check')"]
+        with suppress(StorageError), opened as connection:  # a file that may not be written to cannot be asked
             try:
-                connection.exec_driver_sql("INSERT INTO logbook_fts(logbook_fts) VALUES('integrity-check')")
+                for statement in check:
+                    connection.exec_driver_sql(statement)
             except sa.exc.DatabaseError as error:
                 if "malformed" in str(error.orig):
                     return [f"full text: {error.orig}"]
