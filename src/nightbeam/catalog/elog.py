@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 
 from nightbeam.catalog.elog_model import LAST_CHANGE, Access, Change, ExperimentRow, Hit, SyncState
 from nightbeam.catalog.elog_rows import (
@@ -76,6 +76,18 @@ _WHO_HOLDS: Final = (
 )
 #: All words of the full text, of this connection alone.
 _WORDS: Final = "CREATE VIRTUAL TABLE temp.words USING fts5vocab('main', 'logbook_fts', 'row')"
+#: A server from 14 on can be told to end sessions that say nothing for long.
+_IDLE_AS_LONG_AS_IT_TAKES: Final = (
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+)
+_STILL_HELD: Final = (
+    "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database "
+    "WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = :key AND l.objsubid = 1 "
+    "AND d.datname = current_database() AND l.pid = ANY(:pids)"
+)
+#: The server's processes that hold the lock for syncs of this process, by database; none for files. Whoever writes
+#: to the same database belongs to such a sync, though with a `Logbook` of its own.
+_HELD: Final[dict[URL, tuple[int, ...]]] = {}
 #: The experiment's row number; others are kept from writing to it until the end of the transaction.
 _HOME: Final = sa.select(_X.id).where(_X.experiment_id == sa.bindparam("key")).with_for_update()
 #: The same, with what is known of one of its lists.
@@ -148,7 +160,7 @@ class Logbook:
         if "params" in document:
             document["params"] = compute.without_secrets(document["params"])
         mark, stamp = digest(document), _stamp(now)
-        with self.database.write() as connection:
+        with self._writing() as connection:
             change = self._put_experiment(connection, kind, document, mark, stamp)
             if kind == "info":
                 home = self._home(connection, found.experiment_id)
@@ -209,7 +221,7 @@ class Logbook:
         wanted = Access(status).value
         stamp = _stamp(now)
         values = {"status": wanted, "status_since": stamp, "updated_at": stamp}
-        with self.database.write() as connection:
+        with self._writing() as connection:
             home = self._home(connection, experiment_id)
             change = sa.update(_X).where(_X.id == home, _X.status != wanted).values(**values)
             if not connection.execute(change).rowcount:
@@ -346,7 +358,7 @@ class Logbook:
     ) -> SyncState:
         """Note that a list could not be read; what is stored of it stays as it is."""
         resource = Resource(resource)
-        with self.database.write() as connection:
+        with self._writing() as connection:
             home = self._home(connection, experiment_id)
             before = state_row(connection, home, resource)
             values = {
@@ -524,7 +536,7 @@ class Logbook:
 
     def set_metadata(self, **values: str) -> None:
         """Store what is to be said of the whole mirror, e.g. ``last_update``."""
-        with self.database.write() as connection:
+        with self._writing() as connection:
             for key, value in values.items():
                 upsert(connection, MetadataTable, {"key": key}, {"value": value})
 
@@ -539,7 +551,8 @@ class Logbook:
         """Be the only one who synchronises this mirror; the lock goes with its holder, however that ends.
 
         For a file it is on the file's machine, for PostgreSQL on the server, for all machines. It does not keep others
-        from reading, nor from writing without it.
+        from reading, nor from writing without it. On the server it goes also with its connection: where that ends
+        before the block, whatever this process would write to the database is refused with a `BusyError`.
 
         Raises
         ------
@@ -564,6 +577,7 @@ class Logbook:
                 bare = self.database.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
                 connection = stack.enter_context(bare)
                 connection.execute(sa.text("SELECT set_config('application_name', :me, false)"), {"me": me})
+                connection.execute(sa.text(_IDLE_AS_LONG_AS_IT_TAKES))
                 until = time.monotonic() + wait_s
                 while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), _SYNC_LOCK).scalar():
                     if time.monotonic() >= until:
@@ -573,7 +587,13 @@ class Logbook:
                             f"the sync of {self.database.shown} is held by {who}", fix="wait for it to end, or stop it"
                         )
                     time.sleep(0.05)
-            yield
+                backend = int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+            url = self.database.url
+            _HELD[url] = (*_HELD.get(url, ()), backend)
+            try:
+                yield
+            finally:
+                _HELD[url] = tuple(pid for pid in _HELD[url] if pid != backend)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the database itself: damaged pages, dangling rows, tables unlike the models."""
@@ -656,6 +676,21 @@ class Logbook:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Write, unless a sync of this process has lost what makes it the only one."""
+        with self.database.write() as connection:
+            if held := _HELD.get(self.database.url):
+                backends = {"key": _SYNC_LOCK["key"], "pids": list(held)}
+                if connection.execute(sa.text(_STILL_HELD), backends).scalar_one() < len(held):
+                    raise BusyError(
+                        f"the sync of {self.database.shown} lost its lock: the connection that held it has ended, and "
+                        "another sync may have begun",
+                        fix="run it again, what was stored stays; if this comes again, see what ends idle connections "
+                        "to the server",
+                    )
+            yield connection
+
     def _put(
         self,
         experiment_id: str,
@@ -665,7 +700,7 @@ class Logbook:
         keep: Callable[[Connection, int], bool] | None = None,
     ) -> Change:
         kind = LISTS[resource]
-        with self.database.write() as connection:
+        with self._writing() as connection:
             before = connection.execute(_HOME_AND_STATE, {"key": experiment_id, "resource": resource.value}).first()
             if before is None:
                 raise self._unknown(experiment_id)

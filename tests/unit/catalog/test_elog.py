@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -854,6 +855,64 @@ with Logbook({logbook_url!r}).sole_writer():
         holder.wait()
         with logbook.sole_writer(wait_s=20.0):
             pass
+
+
+@pytest.mark.system
+def test_a_sync_whose_lock_is_lost_writes_nothing_more(postgresql_url: str):
+    import psycopg
+
+    holder, book = Logbook(postgresql_url), Logbook(postgresql_url)
+    key = "SELECT {} FROM pg_locks WHERE locktype = 'advisory' AND objid = 1851916290"
+    with (
+        psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as rival,
+        holder.sole_writer(),
+    ):
+        book.put_experiment(INFO, now=NOON)
+        book.put_entries(X, [entry(1)], full=True)
+        assert rival.execute(key.format("pg_terminate_backend(pid, 5000)")).fetchall() == [(True,)]
+        assert rival.execute("SELECT pg_try_advisory_lock(1851916290)").fetchone() == (True,)
+        said = r"the sync of .* lost its lock(.|\n)*fix: run it again"
+        for refused in (
+            lambda: book.put_entries(X, [entry(2)], full=True),
+            lambda: book.put_experiment({"_id": "b", "name": "b"}),
+            lambda: book.mark(X, "gone"),
+            lambda: book.failed(X, Resource.RUNS, "no answer"),
+            lambda: book.set_metadata(last_update="now"),
+        ):
+            with pytest.raises(BusyError, match=said):
+                refused()
+        assert kept(book, Resource.ENTRIES) == [entry(1)]
+        assert (len(book.experiments()), book.experiment(X).status, len(book.state(X))) == (1, "ok", 2)
+    with holder.sole_writer():  # the rival's is gone with its connection
+        assert book.put_entries(X, [entry(2)], full=True) == Change(new=1, missing=1)
+    assert book.put_entries(X, [entry(1), entry(2)], full=True) == Change(same=1, back=1)
+
+
+def test_a_sync_asks_for_its_lock_on_a_server_alone(logbook: Logbook):
+    def asked() -> list[str]:
+        with statements(logbook) as seen:
+            logbook.put_entries(X, [entry(1)], full=True)
+        return [line for line in seen if "pg_locks" in line]
+
+    assert asked() == []
+    with logbook.sole_writer():
+        assert len(asked()) == (logbook.database.file is None)
+
+
+@pytest.mark.system
+def test_a_server_does_not_end_the_lock_of_a_long_sync(postgresql_url: str):
+    import psycopg
+
+    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as server:
+        server.execute("ALTER ROLE CURRENT_USER SET idle_session_timeout = '200ms'")
+        try:
+            book = Logbook(postgresql_url)
+            with book.sole_writer():
+                time.sleep(1.0)
+                assert book.put_experiment(INFO).new == 1
+        finally:
+            with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as again:
+                again.execute("ALTER ROLE CURRENT_USER RESET idle_session_timeout")
 
 
 def test_two_who_write_the_same_experiment_do_not_disturb_each_other(logbook: Logbook):
