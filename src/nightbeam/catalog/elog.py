@@ -29,12 +29,12 @@ from nightbeam.catalog.elog_rows import (
     Answer,
     Key,
     ListKind,
-    digest,
     experiment_columns,
     fields_of,
     keep_parameters,
     name_detectors,
     put_whole,
+    shallow_enough,
     short_enough,
     state_row,
     write_rows,
@@ -150,16 +150,17 @@ class Logbook:
         Raises
         ------
         InputError
-            If it has no ``_id`` or no name.
+            If it has no ``_id`` or no name, or is nested too deeply.
         """
         kind = "summary" if isinstance(experiment, Summary) else "info"
         document = dict(experiment.document if isinstance(experiment, Summary) else experiment)
+        shallow_enough([document], kind)
         found = compute.summary_of(document)
         short_enough(found.experiment_id, "experiment")
         short_enough(found.name, "experiment")
         if "params" in document:
             document["params"] = compute.without_secrets(document["params"])
-        mark, stamp = digest(document), _stamp(now)
+        mark, stamp = compute.digest(document), _stamp(now)
         with self._writing() as connection:
             change = self._put_experiment(connection, kind, document, mark, stamp)
             if kind == "info":
@@ -273,7 +274,7 @@ class Logbook:
         Raises
         ------
         InputError
-            If an entry has no ``_id``; nothing of the answer is stored then.
+            If an entry has no ``_id``, or is nested too deeply; nothing of the answer is stored then.
         MissingError
             If the mirror has no such experiment.
         """
@@ -346,6 +347,7 @@ class Logbook:
         """Store a questionnaire whole, and each of its fields; the counts are of fields. An empty one is none."""
         answer = Answer(True, body_sha256, _stamp(now))
         whole = dict(document)
+        shallow_enough([whole], f"{Resource.QUESTIONNAIRE.value} of {experiment_id}")
 
         def keep(connection: Connection, home: int) -> bool:
             more = {"period": period, "proposal": proposal}
@@ -708,11 +710,10 @@ class Logbook:
             if answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256:
                 self._succeeded(connection, home, resource, answer, rows=before.rows, known=True)
                 return Change(same=before.rows)
-            try:
-                found = {kind.key(document): dict(document) for document in documents}
-                marks = {key: compute.digest(document) for key, document in found.items()}
-            except RecursionError as error:
-                raise InputError(f"{resource.value} of {experiment_id}: a document is nested too deeply") from error
+            came = [dict(document) for document in documents]
+            shallow_enough(came, f"{resource.value} of {experiment_id}")
+            found = {kind.key(document): document for document in came}
+            marks = {key: compute.digest(document) for key, document in found.items()}
             if resource is Resource.RUNS:
                 keep_parameters(connection, home, found, marks)
             change = write_rows(connection, kind, home, found, marks, answer)

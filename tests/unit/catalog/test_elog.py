@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from sqlalchemy import event
 from nightbeam.catalog import Change, Logbook
 from nightbeam.core.errors import BusyError, InputError, MissingError, UsageError
 from nightbeam.elog import compute
-from nightbeam.elog.model import Resource
+from nightbeam.elog.model import Resource, Summary
 
 X = "mfx100012325"
 NOON = datetime(2026, 2, 3, 12, 0, tzinfo=UTC)
@@ -568,12 +568,47 @@ def test_what_does_not_fit_its_column_comes_back_too(logbook: Logbook):
     assert [row["size"] for row in logbook.rows("files")] == [2**33, 2**63 - 1, None, -1, 0, 1, None, 7, None]
 
 
-def test_a_document_nested_too_deeply_is_refused(logbook: Logbook):
+def nested(levels: int, outer: Callable[[Any], Any] = lambda inner: [inner]) -> Any:
     deep: Any = math.nan
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(InputError, match="nested too deeply"):
-        logbook.put_runs(X, [run(1, params={"x": deep})])
+    for _ in range(levels):
+        deep = outer(deep)
+    return deep
+
+
+@pytest.mark.parametrize("levels", [300, 600, 5000])
+def test_a_document_nested_too_deeply_is_refused_and_nothing_of_its_list_stored(logbook: Logbook, levels: int):
+    deep = nested(levels)
+    keyed = nested(levels, lambda inner: {"a": inner})
+    before = logbook.experiment(X)
+    states = logbook.states()
+    for refused in (
+        lambda: logbook.put_entries(X, [entry(1), entry(2, x=deep)], full=True),
+        lambda: logbook.put_entries(X, [{"x": deep}], full=True),  # not to be told by the name that it has not
+        lambda: logbook.put_runs(X, [run(1), run(2, params={"x": keyed})]),
+        lambda: logbook.put_files(X, [FILE | {"x": deep}]),
+        lambda: logbook.put_workflows(X, [DEFINITION | {"x": keyed}]),
+        lambda: logbook.put_jobs(X, [JOB | {"counters": deep}]),
+        lambda: logbook.put_questionnaire(X, {"xray": [{"id": "xray-1", "val": deep}]}),
+        lambda: logbook.put_experiment(INFO | {"params": {"x": keyed}}),
+        lambda: logbook.put_experiment(compute.summary_of(SUMMARY | {"players": deep})),
+        lambda: logbook.put_experiment(Summary("", "", None, document={"x": deep})),
+    ):
+        with pytest.raises(InputError, match=r"nested too deeply, more than 200 levels(.|\n)*fix:"):
+            refused()
+    counts = logbook.counts()
+    assert (counts.pop("experiments"), counts.pop("sync_state"), counts.pop("metadata"), any(counts.values())) == (
+        1,
+        1,
+        1,
+        False,
+    )
+    assert (logbook.experiment(X), logbook.states()) == (before, states)
+
+
+def test_what_the_service_can_nest_comes_back(logbook: Logbook):
+    documents = [run(1, params={"x": nested(150)}), run(2, params=nested(150, lambda inner: {"a": inner}))]
+    logbook.put_runs(X, documents)
+    assert list(map(compute.canonical, kept(logbook, Resource.RUNS))) == list(map(compute.canonical, documents))
 
 
 # -- deleted and edited -------------------------------------------------------------------------------------------
