@@ -346,14 +346,20 @@ class Logbook:
     ) -> Change:
         """Store a questionnaire whole, and each of its fields; the counts are of fields. An empty one is none."""
         answer = Answer(True, body_sha256, _stamp(now))
-        whole = dict(document)
+        whole, more = dict(document), {"period": period, "proposal": proposal}
         shallow_enough([whole], f"{Resource.QUESTIONNAIRE.value} of {experiment_id}")
 
         def keep(connection: Connection, home: int) -> bool:
-            more = {"period": period, "proposal": proposal}
             return put_whole(connection, QuestionnaireTable, home, whole, more, answer.stamp, empty={})
 
-        return self._put(experiment_id, Resource.QUESTIONNAIRE, fields_of(whole, proposal), answer, keep)
+        def asked_so(connection: Connection, home: int) -> bool:
+            table = QuestionnaireTable
+            query = sa.select(table.period, table.proposal).where(table.experiment_id == home)
+            row = connection.execute(query).first()
+            return row is None or tuple(row) == (period, proposal)
+
+        items = fields_of(whole, proposal)
+        return self._put(experiment_id, Resource.QUESTIONNAIRE, items, answer, keep, asked_so)
 
     def failed(
         self, experiment_id: str, resource: Resource | str, error: str, *, now: datetime | None = None
@@ -700,14 +706,25 @@ class Logbook:
         documents: Iterable[Document],
         answer: Answer,
         keep: Callable[[Connection, int], bool] | None = None,
+        asked_so: Callable[[Connection, int], bool] | None = None,
     ) -> Change:
+        """Store a list.
+
+        Parameters
+        ----------
+        keep
+            Stores what has no row of its own; returns whether that is new.
+        asked_so
+            Whether what is stored answers the same question; where not, an equal body is not the same answer.
+        """
         kind = LISTS[resource]
         with self._writing() as connection:
             before = connection.execute(_HOME_AND_STATE, {"key": experiment_id, "resource": resource.value}).first()
             if before is None:
                 raise self._unknown(experiment_id)
             home, known = int(before.home), before.resource is not None
-            if answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256:
+            same = answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256
+            if same and (asked_so is None or asked_so(connection, home)):
                 self._succeeded(connection, home, resource, answer, rows=before.rows, known=True)
                 return Change(same=before.rows)
             came = [dict(document) for document in documents]

@@ -471,6 +471,26 @@ def test_questionnaires_are_kept_whole_and_field_by_field(logbook: Logbook):
     assert put(odd) == Change(same=1)
 
 
+def test_a_questionnaire_of_another_proposal_or_period_is_another_one(logbook: Logbook):
+    def put(document: Any, period: str, proposal: str) -> tuple[Change, Any]:
+        said = {"period": period, "proposal": proposal, "body_sha256": "the same"}
+        change = logbook.put_questionnaire(X, document, **said)
+        rows = [(row["period"], row["proposal"]) for row in logbook.rows("questionnaires")]
+        return change, (rows, {row["proposal"] for row in logbook.rows("questionnaire_fields")})
+
+    assert put(QUESTIONS, "25", "L-1") == (Change(new=2), ([("25", "L-1")], {"L-1"}))
+    assert put(QUESTIONS, "26", "L-1") == (Change(same=2, changed=1), ([("26", "L-1")], {"L-1"}))
+    assert put(QUESTIONS, "26", "L-2") == (Change(changed=2), ([("26", "L-2")], {"L-2"}))
+    assert put(QUESTIONS, "26", "L-2") == (Change(same=2), ([("26", "L-2")], {"L-2"}))
+
+
+def test_an_empty_questionnaire_is_none_of_any_proposal(logbook: Logbook):
+    for proposal in ("L-1", "L-2", "L-2"):
+        change = logbook.put_questionnaire(X, {}, period="25", proposal=proposal, body_sha256="empty")
+        assert change == Change()
+    assert list(logbook.rows("questionnaires")) == []
+
+
 def test_definitions_and_jobs_of_workflows_are_kept(logbook: Logbook):
     assert logbook.put_workflows(X, [DEFINITION], now=NOON) == Change(new=1)
     assert logbook.put_jobs(X, [JOB]) == Change(new=1)
