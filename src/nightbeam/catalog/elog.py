@@ -451,7 +451,7 @@ class Logbook:
                 yield row["data"]
 
     def rows(self, table: str, *, experiment: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a table or view, of one experiment or of all, as they are read.
+        """Yield the rows of a table or view, of one experiment (its id or name) or of all, as they are read.
 
         Rows of a table that belongs to an experiment begin with its id as ``experiment``.
 
@@ -459,8 +459,10 @@ class Logbook:
         ------
         UsageError
             If there is no such table, or it has nothing to do with experiments.
+        MissingError
+            If the mirror has no such experiment.
         """
-        return self._stream(_table_query(table, experiment))
+        return self._stream(_table_query(table, self._id_of(experiment)))
 
     def counts(self, *, present: bool = False) -> dict[str, int]:
         """Return how many rows each table has; with ``present`` without those that the service has no more."""
@@ -498,10 +500,13 @@ class Logbook:
         ------
         UsageError
             If it asks for more than a hundred words.
+        MissingError
+            If the mirror has no such experiment.
         """
         terms = compute.search_terms(text)
         if sum(len(words) for words, _ in terms) > 100:
             raise UsageError("a search for more than a hundred words", fix="leave some out")
+        key = self._id_of(experiment)
         if not terms:
             return []
         hidden = sa.or_(
@@ -520,8 +525,8 @@ class Logbook:
         )
         if not include_deleted:
             query = query.where(sa.not_(hidden))
-        if experiment is not None:
-            query = query.where(sa.or_(_X.experiment_id == experiment, _X.name == experiment))
+        if key is not None:
+            query = query.where(_X.experiment_id == key)
         if since is not None:
             query = query.where(_E.created_at >= _stamp(since))
         with self.database.read() as connection:
@@ -785,6 +790,9 @@ class Logbook:
         if home is None:
             raise self._unknown(experiment_id)
         return int(home)
+
+    def _id_of(self, name: str | None) -> str | None:
+        return None if name is None else self.experiment(name).experiment_id
 
     def _unknown(self, name: str) -> MissingError:
         return MissingError(

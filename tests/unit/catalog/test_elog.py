@@ -799,6 +799,19 @@ def test_rows_of_a_table_are_those_of_one_experiment_where_asked(empty: Logbook)
             empty.rows(name, experiment=experiment)
 
 
+def test_an_experiment_is_meant_by_its_id_or_its_name_and_has_to_be_there(empty: Logbook):
+    empty.put_experiment({"_id": "Sample_Delivery", "name": "Sample Delivery"})
+    empty.put_entries("Sample_Delivery", [entry(1)], full=True)
+    for name in ("Sample_Delivery", "Sample Delivery"):
+        assert [hit.entry_id for hit in empty.search("jet", experiment=name)] == [entry(1)["_id"]]
+        assert [len(list(empty.rows(table, experiment=name))) for table in ("logbook_entries", "Logbook")] == [1, 1]
+    for ask in (empty.search, empty.rows):
+        with pytest.raises(MissingError, match=r"has no experiment nosuch(.|\n)*fix: nightbeam elog fetch nosuch"):
+            ask("logbook_entries", experiment="nosuch")
+    with pytest.raises(MissingError):
+        empty.search("...", experiment="nosuch")
+
+
 def test_metadata_is_kept_and_read_under_the_old_name(logbook: Logbook):
     logbook.set_metadata(last_update="2026-02-03T04:05:06", hours_lookback="168")
     logbook.set_metadata(last_update="2026-02-03T05:05:06")
