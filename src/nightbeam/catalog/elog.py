@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 
 from nightbeam.catalog.elog_model import LAST_CHANGE, Access, Change, ExperimentRow, Hit, SyncState
 from nightbeam.catalog.elog_rows import (
@@ -29,12 +29,12 @@ from nightbeam.catalog.elog_rows import (
     Answer,
     Key,
     ListKind,
-    digest,
     experiment_columns,
     fields_of,
     keep_parameters,
     name_detectors,
     put_whole,
+    shallow_enough,
     short_enough,
     state_row,
     write_rows,
@@ -74,6 +74,20 @@ _WHO_HOLDS: Final = (
     "SELECT a.application_name, a.backend_start FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
     "WHERE l.locktype = 'advisory' AND l.granted AND l.objid = :key AND a.datname = current_database()"
 )
+#: All words of the full text, of this connection alone.
+_WORDS: Final = "CREATE VIRTUAL TABLE temp.words USING fts5vocab('main', 'logbook_fts', 'row')"
+#: A server from 14 on can be told to end sessions that say nothing for long.
+_IDLE_AS_LONG_AS_IT_TAKES: Final = (
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+)
+_STILL_HELD: Final = (
+    "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database "
+    "WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = :key AND l.objsubid = 1 "
+    "AND d.datname = current_database() AND l.pid = ANY(:pids)"
+)
+#: The server's processes that hold the lock for syncs of this process, by database; none for files. Whoever writes
+#: to the same database belongs to such a sync, though with a `Logbook` of its own.
+_HELD: Final[dict[URL, tuple[int, ...]]] = {}
 #: The experiment's row number; others are kept from writing to it until the end of the transaction.
 _HOME: Final = sa.select(_X.id).where(_X.experiment_id == sa.bindparam("key")).with_for_update()
 #: The same, with what is known of one of its lists.
@@ -110,6 +124,8 @@ class Logbook:
         SQLAlchemy URL, e.g. ``sqlite:////data/elog.db`` or ``postgresql+psycopg://...``.
     create
         Whether a SQLite file that is not there is made.
+    read_only
+        Whether it is to stay as it is, as a snapshot: not made, not migrated, not written to.
     busy_timeout_s
         How long a locked SQLite file is waited for.
 
@@ -118,8 +134,8 @@ class Logbook:
     ``experiment_id`` is always the service's ``_id``. Times ``now`` are aware; the present where they are not given.
     """
 
-    def __init__(self, url: str, *, create: bool = True, busy_timeout_s: float = 30.0) -> None:
-        self.database = Database(url, "elog", create=create, busy_timeout_s=busy_timeout_s)
+    def __init__(self, url: str, *, create: bool = True, read_only: bool = False, busy_timeout_s: float = 30.0) -> None:
+        self.database = Database(url, "elog", create=create, read_only=read_only, busy_timeout_s=busy_timeout_s)
 
     # -- experiments --------------------------------------------------------------------------------------------
 
@@ -134,17 +150,18 @@ class Logbook:
         Raises
         ------
         InputError
-            If it has no ``_id`` or no name.
+            If it has no ``_id`` or no name, or is nested too deeply.
         """
         kind = "summary" if isinstance(experiment, Summary) else "info"
         document = dict(experiment.document if isinstance(experiment, Summary) else experiment)
+        shallow_enough([document], kind)
         found = compute.summary_of(document)
         short_enough(found.experiment_id, "experiment")
         short_enough(found.name, "experiment")
         if "params" in document:
             document["params"] = compute.without_secrets(document["params"])
-        mark, stamp = digest(document), _stamp(now)
-        with self.database.write() as connection:
+        mark, stamp = compute.digest(document), _stamp(now)
+        with self._writing() as connection:
             change = self._put_experiment(connection, kind, document, mark, stamp)
             if kind == "info":
                 home = self._home(connection, found.experiment_id)
@@ -205,7 +222,7 @@ class Logbook:
         wanted = Access(status).value
         stamp = _stamp(now)
         values = {"status": wanted, "status_since": stamp, "updated_at": stamp}
-        with self.database.write() as connection:
+        with self._writing() as connection:
             home = self._home(connection, experiment_id)
             change = sa.update(_X).where(_X.id == home, _X.status != wanted).values(**values)
             if not connection.execute(change).rowcount:
@@ -257,7 +274,7 @@ class Logbook:
         Raises
         ------
         InputError
-            If an entry has no ``_id``; nothing of the answer is stored then.
+            If an entry has no ``_id``, or is nested too deeply; nothing of the answer is stored then.
         MissingError
             If the mirror has no such experiment.
         """
@@ -333,20 +350,27 @@ class Logbook:
     ) -> Change:
         """Store a questionnaire whole, and each of its fields; the counts are of fields. An empty one is none."""
         answer = Answer(True, body_sha256, _stamp(now))
-        whole = dict(document)
+        whole, more = dict(document), {"period": period, "proposal": proposal}
+        shallow_enough([whole], f"{Resource.QUESTIONNAIRE.value} of {experiment_id}")
 
         def keep(connection: Connection, home: int) -> bool:
-            more = {"period": period, "proposal": proposal}
             return put_whole(connection, QuestionnaireTable, home, whole, more, answer.stamp, empty={})
 
-        return self._put(experiment_id, Resource.QUESTIONNAIRE, fields_of(whole, proposal), answer, keep)
+        def asked_so(connection: Connection, home: int) -> bool:
+            table = QuestionnaireTable
+            query = sa.select(table.period, table.proposal).where(table.experiment_id == home)
+            row = connection.execute(query).first()
+            return row is None or tuple(row) == (period, proposal)
+
+        items = fields_of(whole, proposal)
+        return self._put(experiment_id, Resource.QUESTIONNAIRE, items, answer, keep, asked_so)
 
     def failed(
         self, experiment_id: str, resource: Resource | str, error: str, *, now: datetime | None = None
     ) -> SyncState:
         """Note that a list could not be read; what is stored of it stays as it is."""
         resource = Resource(resource)
-        with self.database.write() as connection:
+        with self._writing() as connection:
             home = self._home(connection, experiment_id)
             before = state_row(connection, home, resource)
             values = {
@@ -431,7 +455,7 @@ class Logbook:
                 yield row["data"]
 
     def rows(self, table: str, *, experiment: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a table or view, of one experiment or of all, as they are read.
+        """Yield the rows of a table or view, of one experiment (its id or name) or of all, as they are read.
 
         Rows of a table that belongs to an experiment begin with its id as ``experiment``.
 
@@ -439,8 +463,10 @@ class Logbook:
         ------
         UsageError
             If there is no such table, or it has nothing to do with experiments.
+        MissingError
+            If the mirror has no such experiment.
         """
-        return self._stream(_table_query(table, experiment))
+        return self._stream(_table_query(table, self._id_of(experiment)))
 
     def counts(self, *, present: bool = False) -> dict[str, int]:
         """Return how many rows each table has; with ``present`` without those that the service has no more."""
@@ -478,10 +504,13 @@ class Logbook:
         ------
         UsageError
             If it asks for more than a hundred words.
+        MissingError
+            If the mirror has no such experiment.
         """
         terms = compute.search_terms(text)
         if sum(len(words) for words, _ in terms) > 100:
             raise UsageError("a search for more than a hundred words", fix="leave some out")
+        key = self._id_of(experiment)
         if not terms:
             return []
         hidden = sa.or_(
@@ -500,8 +529,8 @@ class Logbook:
         )
         if not include_deleted:
             query = query.where(sa.not_(hidden))
-        if experiment is not None:
-            query = query.where(sa.or_(_X.experiment_id == experiment, _X.name == experiment))
+        if key is not None:
+            query = query.where(_X.experiment_id == key)
         if since is not None:
             query = query.where(_E.created_at >= _stamp(since))
         with self.database.read() as connection:
@@ -524,7 +553,7 @@ class Logbook:
 
     def set_metadata(self, **values: str) -> None:
         """Store what is to be said of the whole mirror, e.g. ``last_update``."""
-        with self.database.write() as connection:
+        with self._writing() as connection:
             for key, value in values.items():
                 upsert(connection, MetadataTable, {"key": key}, {"value": value})
 
@@ -539,7 +568,8 @@ class Logbook:
         """Be the only one who synchronises this mirror; the lock goes with its holder, however that ends.
 
         For a file it is on the file's machine, for PostgreSQL on the server, for all machines. It does not keep others
-        from reading, nor from writing without it.
+        from reading, nor from writing without it. On the server it goes also with its connection: where that ends
+        before the block, whatever this process would write to the database is refused with a `BusyError`.
 
         Raises
         ------
@@ -551,7 +581,7 @@ class Logbook:
             with self._advisory_lock(wait_s):
                 yield
         else:
-            lock = file.with_name(f".{file.name}.sync.lock")
+            lock = self.database.beside(".sync.lock")
             with storage_errors(file), sole_owner(lock, wait_s=wait_s, what=f"the sync of {file}"):
                 yield
 
@@ -564,6 +594,7 @@ class Logbook:
                 bare = self.database.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
                 connection = stack.enter_context(bare)
                 connection.execute(sa.text("SELECT set_config('application_name', :me, false)"), {"me": me})
+                connection.execute(sa.text(_IDLE_AS_LONG_AS_IT_TAKES))
                 until = time.monotonic() + wait_s
                 while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), _SYNC_LOCK).scalar():
                     if time.monotonic() >= until:
@@ -573,7 +604,13 @@ class Logbook:
                             f"the sync of {self.database.shown} is held by {who}", fix="wait for it to end, or stop it"
                         )
                     time.sleep(0.05)
-            yield
+                backend = int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+            url = self.database.url
+            _HELD[url] = (*_HELD.get(url, ()), backend)
+            try:
+                yield
+            finally:
+                _HELD[url] = tuple(pid for pid in _HELD[url] if pid != backend)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the database itself: damaged pages, dangling rows, tables unlike the models."""
@@ -588,9 +625,16 @@ class Logbook:
         return found
 
     def _problems_of_full_text(self) -> list[str]:
-        with suppress(StorageError), self.database.write() as connection:  # it cannot be asked of a read-only file
+        if self.database.read_only:
+            # The index's own check is a command to write; that all of it can be read is the most that is left.
+            opened, check = self.database.read(), [_WORDS, "SELECT count(*), sum(cnt) FROM temp.words"]
+        else:
+            opened = self.database.write()
+            check = ["INSERT INTO logbook_fts(logbook_fts) VALUES('integrity-check')"]
+        with suppress(StorageError), opened as connection:  # a file that may not be written to cannot be asked
             try:
-                connection.exec_driver_sql("INSERT INTO logbook_fts(logbook_fts) VALUES('integrity-check')")
+                for statement in check:
+                    connection.exec_driver_sql(statement)
             except sa.exc.DatabaseError as error:
                 if "malformed" in str(error.orig):
                     return [f"full text: {error.orig}"]
@@ -649,6 +693,21 @@ class Logbook:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Write, unless a sync of this process has lost what makes it the only one."""
+        with self.database.write() as connection:
+            if held := _HELD.get(self.database.url):
+                backends = {"key": _SYNC_LOCK["key"], "pids": list(held)}
+                if connection.execute(sa.text(_STILL_HELD), backends).scalar_one() < len(held):
+                    raise BusyError(
+                        f"the sync of {self.database.shown} lost its lock: the connection that held it has ended, and "
+                        "another sync may have begun",
+                        fix="run it again, what was stored stays; if this comes again, see what ends idle connections "
+                        "to the server",
+                    )
+            yield connection
+
     def _put(
         self,
         experiment_id: str,
@@ -656,21 +715,31 @@ class Logbook:
         documents: Iterable[Document],
         answer: Answer,
         keep: Callable[[Connection, int], bool] | None = None,
+        asked_so: Callable[[Connection, int], bool] | None = None,
     ) -> Change:
+        """Store a list.
+
+        Parameters
+        ----------
+        keep
+            Stores what has no row of its own; returns whether that is new.
+        asked_so
+            Whether what is stored answers the same question; where not, an equal body is not the same answer.
+        """
         kind = LISTS[resource]
-        with self.database.write() as connection:
+        with self._writing() as connection:
             before = connection.execute(_HOME_AND_STATE, {"key": experiment_id, "resource": resource.value}).first()
             if before is None:
                 raise self._unknown(experiment_id)
             home, known = int(before.home), before.resource is not None
-            if answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256:
+            same = answer.full and answer.body_sha256 and known and before.body_sha256 == answer.body_sha256
+            if same and (asked_so is None or asked_so(connection, home)):
                 self._succeeded(connection, home, resource, answer, rows=before.rows, known=True)
                 return Change(same=before.rows)
-            try:
-                found = {kind.key(document): dict(document) for document in documents}
-                marks = {key: compute.digest(document) for key, document in found.items()}
-            except RecursionError as error:
-                raise InputError(f"{resource.value} of {experiment_id}: a document is nested too deeply") from error
+            came = [dict(document) for document in documents]
+            shallow_enough(came, f"{resource.value} of {experiment_id}")
+            found = {kind.key(document): document for document in came}
+            marks = {key: compute.digest(document) for key, document in found.items()}
             if resource is Resource.RUNS:
                 keep_parameters(connection, home, found, marks)
             change = write_rows(connection, kind, home, found, marks, answer)
@@ -725,6 +794,9 @@ class Logbook:
         if home is None:
             raise self._unknown(experiment_id)
         return int(home)
+
+    def _id_of(self, name: str | None) -> str | None:
+        return None if name is None else self.experiment(name).experiment_id
 
     def _unknown(self, name: str) -> MissingError:
         return MissingError(

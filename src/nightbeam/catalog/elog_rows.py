@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
@@ -43,12 +43,12 @@ __all__ = [
     "Answer",
     "Key",
     "ListKind",
-    "digest",
     "experiment_columns",
     "fields_of",
     "keep_parameters",
     "name_detectors",
     "put_whole",
+    "shallow_enough",
     "short_enough",
     "state_row",
     "write_rows",
@@ -65,6 +65,11 @@ _S = SyncTable
 CHUNK: Final = 500
 #: The longest text that may identify a row, in bytes: PostgreSQL's indexes take no more than 2.7 kB.
 _LONGEST_KEY: Final = 2000
+#: Levels of a document. The service's own database has a hundred; writing and reading take two calls for each, and
+#: Python ends at a thousand.
+_DEEPEST: Final = 200
+#: What JSON nests; asked of every value there is, so by its type itself.
+_NESTING: Final = frozenset({dict, list, tuple})
 
 
 # -- the lists ----------------------------------------------------------------------------------------------------
@@ -111,6 +116,26 @@ def short_enough(text: str, what: str) -> str:
     if len(text.encode("utf-8", "surrogatepass")) > _LONGEST_KEY:
         raise InputError(f"a name of {len(text)} characters in {what}: {text[:60]!r}...")
     return text
+
+
+def shallow_enough(documents: Iterable[Document], what: str) -> None:
+    """Raise `InputError` where a document is nested so deeply that it could not be written, or not be read again."""
+    for document in documents:
+        level: list[Any] = [document]
+        for _ in range(_DEEPEST):
+            level = [
+                item
+                for outer in level
+                for item in (outer.values() if isinstance(outer, Mapping) else outer)
+                if type(item) in _NESTING
+            ]
+            if not level:
+                break
+        else:
+            raise InputError(
+                f"{what}: a document is nested too deeply, more than {_DEEPEST} levels",
+                fix="nothing of it was stored; tell whoever wrote it",
+            )
 
 
 def _id_key(what: str) -> Callable[[Document], str]:
@@ -387,7 +412,7 @@ def put_whole(
 
     Where there was none, an empty one is no difference.
     """
-    mark = digest([data, dict(more)])
+    mark = compute.digest([data, dict(more)])
     known = connection.execute(sa.select(table.digest).where(table.experiment_id == home)).scalar()
     if known == mark or (known is None and data == empty):
         return False
@@ -431,14 +456,6 @@ def state_row(connection: Connection, home: int, resource: Resource) -> sa.RowMa
 
 
 # -- small things ------------------------------------------------------------------------------------------------
-
-
-def digest(document: Any) -> str:
-    """Return the digest of a document; `InputError` where it is nested too deeply."""
-    try:
-        return compute.digest(document)
-    except RecursionError as error:
-        raise InputError("a document is nested too deeply") from error
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from nightbeam.core.errors import (
     NightbeamError,
     StorageError,
     UnavailableError,
+    UsageError,
 )
 from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
@@ -39,6 +42,12 @@ _WRITE = "nightbeam_write"
 _ADVISORY_LOCK = 0x6E62_0001
 #: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
+#: How a database that is not there is made.
+_MADE_WITH: dict[DatabaseName, str] = {"elog": "nightbeam elog update"}
+#: What libpq does so that a connection on which nothing is said is neither forgotten on the way nor mourned too late.
+_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+#: How long whoever reads a file without WAL is waited for before it is written to as it is.
+_WAL_WAIT_S = 1.0
 
 
 class Database:
@@ -57,6 +66,9 @@ class Database:
         How long a locked SQLite file is waited for.
     create
         Whether a SQLite file that is not there is made.
+    read_only
+        Whether it is to stay as it is: it is neither made nor migrated, and a file is opened such that SQLite itself
+        cannot write to it.
 
     Raises
     ------
@@ -65,7 +77,8 @@ class Database:
     ConfigError
         If the URL is none, or names a driver that is not installed.
     InputError
-        If the file is no database, or was made by a newer nightbeam, or (``elog``) by another program.
+        If the file is no database, or was made by a newer nightbeam, or (``elog``) by another program; with
+        ``read_only`` also if it was made by an older one.
     BusyError
         If it stays locked.
     StorageError
@@ -75,20 +88,31 @@ class Database:
     """
 
     def __init__(
-        self, url: str, name: DatabaseName, *, busy_timeout_s: float = _BUSY_TIMEOUT_S, create: bool = True
+        self,
+        url: str,
+        name: DatabaseName,
+        *,
+        busy_timeout_s: float = _BUSY_TIMEOUT_S,
+        create: bool = True,
+        read_only: bool = False,
     ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
-        self.shown = self.url.render_as_string(hide_password=True)
+        self.shown = _without_password(self.url.render_as_string(hide_password=True))
         self.busy_timeout_s = busy_timeout_s
+        self.read_only = read_only
         self.file = _sqlite_file(self.url)
-        self.engine = _engine(self.url, busy_timeout_s)
+        self.engine = self._new_engine()
+        self._wal = self.file is None
         self._script = ScriptDirectory(
             str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")]
         )
         self._head = self._script.get_current_head() or ""
-        if self.file is not None and not create and not self.file.exists():
-            raise MissingError(f"there is no {name} database {self.file}", fix="correct its name, or make it with init")
+        if self.file is not None and (read_only or not create) and not self.file.exists():
+            made = _MADE_WITH.get(name, "init")
+            raise MissingError(
+                f"there is no {name} database {self.file}", fix=f"correct its name, or make it with {made}"
+            )
         with self.errors():
             self._open()
 
@@ -98,7 +122,7 @@ class Database:
 
         Otherwise each has one of its own; and SQLite cleans up whenever the last one of a file is closed.
         """
-        plain, self.engine = self.engine, _engine(self.url, self.busy_timeout_s, keep=True)
+        plain, self.engine = self.engine, self._new_engine(keep=True)
         try:
             yield
         finally:
@@ -113,11 +137,26 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection whose changes all take effect at the end of the block, or none of them."""
+        """Yield a connection whose changes all take effect at the end of the block, or none of them.
+
+        Raises
+        ------
+        UsageError
+            If the database was opened to be read only.
+        """
+        if self.read_only:
+            raise UsageError(f"{self.shown} is open to be read only", fix="open it without read_only")
+        self._use_wal()
         with self.errors(), self.engine.connect() as bare:
             connection = bare.execution_options(**{_WRITE: True})
             with connection.begin():
                 yield connection
+
+    def beside(self, suffix: str) -> Path:
+        """Return the hidden file beside a SQLite file, whatever symbolic link it is named by; for its locks."""
+        assert self.file is not None
+        real = Path(os.path.realpath(self.file))  # unlike resolve, it bears links that go in a circle
+        return real.with_name(f".{real.name}{suffix}")
 
     def revision(self) -> str | None:
         """Return the revision that the database is at."""
@@ -167,16 +206,22 @@ class Database:
 
     # -- opening ------------------------------------------------------------------------------------------------
 
+    def _new_engine(self, *, keep: bool = False) -> Engine:
+        url = _read_only(self.url) if self.read_only else self.url
+        return _engine(url, self.busy_timeout_s, keep=keep)
+
     def _open(self) -> None:
-        if self.file is not None:
+        if self.read_only:
+            self._refuse_older()
+        elif self.file is not None:
             with storage_errors(self.file):
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             if self.file.exists() and self._is_current():
                 return
-            lock = self.file.with_name(f".{self.file.name}.lock")
+            opening = f"the opening of {self.file}"
             with (
                 storage_errors(self.file),
-                sole_owner(lock, wait_s=self.busy_timeout_s, what=f"the opening of {self.file}"),
+                sole_owner(self.beside(".lock"), wait_s=self.busy_timeout_s, what=opening),
             ):
                 self._prepare_sqlite(self.file)
                 self._migrate()
@@ -190,6 +235,14 @@ class Database:
                 self._refuse_foreign(connection)
         self._refuse_newer(found)
         return found == self._head
+
+    def _refuse_older(self) -> None:
+        if not self._is_current():
+            found = self.revision() or "none"
+            raise InputError(
+                f"{self.shown} has schema {found}, this nightbeam wants {self._head}; what is read only stays as it is",
+                fix="have it made anew, or open a copy of it for writing, which brings that up to date",
+            )
 
     def _revision(self, connection: Connection) -> str | None:
         return self._context(connection).get_current_revision()
@@ -237,6 +290,20 @@ class Database:
             (version,) = raw.execute("PRAGMA user_version").fetchone()
         if version > int(self._head):
             self._refuse_newer(f"{version:04d}")
+
+    def _use_wal(self) -> None:
+        """Have a file keep its readers and its writer apart before it is first written to.
+
+        One that was copied from a snapshot does not: there, a long reader stops a writer. Where that cannot be
+        changed now, the file is written to as it is.
+        """
+        if self._wal or self.file is None or not os.access(self.file, os.W_OK):
+            return
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(self.file, timeout=min(self.busy_timeout_s, _WAL_WAIT_S))) as raw,
+        ):
+            self._wal = raw.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
 
     def _migrate(self) -> None:
         def steps(revision: Any, _context: MigrationContext) -> Any:
@@ -345,8 +412,10 @@ def _bare(table: Any) -> Any:
 def _parse(url: str) -> URL:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError as error:
-        raise ConfigError(f"{url!r} is no database URL", fix="write it like sqlite:////data/ingest.sqlite3") from error
+    except (exc.ArgumentError, ValueError):
+        shown = _without_password(re.sub(r"//.*@", "//***@", url, flags=re.DOTALL))
+        # Without what was raised, which may tell of what is hidden here.
+        raise ConfigError(f"{shown!r} is no database URL", fix="write it like sqlite:////data/ingest.sqlite3") from None
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -354,14 +423,27 @@ def _parse(url: str) -> URL:
     return parsed
 
 
+def _without_password(shown: str) -> str:
+    """Return an address without the passwords that libpq takes after its question mark."""
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown)
+
+
 def _sqlite_file(url: URL) -> Path | None:
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _read_only(url: URL) -> URL:
+    """Return the address by which SQLite only reads the file."""
+    file = _sqlite_file(url)
+    return url if file is None else url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
 
 
 def _engine(url: URL, busy_timeout_s: float, *, keep: bool = False) -> Engine:
     options: dict[str, Any] = {"poolclass": QueuePool, "max_overflow": -1} if keep else {"poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": busy_timeout_s}
+    elif url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
+        options["connect_args"] = {name: value for name, value in _KEEPALIVES.items() if name not in url.query}
     try:
         engine = sa.create_engine(url, **options)
     except (exc.ArgumentError, ImportError) as error:  # NoSuchModuleError is an ArgumentError

@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from sqlalchemy import event
 from nightbeam.catalog import Change, Logbook
 from nightbeam.core.errors import BusyError, InputError, MissingError, UsageError
 from nightbeam.elog import compute
-from nightbeam.elog.model import Resource
+from nightbeam.elog.model import Resource, Summary
 
 X = "mfx100012325"
 NOON = datetime(2026, 2, 3, 12, 0, tzinfo=UTC)
@@ -470,6 +471,26 @@ def test_questionnaires_are_kept_whole_and_field_by_field(logbook: Logbook):
     assert put(odd) == Change(same=1)
 
 
+def test_a_questionnaire_of_another_proposal_or_period_is_another_one(logbook: Logbook):
+    def put(document: Any, period: str, proposal: str) -> tuple[Change, Any]:
+        said = {"period": period, "proposal": proposal, "body_sha256": "the same"}
+        change = logbook.put_questionnaire(X, document, **said)
+        rows = [(row["period"], row["proposal"]) for row in logbook.rows("questionnaires")]
+        return change, (rows, {row["proposal"] for row in logbook.rows("questionnaire_fields")})
+
+    assert put(QUESTIONS, "25", "L-1") == (Change(new=2), ([("25", "L-1")], {"L-1"}))
+    assert put(QUESTIONS, "26", "L-1") == (Change(same=2, changed=1), ([("26", "L-1")], {"L-1"}))
+    assert put(QUESTIONS, "26", "L-2") == (Change(changed=2), ([("26", "L-2")], {"L-2"}))
+    assert put(QUESTIONS, "26", "L-2") == (Change(same=2), ([("26", "L-2")], {"L-2"}))
+
+
+def test_an_empty_questionnaire_is_none_of_any_proposal(logbook: Logbook):
+    for proposal in ("L-1", "L-2", "L-2"):
+        change = logbook.put_questionnaire(X, {}, period="25", proposal=proposal, body_sha256="empty")
+        assert change == Change()
+    assert list(logbook.rows("questionnaires")) == []
+
+
 def test_definitions_and_jobs_of_workflows_are_kept(logbook: Logbook):
     assert logbook.put_workflows(X, [DEFINITION], now=NOON) == Change(new=1)
     assert logbook.put_jobs(X, [JOB]) == Change(new=1)
@@ -567,12 +588,47 @@ def test_what_does_not_fit_its_column_comes_back_too(logbook: Logbook):
     assert [row["size"] for row in logbook.rows("files")] == [2**33, 2**63 - 1, None, -1, 0, 1, None, 7, None]
 
 
-def test_a_document_nested_too_deeply_is_refused(logbook: Logbook):
+def nested(levels: int, outer: Callable[[Any], Any] = lambda inner: [inner]) -> Any:
     deep: Any = math.nan
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(InputError, match="nested too deeply"):
-        logbook.put_runs(X, [run(1, params={"x": deep})])
+    for _ in range(levels):
+        deep = outer(deep)
+    return deep
+
+
+@pytest.mark.parametrize("levels", [300, 600, 5000])
+def test_a_document_nested_too_deeply_is_refused_and_nothing_of_its_list_stored(logbook: Logbook, levels: int):
+    deep = nested(levels)
+    keyed = nested(levels, lambda inner: {"a": inner})
+    before = logbook.experiment(X)
+    states = logbook.states()
+    for refused in (
+        lambda: logbook.put_entries(X, [entry(1), entry(2, x=deep)], full=True),
+        lambda: logbook.put_entries(X, [{"x": deep}], full=True),  # not to be told by the name that it has not
+        lambda: logbook.put_runs(X, [run(1), run(2, params={"x": keyed})]),
+        lambda: logbook.put_files(X, [FILE | {"x": deep}]),
+        lambda: logbook.put_workflows(X, [DEFINITION | {"x": keyed}]),
+        lambda: logbook.put_jobs(X, [JOB | {"counters": deep}]),
+        lambda: logbook.put_questionnaire(X, {"xray": [{"id": "xray-1", "val": deep}]}),
+        lambda: logbook.put_experiment(INFO | {"params": {"x": keyed}}),
+        lambda: logbook.put_experiment(compute.summary_of(SUMMARY | {"players": deep})),
+        lambda: logbook.put_experiment(Summary("", "", None, document={"x": deep})),
+    ):
+        with pytest.raises(InputError, match=r"nested too deeply, more than 200 levels(.|\n)*fix:"):
+            refused()
+    counts = logbook.counts()
+    assert (counts.pop("experiments"), counts.pop("sync_state"), counts.pop("metadata"), any(counts.values())) == (
+        1,
+        1,
+        1,
+        False,
+    )
+    assert (logbook.experiment(X), logbook.states()) == (before, states)
+
+
+def test_what_the_service_can_nest_comes_back(logbook: Logbook):
+    documents = [run(1, params={"x": nested(150)}), run(2, params=nested(150, lambda inner: {"a": inner}))]
+    logbook.put_runs(X, documents)
+    assert list(map(compute.canonical, kept(logbook, Resource.RUNS))) == list(map(compute.canonical, documents))
 
 
 # -- deleted and edited -------------------------------------------------------------------------------------------
@@ -743,6 +799,19 @@ def test_rows_of_a_table_are_those_of_one_experiment_where_asked(empty: Logbook)
             empty.rows(name, experiment=experiment)
 
 
+def test_an_experiment_is_meant_by_its_id_or_its_name_and_has_to_be_there(empty: Logbook):
+    empty.put_experiment({"_id": "Sample_Delivery", "name": "Sample Delivery"})
+    empty.put_entries("Sample_Delivery", [entry(1)], full=True)
+    for name in ("Sample_Delivery", "Sample Delivery"):
+        assert [hit.entry_id for hit in empty.search("jet", experiment=name)] == [entry(1)["_id"]]
+        assert [len(list(empty.rows(table, experiment=name))) for table in ("logbook_entries", "Logbook")] == [1, 1]
+    for ask in (empty.search, empty.rows):
+        with pytest.raises(MissingError, match=r"has no experiment nosuch(.|\n)*fix: nightbeam elog fetch nosuch"):
+            ask("logbook_entries", experiment="nosuch")
+    with pytest.raises(MissingError):
+        empty.search("...", experiment="nosuch")
+
+
 def test_metadata_is_kept_and_read_under_the_old_name(logbook: Logbook):
     logbook.set_metadata(last_update="2026-02-03T04:05:06", hours_lookback="168")
     logbook.set_metadata(last_update="2026-02-03T05:05:06")
@@ -854,6 +923,64 @@ with Logbook({logbook_url!r}).sole_writer():
         holder.wait()
         with logbook.sole_writer(wait_s=20.0):
             pass
+
+
+@pytest.mark.system
+def test_a_sync_whose_lock_is_lost_writes_nothing_more(postgresql_url: str):
+    import psycopg
+
+    holder, book = Logbook(postgresql_url), Logbook(postgresql_url)
+    key = "SELECT {} FROM pg_locks WHERE locktype = 'advisory' AND objid = 1851916290"
+    with (
+        psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as rival,
+        holder.sole_writer(),
+    ):
+        book.put_experiment(INFO, now=NOON)
+        book.put_entries(X, [entry(1)], full=True)
+        assert rival.execute(key.format("pg_terminate_backend(pid, 5000)")).fetchall() == [(True,)]
+        assert rival.execute("SELECT pg_try_advisory_lock(1851916290)").fetchone() == (True,)
+        said = r"the sync of .* lost its lock(.|\n)*fix: run it again"
+        for refused in (
+            lambda: book.put_entries(X, [entry(2)], full=True),
+            lambda: book.put_experiment({"_id": "b", "name": "b"}),
+            lambda: book.mark(X, "gone"),
+            lambda: book.failed(X, Resource.RUNS, "no answer"),
+            lambda: book.set_metadata(last_update="now"),
+        ):
+            with pytest.raises(BusyError, match=said):
+                refused()
+        assert kept(book, Resource.ENTRIES) == [entry(1)]
+        assert (len(book.experiments()), book.experiment(X).status, len(book.state(X))) == (1, "ok", 2)
+    with holder.sole_writer():  # the rival's is gone with its connection
+        assert book.put_entries(X, [entry(2)], full=True) == Change(new=1, missing=1)
+    assert book.put_entries(X, [entry(1), entry(2)], full=True) == Change(same=1, back=1)
+
+
+def test_a_sync_asks_for_its_lock_on_a_server_alone(logbook: Logbook):
+    def asked() -> list[str]:
+        with statements(logbook) as seen:
+            logbook.put_entries(X, [entry(1)], full=True)
+        return [line for line in seen if "pg_locks" in line]
+
+    assert asked() == []
+    with logbook.sole_writer():
+        assert len(asked()) == (logbook.database.file is None)
+
+
+@pytest.mark.system
+def test_a_server_does_not_end_the_lock_of_a_long_sync(postgresql_url: str):
+    import psycopg
+
+    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as server:
+        server.execute("ALTER ROLE CURRENT_USER SET idle_session_timeout = '200ms'")
+        try:
+            book = Logbook(postgresql_url)
+            with book.sole_writer():
+                time.sleep(1.0)
+                assert book.put_experiment(INFO).new == 1
+        finally:
+            with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as again:
+                again.execute("ALTER ROLE CURRENT_USER RESET idle_session_timeout")
 
 
 def test_two_who_write_the_same_experiment_do_not_disturb_each_other(logbook: Logbook):

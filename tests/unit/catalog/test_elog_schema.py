@@ -17,7 +17,7 @@ import pytest
 
 from nightbeam.catalog import Change, Logbook, Queue
 from nightbeam.catalog.elog_schema import VIEWS, ElogBase
-from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError
+from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UsageError
 
 X = {"_id": "mfx1", "name": "mfx1"}
 
@@ -157,6 +157,32 @@ def test_damage_is_found(logbook: Logbook, file: Path):
     assert "workflows row 1 has no experiments" in logbook.problems()
 
 
+def test_a_snapshot_is_looked_through_without_being_changed(logbook: Logbook, file: Path):
+    logbook.put_entries("mfx1", [{"_id": str(n), "content": "word " * 400} for n in range(200)], full=True)
+    snapshot = logbook.backup(file.with_name("elog_2026_0203_1200.db"))
+    before, names = snapshot.read_bytes(), set(file.parent.iterdir())
+    copy = Logbook(f"sqlite:///{snapshot}", read_only=True)
+    assert (copy.problems(), copy.counts(), len(copy.search("word"))) == ([], logbook.counts(), 100)
+    with pytest.raises(UsageError, match="read only"):
+        copy.put_experiment({"_id": "b", "name": "b"})
+    assert (snapshot.read_bytes(), set(file.parent.iterdir())) == (before, names)
+    run_script(snapshot, "UPDATE logbook_fts_data SET block = x'0000000000' WHERE id > 100")
+    assert [line[:9] for line in copy.problems()] == ["full text"]
+
+
+def test_a_mirror_that_was_copied_from_a_snapshot_is_not_stopped_by_its_readers(logbook: Logbook, file: Path):
+    snapshot = logbook.backup(file.with_name("elog_2026_0203_1200.db"))
+    restored = file.with_name("restored.db")
+    restored.write_bytes(snapshot.read_bytes())
+    again = Logbook(f"sqlite:///{restored}", busy_timeout_s=0.1)
+    again.put_entries("mfx1", [{"_id": "a"}], full=True)
+    with closing(sqlite3.connect(restored, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM logbook_entries").fetchone() == (1,)
+        assert again.put_entries("mfx1", [{"_id": "a"}, {"_id": "b"}], full=True).new == 1
+        assert reader.execute("SELECT count(*) FROM logbook_entries").fetchone() == (1,)
+
+
 # -- not to be written --------------------------------------------------------------------------------------------
 
 
@@ -167,6 +193,17 @@ def test_a_locked_mirror_is_busy_after_the_wait_and_can_be_read(logbook: Logbook
             logbook.put_entries("mfx1", [{"_id": "a"}], full=True)
         assert logbook.experiment("mfx1").name == "mfx1"
     assert logbook.put_entries("mfx1", [{"_id": "a"}], full=True) == Change(new=1)
+
+
+def test_a_mirror_has_one_sync_whatever_it_is_called_by(logbook: Logbook, file: Path):
+    (file.parent / "elsewhere").mkdir()
+    link = file.parent / "elsewhere" / "link.db"
+    link.symlink_to(file)
+    with Logbook(f"sqlite:///{link}").sole_writer():
+        with pytest.raises(BusyError, match="the sync of"), logbook.sole_writer():
+            raise AssertionError("held twice")
+        assert file.with_name(".elog.db.sync.lock").exists()
+    assert list(link.parent.iterdir()) == [link]
 
 
 def test_a_directory_in_the_place_of_the_file_cannot_be_written(file: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import traceback
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ from alembic.migration import MigrationContext
 
 from nightbeam.catalog import Products, Queue, Registry, schema
 from nightbeam.catalog.remote import Database
-from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
+from nightbeam.core.errors import (
+    BusyError,
+    ConfigError,
+    InputError,
+    MissingError,
+    StorageError,
+    UnavailableError,
+    UsageError,
+)
+from nightbeam.core.locks import sole_owner
 
 BASES = {"queue": schema.QueueBase, "registry": schema.RegistryBase, "products": schema.ProductsBase}
 
@@ -140,6 +150,7 @@ def test_a_directory_in_the_place_of_the_file_cannot_be_written(tmp_path: Path):
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("nosuch://host/db", "no driver for nosuch"),
+        ("postgresql://host:54x/db", "is no database URL"),
     ],
 )
 def test_a_wrong_url_is_a_configuration_error(url: str, what: str):
@@ -150,6 +161,121 @@ def test_a_wrong_url_is_a_configuration_error(url: str, what: str):
 def test_a_password_is_not_shown(tmp_path: Path):
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     assert database.shown.endswith("q.sqlite3")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql-psycopg://me:s3cret@h/db", "'postgresql-psycopg://***@h/db' is no database URL"),
+        ("postgresql://me:s3cret@host:54x/db", "'postgresql://***@host:54x/db' is no database URL"),
+        ("postgresql://me:12@s3cret:5@host:54x/db", "'postgresql://***@host:54x/db' is no database URL"),
+        ("postgresql-psycopg://h/db?password=s3cret&x=1", "'postgresql-psycopg://h/db?password=***&x=1' is no"),
+    ],
+)
+def test_the_password_of_a_wrong_url_is_told_to_nobody(url: str, shown: str):
+    with pytest.raises(ConfigError) as caught:
+        Queue(url)
+    assert shown in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_after_the_question_mark_is_not_shown(tmp_path: Path):
+    with pytest.raises(UnavailableError, match=r"&password=\*\*\* does not answer") as caught:
+        Queue(f"postgresql://me:s3cret@/db?host={tmp_path}&password=s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "made"), [("elog", "nightbeam elog update"), ("queue", "init")])
+def test_who_misses_a_database_hears_how_it_is_made(tmp_path: Path, name: Any, made: str):
+    for options in ({"create": False}, {"read_only": True}):
+        with pytest.raises(MissingError, match=rf"there is no {name} database(.|\n)*make it with {made}$"):
+            Database(f"sqlite:///{tmp_path}/it.sqlite3", name, **options)
+    assert not list(tmp_path.glob("*it*"))
+
+
+def test_two_names_of_a_new_file_are_opened_under_one_lock(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.sqlite3").symlink_to(tmp_path / "real" / "q.sqlite3")
+    url = f"sqlite:///{tmp_path}/link.sqlite3"
+    with sole_owner(tmp_path / "real" / ".q.sqlite3.lock"), pytest.raises(BusyError, match="the opening of"):
+        Queue(url, busy_timeout_s=0.1)
+    assert Queue(url).groups() == []
+    assert not list(tmp_path.glob(".link*"))
+
+
+def journal_mode(file: Path) -> str:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as raw:
+        return str(raw.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def test_a_file_that_was_copied_without_wal_gets_it_back_when_it_is_written_to(tmp_path: Path):
+    file = tmp_path / "q.sqlite3"
+    Queue(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA journal_mode=DELETE")
+    queue = Queue(f"sqlite:///{file}", busy_timeout_s=0.1)
+    assert queue.groups() == []
+    assert journal_mode(file) == "delete"  # who reads changes nothing
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM ingest_queue").fetchone()
+        with pytest.raises(BusyError), queue.database.write() as connection:  # too late to change it now
+            connection.exec_driver_sql("CREATE TABLE mine (a)")
+    with queue.database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE mine (a)")
+    assert journal_mode(file) == "wal"
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM ingest_queue").fetchone()
+        with queue.database.write() as connection:
+            connection.exec_driver_sql("DROP TABLE mine")
+
+
+def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
+    file = tmp_path / "a b#c%20d.sqlite3"
+    url = f"sqlite:///{file}"
+    Queue(url)
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA journal_mode=DELETE")
+    before = file.read_bytes()
+    database = Database(url, "queue", read_only=True)
+    assert database.revision() == "0003"
+    with database.kept_open(), database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM ingest_queue").scalar() == 0
+    with pytest.raises(UsageError, match="is open to be read only"), database.write():
+        raise AssertionError("written to")
+    with pytest.raises(StorageError, match="readonly"), database.read() as connection:
+        connection.exec_driver_sql("CREATE TABLE mine (a)")
+    assert file.read_bytes() == before
+
+
+def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp_path: Path):
+    file = tmp_path / "q.sqlite3"
+    Queue(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("UPDATE nightbeam_queue_version SET version_num = '0002'")
+        raw.commit()
+        raw.execute("PRAGMA journal_mode=DELETE")
+    before = file.read_bytes()
+    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0003; what is read only(.|\n)*fix: .* open a copy"
+    with pytest.raises(InputError, match=said):
+        Database(f"sqlite:///{file}", "queue", read_only=True)
+    assert file.read_bytes() == before
+    (tmp_path / "empty.sqlite3").touch()
+    with pytest.raises(InputError, match="has schema none"):
+        Database(f"sqlite:///{tmp_path}/empty.sqlite3", "queue", read_only=True)
+
+
+@pytest.mark.system
+def test_a_connection_to_a_server_is_kept_alive(postgresql_url: str):
+    def told(url: str) -> dict[str, str]:
+        with Database(url, "queue").read() as connection:
+            found: dict[str, str] = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+            return {name: value for name, value in found.items() if name.startswith("keepalives")}
+
+    wanted = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+    assert told(postgresql_url) == wanted
+    assert told(f"{postgresql_url}&keepalives_idle=7") == wanted | {"keepalives_idle": "7"}
 
 
 def test_many_threads_may_open_a_new_database_at_once(tmp_path: Path):
