@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks import ElogService
 from nightbeam.catalog import Logbook
-from nightbeam.core.errors import AuthError, NightbeamError, PartialError, StorageError
+from nightbeam.core.errors import AuthError, BusyError, NightbeamError, PartialError, StorageError
 from nightbeam.core.times import utc_now
 from nightbeam.elog.remote import ServiceDownError
 from nightbeam.elogsync.files import outdated, write_failed
@@ -29,7 +29,7 @@ logger = logging.getLogger("nightbeam.elog")
 #: Experiments at a time, whatever the settings say: threads of one flow process.
 MOST = 16
 #: Nobody else would be let in, answered or stored either.
-_END_ALL = (AuthError, ServiceDownError, StorageError)
+_END_ALL = (AuthError, BusyError, ServiceDownError, StorageError)
 #: Under what the mirror notes the run whose plan was walked to its end.
 _WALKED = "last_flow_run"
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from nightbeam.cli.output import dry_run_option, json_option, printable, show, talk
-from nightbeam.core.errors import ConfigError, InputError, MissingError, NightbeamError, PartialError, UsageError
+from nightbeam.core.errors import (
+    BusyError,
+    ConfigError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    PartialError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Logbook
@@ -69,7 +78,7 @@ def elog(ctx: click.Context, verbose: bool, quiet: bool) -> None:
 
     ctx.obj = dict(ctx.obj or {}) | {"quiet": quiet, "verbose": verbose}
     if verbose or quiet:
-        set_up_logging("ERROR" if quiet else "INFO")
+        set_up_logging("ERROR" if quiet else "DEBUG")
 
 
 def _tell(ctx: click.Context, message: str) -> None:
@@ -143,7 +152,7 @@ def _settings(ctx: click.Context, **options: Any) -> ElogSettings:
     if options.get("token_file") is not None and settings.auth != "bearer":
         raise UsageError(f"--token-file says nothing with auth {settings.auth}", fix="add --auth bearer")
     if settings.log_file is not None:
-        log_also_to(settings.log_file)
+        log_also_to(settings.log_file, level="DEBUG")
         _log.info("nightbeam elog %s", ctx.info_name)
     _check_directory(_directory(settings))
     if (file := _file(settings)) is not None:
@@ -177,13 +186,17 @@ def _directory(settings: ElogSettings) -> Path:
 
 
 @contextmanager
-def _client(settings: ElogSettings) -> Iterator[LogbookClient]:
+def _client(settings: ElogSettings, stop: threading.Event | None = None) -> Iterator[LogbookClient]:
     from nightbeam.elog.credentials import auth_from
     from nightbeam.elog.remote import LogbookClient
 
     auth = auth_from(settings.auth, os.environ, token_file=settings.token_file, service=settings.kerberos_principal)
     with LogbookClient(
-        settings.base_url, auth=auth, read_s=settings.read_timeout, application=settings.application
+        settings.base_url,
+        auth=auth,
+        read_s=settings.read_timeout,
+        application=settings.application,
+        sleep=(stop or threading.Event()).wait,
     ) as client:
         yield client
 
@@ -239,12 +252,13 @@ def update(
         with _glimpsed(settings) as book, _client(settings) as client:
             _show_plan(ctx, look_around(client, book, policy), as_json=as_json)
         return 0
-    with _opened(settings, create=True) as book, _client(settings) as client:
+    stop = threading.Event()
+    with _opened(settings, create=True) as book, _client(settings, stop) as client:
         if young := _young(book, settings, force=force or full):
             _tell(ctx, young)
             return 0
         plan = lambda there: look_around(client, there, policy)  # noqa: E731
-        return _sync(ctx, book, client, plan, settings, as_json=as_json, shrink=shrink, update=True)
+        return _sync(ctx, book, client, plan, settings, as_json=as_json, stop=stop, shrink=shrink, update=True)
 
 
 @elog.command("fetch")
@@ -277,19 +291,23 @@ def retry(ctx: click.Context, /, file: Path | None, as_json: bool, **options: An
     if not names:
         _tell(ctx, f"nothing to read again: no failures in {listed}")
         return 0
-    return _read_named(ctx, names, settings, as_json=as_json)
+    return _read_named(ctx, names, settings, as_json=as_json, again=True)
 
 
-def _read_named(ctx: click.Context, names: Iterable[str], settings: ElogSettings, *, as_json: bool) -> int:
+def _read_named(
+    ctx: click.Context, names: Iterable[str], settings: ElogSettings, *, as_json: bool, again: bool = False
+) -> int:
+    from nightbeam.elogsync.model import Reason
     from nightbeam.elogsync.worker import plan_of
 
     def plan(book: Logbook) -> Plan:
-        found = plan_of(names, book, jobs=settings.workflow_jobs)
+        found = plan_of(names, book, jobs=settings.workflow_jobs, reason=Reason.FAILED if again else Reason.ASKED)
         # One that is named twice, or by its id and its name, is read once.
         return replace(found, planned=tuple({one.experiment_id: one for one in found.planned}.values()))
 
-    with _opened(settings, create=True) as book, _client(settings) as client:
-        return _sync(ctx, book, client, plan, settings, as_json=as_json)
+    stop = threading.Event()
+    with _opened(settings, create=True) as book, _client(settings, stop) as client:
+        return _sync(ctx, book, client, plan, settings, as_json=as_json, stop=stop)
 
 
 @contextmanager
@@ -324,12 +342,12 @@ def _discard_empty(book: Logbook, file: Path) -> None:
     """Remove a mirror without experiments, unless somebody else is about to fill it."""
     from nightbeam.core.locks import sole_owner
 
-    opening = file.with_name(f".{file.name}.lock")
+    opening, lock = book.database.beside(".lock"), book.database.beside(".sync.lock")
     with suppress(NightbeamError), book.sole_writer(), sole_owner(opening):
         if not book.experiments():
             # By their exact names: a file that only begins like it is somebody's own.
-            beside = (*(f"{file.name}-{end}" for end in ("wal", "shm", "journal")), f".{file.name}.sync.lock")
-            for leftover in (file, *(file.with_name(name) for name in beside), opening):
+            beside = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm", "journal"))
+            for leftover in (file, *beside, lock, opening):
                 leftover.unlink(missing_ok=True)
 
 
@@ -368,6 +386,7 @@ def _sync(
     settings: ElogSettings,
     *,
     as_json: bool,
+    stop: threading.Event,
     shrink: bool = False,
     update: bool = False,
 ) -> int:
@@ -379,7 +398,7 @@ def _sync(
         book = Logbook(_database(settings))
         plan, looked = make_plan(book), client.traffic
         with _progress(ctx, plan, as_json=as_json) as step:
-            report = sync(client, book, plan, jobs=settings.parallel_jobs, on_outcome=step)
+            report = sync(client, book, plan, jobs=settings.parallel_jobs, on_outcome=step, stop=stop)
         requests, retries = report.requests + looked.requests, report.retries + looked.retries
         report = replace(report, requests=requests, retries=retries)
         written = _write_down(book, report, settings, shrink=shrink, update=update)
@@ -409,7 +428,9 @@ def _write_down(book: Logbook, report: SyncReport, settings: ElogSettings, *, sh
                 last_update=datetime.now(UTC).isoformat(timespec="seconds"),
                 hours_lookback=f"{settings.hours_lookback:g}",
             )
-        if settings.publish and book.experiments() and (shrink or outdated(book, directory)):
+        # Who has lost the lock leaves snapshots to whoever has it now.
+        ours = settings.publish and not isinstance(report.stopped, BusyError)
+        if ours and book.experiments() and (shrink or outdated(book, directory)):
             written.snapshot = publish(book, directory, most_shrink=settings.most_shrink, shrink=shrink).path
     except NightbeamError as error:
         written.error = error
@@ -512,6 +533,8 @@ def _show_report(ctx: click.Context, report: SyncReport, written: _Written, *, a
         f"{whole['experiments']} experiments, {whole['failed']} failed; {whole['new']} rows new, {whole['changed']} "
         f"changed; {whole['requests']} requests in {whole['seconds']} s",
     )
+    if report.plan.postponed:
+        _tell(ctx, f"{report.plan.postponed} more are due and wait for the next update")
     if written.snapshot is not None:
         _tell(ctx, f"published {written.snapshot}")
 
@@ -726,7 +749,7 @@ def verify(ctx: click.Context, /, as_json: bool, **options: Any) -> int:
     newest = _newest(_directory(settings))
     if newest is not None:
         try:
-            found = Logbook(f"sqlite:///{newest}", create=False).problems()
+            found = Logbook(f"sqlite:///{newest}", read_only=True).problems()
         except NightbeamError as error:
             found = [error.what]
         rows += [{"of": str(newest), "problem": problem} for problem in found]

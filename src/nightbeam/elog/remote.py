@@ -602,7 +602,7 @@ class LogbookClient:
 
     def _try(self, question: _Question, end: float) -> _Reply:
         seconds = min(self._read_s, max(end - self._clock(), 0.001))
-        _log.info("GET %s", question.url)  # credentials are in headers only
+        _log.debug("GET %s", question.url)  # credentials are in headers only
         with transport_errors(question.about), Cutter(seconds):
             response = self._session().get(
                 question.url,

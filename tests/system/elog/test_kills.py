@@ -233,9 +233,10 @@ def test_a_first_update_killed_at_any_moment_is_completed_by_the_next_however_li
 ):
     fake.populate(3, 6, 3, 4, parameters=14, fields=4, seed=32)
     fake.latency_s = 0.003
-    update = ["elog", "update", "--everything", "--hours", "0.001", "--base-url", fake.url, "--auth", "none", "--jobs", "2"]
+    service = ["--base-url", fake.url, "--auth", "none", "--jobs", "2"]
+    update = ["elog", "update", "--everything", "--hours", "0.001", *service]
     dice, killed = random.Random(4), 0
-    for n in range(18):
+    for n in range(14):
         where = ["--database-dir", place.parent / f"new{n}"]
         killed += (
             victim([*update, *where], phase="writing", times=n + 1, later=dice.uniform(0, 0.005))["ended"] == "killed"
@@ -244,7 +245,7 @@ def test_a_first_update_killed_at_any_moment_is_completed_by_the_next_however_li
         book = Logbook(f"sqlite:///{place.parent}/new{n}/elog.db")
         assert differences(book, fake, without={"jobs"}) == []
         assert content(Logbook(f"sqlite:///{snapshots(place.parent / f'new{n}')[-1]}")) == content(book)
-    assert killed >= 10
+    assert killed >= 8
 
 
 @pytest.mark.parametrize("known", [True, False])

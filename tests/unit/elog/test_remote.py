@@ -36,7 +36,7 @@ from nightbeam.elog import credentials, remote
 from nightbeam.elog.compute import digest
 from nightbeam.elog.credentials import BearerAuth, CredentialError, KerberosAuth, NoAuth, auth_from
 from nightbeam.elog.model import Answer, Resource, Traffic
-from nightbeam.elog.remote import ROUTES, LogbookClient
+from nightbeam.elog.remote import ROUTES, LogbookClient, ServiceDownError
 from nightbeam.testing.elog_routes import EXPERIMENT_ROUTES, SITE_ROUTES
 from nightbeam.testing.elog_service import Attachment, FakeLogbook
 
@@ -173,7 +173,7 @@ def test_each_request_is_a_line_of_the_log_without_the_credential(
     fake: FakeLogbook, client: LogbookClient, caplog: pytest.LogCaptureFixture
 ):
     fake.fail(1, "503", route="/runs$")
-    with caplog.at_level(logging.INFO, logger="nightbeam.elog"):
+    with caplog.at_level(logging.DEBUG, logger="nightbeam.elog"):
         client.info(EXP)
         client.runs(EXP)
     asked = [message for message in caplog.messages if message.startswith("GET ")]
@@ -857,3 +857,21 @@ def test_one_fault_in_ten_is_not_seen_by_ten_threads(kind: Any):
 def lists(client: LogbookClient, name: str) -> list[str]:
     asked = (client.info, client.entries, client.runs, client.files, client.workflow_definitions, client.workflow_jobs)
     return [one(name).sha256 for one in asked]
+
+
+def test_after_ten_questions_without_an_answer_the_service_is_taken_to_be_down(
+    fake: FakeLogbook,
+):
+    with LogbookClient(fake.url, auth=BearerAuth(TOKEN), attempts=1, backoff_s=0.0) as client:
+        fake.fail(9, "503")
+        for _ in range(9):
+            with pytest.raises(UnavailableError) as caught:
+                client.info(EXP)
+            assert not isinstance(caught.value, ServiceDownError)
+        client.info(EXP)  # one answer, and it begins anew
+        fake.fail(None, "503")
+        for _ in range(9):
+            with pytest.raises(UnavailableError):
+                client.info(EXP)
+        with pytest.raises(ServiceDownError, match=r"10 questions in a row had no answer; .*HTTP status 503"):
+            client.info(EXP)

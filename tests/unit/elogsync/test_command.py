@@ -452,3 +452,25 @@ def test_a_log_file_has_what_was_done_however_quietly(elog, tmp_path, fake, two)
     assert text.count(" GET ") == len(fake.requests)
     assert "2 experiments, 1 failed" in text
     assert "exit code 2: 1 of 2 experiments could not be read" in text
+
+
+def test_an_experiment_that_is_gone_is_told_to_who_fetches_it_and_does_not_stay_in_the_list_for_ever(
+    elog, place, fake, two
+):
+    assert elog("update")[0] == 0
+    fake.delete_experiment(two[0])
+    code, _, err = elog("fetch", two[0])
+    assert code == 2
+    assert two[0] in err
+    assert elog("retry")[0] == 0
+    assert not (place / "failed_experiments.json").exists()
+
+
+def test_what_waits_for_the_next_update_is_counted(elog, tmp_path, fake, two):
+    assert elog("update")[0] == 0
+    file = tmp_path / "home" / ".config" / "elogfetch" / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("due_most: 1\nfull_days: 1.0e-9\nhours_lookback: 0.001\n")
+    code, _, err = elog("update")
+    assert code == 0
+    assert "1 more are due and wait for the next update" in err
