@@ -46,7 +46,7 @@ def mirrored(book: Logbook, experiment: str) -> dict[str, dict[str, str]]:
     of = lambda resource: list(book.documents(resource, experiment))  # noqa: E731
     asked = _whole(book, Resource.QUESTIONNAIRE, experiment)
     fields = {field["id"]: {"category": category, **field} for category, some in asked.items() for field in some}
-    rows = {row["field_id"]: row for row in book.rows("questionnaire_fields", experiment=experiment)}
+    rows = {row["field_id"]: row for row in book.rows("questionnaire_fields", experiment=experiment)} if fields else {}
     for key, field in fields.items():
         row = rows[key]
         assert (row["field_value"], row["modified_time"], row["missing_since"]) == (
