@@ -366,9 +366,21 @@ class Logbook:
         return self._put(experiment_id, Resource.QUESTIONNAIRE, items, answer, keep, asked_so)
 
     def failed(
-        self, experiment_id: str, resource: Resource | str, error: str, *, now: datetime | None = None
+        self,
+        experiment_id: str,
+        resource: Resource | str,
+        error: str,
+        *,
+        times: int = 1,
+        now: datetime | None = None,
     ) -> SyncState:
-        """Note that a list could not be read; what is stored of it stays as it is."""
+        """Note that a list could not be read; what is stored of it stays as it is.
+
+        Parameters
+        ----------
+        times
+            For how many failures it counts.
+        """
         resource = Resource(resource)
         with self._writing() as connection:
             home = self._home(connection, experiment_id)
@@ -377,7 +389,7 @@ class Logbook:
                 "status": "failed",
                 "error": error,
                 "attempted_at": _stamp(now),
-                "failures": (before["failures"] if before else 0) + 1,
+                "failures": (before["failures"] if before else 0) + times,
             }
             upsert(connection, _S, {"experiment_id": home, "resource": resource.value}, values)
         return self.state(experiment_id)[resource]

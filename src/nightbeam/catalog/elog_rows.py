@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -165,13 +166,13 @@ def _file_key(document: Document) -> tuple[int | None, str]:
 
 def _entry_columns(document: Document) -> dict[str, Any]:
     title, tags = document.get("title"), document.get("tags")
-    words = [title] if isinstance(title, str) else []
+    words = [compute.tidy(title)] if isinstance(title, str) else []
     words.append(compute.plain_text(document.get("content"), title))
-    words += [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    words += [compute.tidy(tag) for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     return {
         "run_hint": compute.run_hint(document),
         "history_of": compute.history_of(document),
-        "search_text": compute.tidy("\n".join(words)),
+        "search_text": compute.lines_of(words),
     }
 
 
@@ -321,15 +322,24 @@ def _row(kind: ListKind, table: Any, document: Document) -> dict[str, Any]:
     return row if "extra" in table.__table__.columns else {key: v for key, v in row.items() if key != "extra"}
 
 
+@cache
+def _what_is_stored(kind: ListKind) -> sa.Select[Any]:
+    table = kind.table
+    columns = (table.id, table.digest, table.missing_since, *kind.stored_key)
+    return sa.select(*columns).where(table.experiment_id == sa.bindparam("home"))
+
+
 def _stored(connection: Connection, kind: ListKind, home: int, keys: Sequence[Key] | None) -> dict[Key, Any]:
     """Return what is stored of an experiment, all of it or what these keys name."""
-    table = kind.table
-    query = sa.select(table.id, table.digest, table.missing_since, *kind.stored_key).where(table.experiment_id == home)
+    query = _what_is_stored(kind)
     if keys is None:
-        rows = list(connection.execute(query))
+        rows = list(connection.execute(query, {"home": home}))
     else:
         wanted = [key[-1] if isinstance(key, tuple) else key for key in keys]
-        rows = [row for some in _chunks(wanted) for row in connection.execute(query.where(kind.lookup.in_(some)))]
+        some_of = query.where(kind.lookup.in_(sa.bindparam("some", expanding=True)))
+        rows = [
+            row for some in _chunks(wanted) for row in connection.execute(some_of, {"home": home, "some": list(some)})
+        ]
     return {(row[3] if len(kind.stored_key) == 1 else tuple(row[3:])): row for row in rows}
 
 

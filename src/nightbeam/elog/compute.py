@@ -26,6 +26,7 @@ __all__ = [
     "encode_text",
     "experiment_id_of",
     "history_of",
+    "lines_of",
     "load_json",
     "loads",
     "parse_time",
@@ -422,8 +423,13 @@ def tidy(text: str) -> str:
     """Return a text composed (NFC), without control characters, with single spaces, and not too long."""
     text = unicodedata.normalize("NFC", _CONTROL.sub(" ", text))
     lines = (" ".join(line.split()) for line in text.split("\n"))
-    whole = "\n".join(line for line in lines if line)
-    return whole.encode()[:LONGEST_TEXT].decode("utf-8", "ignore")
+    return lines_of(lines)
+
+
+def lines_of(texts: Iterable[str]) -> str:
+    """Return texts that are tidy, each in its line, the empty ones left out; not too long."""
+    whole = "\n".join(text for text in texts if text)
+    return whole if 4 * len(whole) <= LONGEST_TEXT else whole.encode()[:LONGEST_TEXT].decode("utf-8", "ignore")
 
 
 # -- searching ----------------------------------------------------------------------------------------------------

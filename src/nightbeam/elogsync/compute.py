@@ -11,13 +11,11 @@ from fnmatch import fnmatchcase
 from nightbeam.catalog import Access, ExperimentRow, SyncState
 from nightbeam.elog.compute import experiment_id_of, proposal_of
 from nightbeam.elog.model import Resource, Summary
-from nightbeam.elogsync.model import Need, Plan, Planned, Policy, Reason
+from nightbeam.elogsync.model import FAILS_FOR_LONG, Need, Plan, Planned, Policy, Reason
 
 __all__ = ["SNAPSHOT", "excluded", "kept_snapshots", "make_plan", "shrunk", "snapshot_name", "snapshot_time"]
 
 States = Mapping[Resource, SyncState]
-
-_FAILURES_IN_A_ROW = 3
 
 _SMALL = 20  # rows that may go without a word: a table of three rows has not shrunk by a third
 SNAPSHOT = re.compile(r"elog_(\d{4})_(\d{2})(\d{2})_(\d{2})(\d{2})\.db")
@@ -214,7 +212,7 @@ class _Candidate:
 
     def _again(self, state: SyncState, policy: Policy, now: datetime) -> bool:
         """Say whether a list that failed is tried again; some questionnaires never come, which shows after a while."""
-        slow = state.resource is Resource.QUESTIONNAIRE and state.failures >= _FAILURES_IN_A_ROW
+        slow = state.resource is Resource.QUESTIONNAIRE and state.failures >= FAILS_FOR_LONG
         return not slow or now - state.attempted_at > timedelta(hours=policy.slow_hours)
 
     def _due(self, resource: Resource, policy: Policy, now: datetime) -> bool:

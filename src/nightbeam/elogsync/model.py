@@ -11,7 +11,10 @@ from nightbeam.catalog import Change
 from nightbeam.core.errors import NightbeamError
 from nightbeam.elog.model import Resource, Summary
 
-__all__ = ["Need", "Outcome", "Plan", "Planned", "Policy", "Reason", "SyncReport"]
+__all__ = ["FAILS_FOR_LONG", "Need", "Outcome", "Plan", "Planned", "Policy", "Reason", "SyncReport"]
+
+#: A questionnaire that failed so often is tried once a day; a service that says that it has none has failed so often.
+FAILS_FOR_LONG = 3
 
 
 class Reason(StrEnum):

@@ -25,7 +25,7 @@ from nightbeam.elog.compute import experiment_id_of, proposal_of, summary_of
 from nightbeam.elog.model import Answer, Document, Resource, Summary
 from nightbeam.elog.remote import LogbookClient, ServiceDownError
 from nightbeam.elogsync.compute import make_plan
-from nightbeam.elogsync.model import Need, Outcome, Plan, Planned, Policy, Reason, SyncReport
+from nightbeam.elogsync.model import FAILS_FOR_LONG, Need, Outcome, Plan, Planned, Policy, Reason, SyncReport
 
 __all__ = ["look_around", "plan_of", "sync", "sync_experiment"]
 
@@ -42,7 +42,7 @@ _ORDER = (
     Resource.JOBS,
     Resource.QUESTIONNAIRE,
 )
-_AT_ONCE = 2
+_AT_ONCE = 3
 #: Entries can have been given times that lie ahead of ours.
 _AHEAD = timedelta(days=1)
 
@@ -107,7 +107,7 @@ def sync(
     Parameters
     ----------
     jobs
-        Requests at a time. Twice as many experiments are in work: while some are asked for, others are stored.
+        Requests at a time. Three times as many experiments are in work: while some are asked for, others are stored.
     on_outcome
         Called after each experiment, in this thread.
     stop
@@ -328,7 +328,7 @@ class _Reading:
             # Some instruments have theirs elsewhere, and the service says so with a 500.
             self.notes.append(f"no questionnaire: {error.what}")
             with self.turn:
-                self.logbook.failed(self.key, Resource.QUESTIONNAIRE, error.what)
+                self.logbook.failed(self.key, Resource.QUESTIONNAIRE, error.what, times=FAILS_FOR_LONG)
             return
         except (UnavailableError, AuthError) as error:
             # Another service, whose login page is no news of the logbook; that one says so itself.
