@@ -215,9 +215,7 @@ class _Reading:
         try:
             self._begin()
             for resource in _ORDER:
-                if resource in self.planned.needs and self.stop.is_set():
-                    self.errors[resource] = "not asked for: the sync was ended before"
-                elif resource in self.planned.needs:
+                if resource in self.planned.needs:
                     self.at = resource
                     self._list(resource, self.planned.needs[resource])
             self._end()
@@ -241,7 +239,7 @@ class _Reading:
     def _begin(self) -> None:
         """Have the experiment itself in the mirror."""
         if Resource.INFO in self.planned.needs:
-            with self._asking(Resource.INFO), self.asking:
+            with self._asking(Resource.INFO), self._turn_to_ask(Resource.INFO):
                 answer = self.client.info(self.key)
                 if (told := summary_of(answer.document).experiment_id) != self.key:
                     raise InputError(f"asked for {self.key}, the service tells of {told}")
@@ -270,7 +268,7 @@ class _Reading:
             self._questionnaire()
             return
         try:
-            with self._asking(resource), self.asking:
+            with self._asking(resource), self._turn_to_ask(resource):
                 answer = self._ask(resource, need, asked_at)
         except _END_ALL:
             raise
@@ -320,7 +318,7 @@ class _Reading:
             return
         period, proposal = found
         try:
-            with self.asking:
+            with self._turn_to_ask(Resource.QUESTIONNAIRE):
                 answer = self.client.questionnaire(period, proposal)
         except ServiceDownError:
             raise
@@ -341,6 +339,16 @@ class _Reading:
                 self.key, answer.document, period=period, proposal=proposal, body_sha256=answer.sha256
             ),
         )
+
+    @contextmanager
+    def _turn_to_ask(self, resource: Resource) -> Iterator[None]:
+        """Wait for one's turn; who has waited until the sync was ended does not ask any more."""
+        with self.asking:
+            if self.stop.is_set():
+                owed = [one for one in self.planned.needs if one not in self.changes and one not in self.errors]
+                self.errors |= dict.fromkeys([resource, *owed], "not asked for: the sync was ended before")
+                raise _EndError
+            yield
 
     @contextmanager
     def _asking(self, resource: Resource) -> Iterator[None]:
