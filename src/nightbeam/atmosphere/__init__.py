@@ -5,6 +5,7 @@ from __future__ import annotations
 from nightbeam.atmosphere.compute import (
     BACKGROUND_K,
     RJ_K_PER_GHZ,
+    BandedAtmosphere,
     ClosedFormAtmosphere,
     LayeredAtmosphere,
     airmass_of,
@@ -17,6 +18,7 @@ __all__ = [
     "BACKGROUND_K",
     "RJ_K_PER_GHZ",
     "AtmosphereModel",
+    "BandedAtmosphere",
     "ClosedFormAtmosphere",
     "LayeredAtmosphere",
     "Layers",

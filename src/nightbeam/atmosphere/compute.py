@@ -6,6 +6,7 @@ All brightness is the Rayleigh-Jeans equivalent ``J`` of Planck's law, in kelvin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from nightbeam.core.errors import InputError
 __all__ = [
     "BACKGROUND_K",
     "RJ_K_PER_GHZ",
+    "BandedAtmosphere",
     "ClosedFormAtmosphere",
     "LayeredAtmosphere",
     "airmass_of",
@@ -179,3 +181,32 @@ class LayeredAtmosphere:
                 fix="have the layers made for these frequencies",
             )
         return freq
+
+
+class BandedAtmosphere:
+    """One atmosphere in several bands; frequencies that are asked for together lie in one of them."""
+
+    def __init__(self, parts: Sequence[LayeredAtmosphere]) -> None:
+        if not parts:
+            raise InputError("an atmosphere without a band")
+        self.parts = tuple(parts)
+
+    def opacity(self, freq_ghz: ArrayLike, pwv_mm: ArrayLike) -> NDArray[np.float64]:
+        """Return the zenith opacity (see `AtmosphereModel`)."""
+        return self._of(freq_ghz).opacity(freq_ghz, pwv_mm)
+
+    def sky(self, freq_ghz: ArrayLike, pwv_mm: ArrayLike, airmass: ArrayLike) -> NDArray[np.float64]:
+        """Return the brightness of the blank sky (see `AtmosphereModel`)."""
+        return self._of(freq_ghz).sky(freq_ghz, pwv_mm, airmass)
+
+    def _of(self, freq_ghz: ArrayLike) -> LayeredAtmosphere:
+        freq = np.asarray(freq_ghz, float)
+        for part in self.parts:
+            grid = part.layers.freq_ghz
+            if np.all((freq >= grid[0]) & (freq <= grid[-1])):
+                return part
+        reach = ", ".join(f"{p.layers.freq_ghz[0]:.3f} to {p.layers.freq_ghz[-1]:.3f}" for p in self.parts)
+        raise InputError(
+            f"frequencies from {np.nanmin(freq):.3f} to {np.nanmax(freq):.3f} GHz, the layers reach from {reach}",
+            fix="have the layers made for these frequencies",
+        )
