@@ -27,10 +27,12 @@ __all__ = [
     "OpaqueError",
     "Phase",
     "PwvFit",
+    "RawScan",
     "ReceiverTemperatureError",
     "References",
     "SaturationError",
     "Scale",
+    "ScanInfo",
     "ScanLimits",
     "ScanSchemaError",
     "SidebandMode",
@@ -166,6 +168,86 @@ class ScanLimits:
     def __post_init__(self) -> None:
         if not (0 < self.tr_min < 1 and self.gain_factor > 1 and self.least_load_k > 0 and self.t_rec_k > 0):
             raise ConfigError(f"limits that turn down everything or nothing: {self}", fix="see the defaults")
+
+
+# -- what is stored -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScanInfo:
+    """What a scan's attributes say.
+
+    Attributes
+    ----------
+    obs_type
+        ``calibration`` (loads and sky), ``otf`` (on the fly), ``tp`` (total power), or another way of observing.
+    signal_sideband
+        ``USB`` or ``LSB``.
+    t_hot_k, t_cold_k
+        Physical temperatures of the loads.
+    adc_ceiling
+        Counts at which the digitizer ends; None where nobody knows.
+    spill_k
+        Temperature of the ground that the telescope sees beside the sky.
+    complete
+        Whether whoever writes it has finished.
+    """
+
+    scan: int
+    obs_type: str
+    source: str
+    lo_hz: float
+    signal_sideband: str
+    tuning_id: str
+    backend: str
+    t_hot_k: float
+    t_cold_k: float
+    altitude_m: float
+    pressure_hpa: float
+    temperature_k: float
+    humidity_pct: float = 20.0
+    forward_eff: float = 0.95
+    adc_ceiling: float | None = None
+    spill_k: float | None = None
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RawScan:
+    """A scan as it was observed.
+
+    Attributes
+    ----------
+    counts : (dump, pixel, channel)
+    phase : (dump,), `Phase`
+    time_s : (dump,), ascending
+        Middle of each dump, seconds of MJD (UTC).
+    duration_s, elevation_deg, azimuth_deg : (dump,)
+    lon_off_deg, lat_off_deg : (dump, pixel)
+    row : (dump,)
+        Number of the row of an on-the-fly map; -1 elsewhere.
+    freq_hz, image_hz : (channel,)
+    gain_signal : (pixel, 1) or (pixel, channel)
+    main_beam_eff : (pixel,)
+    flag : (dump, pixel), uint8
+        What the instrument says; zeros where it says nothing.
+    """
+
+    info: ScanInfo
+    counts: NDArray[np.floating]
+    phase: NDArray[np.uint8]
+    time_s: NDArray[np.float64]
+    duration_s: NDArray[np.float64]
+    elevation_deg: NDArray[np.float64]
+    azimuth_deg: NDArray[np.float64]
+    lon_off_deg: NDArray[np.float64]
+    lat_off_deg: NDArray[np.float64]
+    row: NDArray[np.int32]
+    freq_hz: NDArray[np.float64]
+    image_hz: NDArray[np.float64]
+    gain_signal: NDArray[np.float32]
+    main_beam_eff: NDArray[np.float32]
+    flag: NDArray[np.uint8]
 
 
 # -- what stages hand on ------------------------------------------------------------------------------------------
