@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nightbeam.casa.config import child_environment
 from nightbeam.casa.model import BEGIN, BENIGN_SEVERE, CasaCall
@@ -16,7 +21,7 @@ from nightbeam.core.children import log_tail, run_child
 from nightbeam.core.errors import ToolError, UsageError
 from nightbeam.core.files import remove, scratch_directory, storage_errors, write_text
 
-__all__ = ["run_casa", "severe_lines"]
+__all__ = ["air_layers", "run_casa", "severe_lines"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +92,74 @@ def run_casa(
         remove(scratch)
     _refuse_severe(log, begin, name, tolerate)
     return values
+
+
+def air_layers(
+    weather: Mapping[str, float],
+    bands: Sequence[tuple[float, float, float]],
+    *,
+    work_dir: Path,
+    timeout_s: float = 120.0,
+    kind: int = 1,
+    lapse_k_km: float = -5.6,
+    scale_height_km: float = 2.0,
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Ask CASA's model of the atmosphere (ATM, Pardo, Cernicharo & Serabyn 2001) for its layers of air.
+
+    Parameters
+    ----------
+    weather
+        ``altitude_m``, ``pressure_hpa``, ``temperature_k``, ``humidity_pct``, of this planet: the model believes
+        anything, and hangs on what is not a number.
+    bands
+        Centre, width and step of each in GHz; a band has ``int(width / step)`` frequencies, symmetric about its
+        centre.
+    work_dir
+        Where the child has its directory; that is gone when this returns.
+    kind
+        1 tropical, 2 and 3 mid-latitude summer and winter, 4 and 5 subarctic summer and winter.
+    lapse_k_km, scale_height_km
+        Fall of the temperature with height, and the height in which the water falls to 1/e.
+
+    Returns
+    -------
+    list
+        For each band ``freq_ghz`` (chan,), ``temperature_k`` (layer,), and zenith opacities ``tau_dry`` and, for each
+        millimetre of water in the column, ``tau_wet_per_mm`` (layer, chan); the lowest layer first.
+
+    Raises
+    ------
+    ToolError
+        If the child cannot start, runs out of time or ends with an error.
+    """
+    if not bands or not all(math.isfinite(number) for number in (*weather.values(), *chain(*bands))):
+        raise UsageError(f"there is no air to ask for: {dict(weather)}, {list(bands)}")
+    with storage_errors(work_dir):
+        scratch = scratch_directory(work_dir.absolute(), owner="air")
+    try:
+        with storage_errors(scratch):
+            stand, answer, job_file, log = (scratch / name for name in ("cwd", "answer.npz", "job.json", "log"))
+            env = child_environment(scratch, threads=1)
+            stand.mkdir()
+            names = ("centre_ghz", "width_ghz", "step_ghz")
+            job = {
+                "weather": dict(weather),
+                "bands": [dict(zip(names, band, strict=True)) for band in bands],
+                "kind": kind,
+                "lapse_k_km": lapse_k_km,
+                "scale_height_km": scale_height_km,
+                "answer": str(answer),
+            }
+            write_text(job_file, json.dumps(job))
+            argv: list[str | Path] = [sys.executable, "-P", "-m", "nightbeam.casa.air_child", job_file]
+            run_child(argv, log=log, timeout_s=timeout_s, cwd=stand, env=env, what="CASA's atmosphere")
+            if not answer.exists():
+                raise ToolError(f"CASA's atmosphere ended without an answer; it last said:\n{log_tail(log)}")
+            with np.load(answer, allow_pickle=False) as found:
+                kinds = ("freq_ghz", "temperature_k", "tau_dry", "tau_wet_per_mm")
+                return [{name: found[f"{name}_{n}"] for name in kinds} for n in range(len(bands))]
+    finally:
+        remove(scratch)
 
 
 def _run(

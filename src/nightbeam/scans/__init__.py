@@ -1,0 +1,1 @@
+"""Single-dish spectra: from counts to temperatures above the atmosphere."""

@@ -1,0 +1,345 @@
+"""Raw scans in a Zarr store (format 3): one group for each scan, whole and plausible or not read at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.errors import BaseZarrError
+
+from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.files import storage_errors
+from nightbeam.scans.model import (
+    ElevationError,
+    FrequencyAxisError,
+    Phase,
+    RawScan,
+    ScanInfo,
+    ScanSchemaError,
+    StoreReadError,
+)
+
+__all__ = ["L0_SCHEMA", "RawStore", "create_raw_store", "scan_name", "write_raw_scan"]
+
+L0_SCHEMA: Final = "scal-l0"
+_VERSION: Final = 1
+_NAME = re.compile(r"scan_(\d{6,9})")
+#: Attributes of a scan by our names, and what type they are; `_OPTIONAL` may be missing.
+_ATTRIBUTES: Final[Mapping[str, tuple[str, type]]] = {
+    "obs_type": ("obs_type", str),
+    "source": ("source", str),
+    "lo_hz": ("lo_hz", float),
+    "signal_sideband": ("signal_sideband", str),
+    "tuning_id": ("tuning_id", str),
+    "backend": ("backend", str),
+    "t_hot_k": ("t_hot_k", float),
+    "t_cold_k": ("t_cold_k", float),
+    "pressure_hpa": ("pressure_hpa", float),
+    "temperature_k": ("temperature_k", float),
+    "humidity_pct": ("humidity_pct", float),
+    "forward_eff": ("forward_eff", float),
+    "adc_ceiling": ("adc_ceiling", float),
+    "spill_k": ("spill_k", float),
+    "complete": ("complete", bool),
+}
+_OPTIONAL: Final = frozenset({"humidity_pct", "forward_eff", "adc_ceiling", "spill_k", "complete"})
+#: Of arrays: dimensions, type as it is written, units.
+_ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str, str]]] = {
+    "counts": (("dump", "pixel", "channel"), "f4", "counts"),
+    "phase": (("dump",), "u1", "1"),
+    "time": (("dump",), "f8", "s"),
+    "duration": (("dump",), "f8", "s"),
+    "elevation": (("dump",), "f8", "degree"),
+    "azimuth": (("dump",), "f8", "degree"),
+    "lon_off": (("dump", "pixel"), "f8", "degree"),
+    "lat_off": (("dump", "pixel"), "f8", "degree"),
+    "row": (("dump",), "i4", "1"),
+    "frequency": (("channel",), "f8", "Hz"),
+    "frequency_image": (("channel",), "f8", "Hz"),
+    "gain_signal": (("pixel",), "f4", "1"),
+    "main_beam_eff": (("pixel",), "f4", "1"),
+    "flag": (("dump", "pixel"), "u1", "1"),
+}
+#: Our names of what is called otherwise in the store.
+_OURS: Final = {
+    "time": "time_s", "duration": "duration_s", "elevation": "elevation_deg", "azimuth": "azimuth_deg",
+    "lon_off": "lon_off_deg", "lat_off": "lat_off_deg", "frequency": "freq_hz", "frequency_image": "image_hz",
+}  # fmt: skip
+#: Image and signal frequency lie about the local oscillator, to so many Hz.
+_LO_TOLERANCE_HZ: Final = 1e3
+#: Of Unix's begin, in seconds of MJD.
+_UNIX_BEGIN_S: Final = 40_587 * 86_400.0
+#: Of chunks of spectra, in bytes, about.
+_CHUNK_BYTES: Final = 8 << 20
+
+
+def scan_name(scan: int) -> str:
+    """Return the name of a scan's group."""
+    return f"scan_{scan:06d}"
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+class RawStore:
+    """A store of raw scans, open for reading.
+
+    Raises
+    ------
+    MissingError
+        If there is nothing at the place.
+    InputError
+        If it is no Zarr store of format 3, or not one of raw scans.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.exists():
+            raise MissingError(f"there is no store {path}", fix="correct its name")
+        if (path / ".zgroup").exists() or (path / ".zarray").exists():
+            raise InputError(f"{path} is a Zarr store of format 2, raw scans are of format 3", fix="convert it")
+        try:
+            self._root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+            attributes = dict(self._root.attrs)
+        except (BaseZarrError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no Zarr store: {error}", fix="name a directory that ends in .zarr") from error
+        if (schema := attributes.get("schema")) != L0_SCHEMA:
+            raise InputError(f"{path} is a store of {schema!r}, not of {L0_SCHEMA!r}", fix="name a store of raw scans")
+        if (version := attributes.get("schema_version")) != _VERSION:
+            raise InputError(f"{path} has version {version!r} of its schema, this nightbeam knows {_VERSION}")
+        self.attributes: Mapping[str, Any] = attributes
+
+    def scans(self) -> list[int]:
+        """Return the numbers of the scans that are there, in order, those that are not complete too."""
+        try:
+            names = [entry.name for entry in (self.path / "scans").iterdir()]
+        except FileNotFoundError:
+            return []
+        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+
+    def info(self, scan: int) -> ScanInfo:
+        """Return what a scan's attributes say.
+
+        Raises
+        ------
+        StoreReadError
+            If there is no such scan.
+        ScanSchemaError
+            If an attribute is missing or of another kind.
+        """
+        with _reading(scan):
+            attributes = dict(self._group(scan).attrs)
+        values = {ours: _attribute(scan, attributes, name, kind) for ours, (name, kind) in _ATTRIBUTES.items()}
+        values = {name: value for name, value in values.items() if value is not None}
+        site = self.attributes.get("site")
+        altitude = _attribute(
+            scan, site if isinstance(site, dict) else {}, "altitude_m", float, place="site of the store"
+        )
+        return ScanInfo(scan=scan, altitude_m=altitude, **values)
+
+    def read(self, scan: int, *, pixels: slice = slice(None)) -> RawScan:
+        """Return a scan, or some of its pixels.
+
+        Raises
+        ------
+        StoreReadError
+            If a chunk is missing, truncated or fails its checksum.
+        ScanSchemaError
+            If an array is missing, or the arrays do not fit together.
+        FrequencyAxisError, ElevationError
+            If the frequencies are no spectrum's, or the telescope points at nothing.
+        """
+        info, found = self.info(scan), {}
+        with _reading(scan):
+            group = self._group(scan)
+            arrays = {name: group[name] for name in _ARRAYS if name in group}
+        _check_arrays(scan, arrays)
+        with _reading(scan):
+            _check_chunks(scan, arrays["counts"])
+            for name, array in arrays.items():
+                dims = _ARRAYS[name][0]
+                found[name] = np.asarray(array[tuple(pixels if dim == "pixel" else slice(None) for dim in dims)])
+            epoch = str(arrays["time"].attrs.get("epoch", ""))
+        found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
+        return _plausible(_raw_scan(info, found))
+
+    def _group(self, scan: int) -> Any:
+        return self._root[f"scans/{scan_name(scan)}"]
+
+
+@contextmanager
+def _reading(scan: int) -> Iterator[None]:
+    """Turn what a damaged store can raise into one error."""
+    try:
+        yield
+    except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StoreReadError(
+            f"scan {scan} cannot be read: {type(error).__name__}: {str(error)[:300]}",
+            fix="copy it again from where it was written; if it is still being written, wait",
+        ) from error
+
+
+def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, *, place: str = "") -> Any:
+    value = attributes.get(name)
+    where = f"scan {scan}" + (f", {place}" if place else "")
+    if value is None:
+        if name in _OPTIONAL:
+            return None
+        raise ScanSchemaError(f"{where}: the attribute {name} is missing", fix="was it written by an older program?")
+    good = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not good or (isinstance(value, bool) and kind is not bool):
+        raise ScanSchemaError(f"{where}: {name} is {value!r}, a {kind.__name__} is wanted")
+    return kind(value)
+
+
+def _check_arrays(scan: int, arrays: Mapping[str, Any]) -> None:
+    wanted = _ARRAYS.keys() - {"flag", "row"}
+    if missing := sorted(wanted - arrays.keys()):
+        raise ScanSchemaError(f"scan {scan}: {', '.join(missing)} missing", fix="was it written by an older program?")
+    sizes = dict(zip(_ARRAYS["counts"][0], arrays["counts"].shape, strict=False))
+    for name, array in arrays.items():
+        dims, kind, _ = _ARRAYS[name]
+        per_channel = name == "gain_signal" and array.ndim == 2
+        shape = tuple(sizes.get(dim) for dim in (("pixel", "channel") if per_channel else dims))
+        if array.shape != shape or None in shape:
+            raise ScanSchemaError(f"scan {scan}: {name} has the shape {array.shape}, {shape} is wanted")
+        if 0 in shape:
+            raise ScanSchemaError(f"scan {scan}: {name} is empty")
+        integer = np.dtype(kind).kind in "ui"
+        if array.dtype.kind not in ("ui" if integer else "fui"):
+            raise ScanSchemaError(f"scan {scan}: {name} has the type {array.dtype}, {np.dtype(kind)} is wanted")
+
+
+def _check_chunks(scan: int, array: Any) -> None:
+    """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
+    if (there := array.nchunks_initialized) < array.nchunks:
+        raise StoreReadError(
+            f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of counts are missing",
+            fix="copy it again from where it was written; if it is still being written, wait",
+        )
+
+
+def _seconds_of_mjd(scan: int, seconds: NDArray[np.float64], epoch: str) -> NDArray[np.float64]:
+    if epoch.upper().startswith("MJD"):
+        return seconds
+    if epoch.lower().startswith(("unix", "1970-01-01")):
+        return seconds + _UNIX_BEGIN_S
+    raise ScanSchemaError(
+        f"scan {scan}: the times count from {epoch!r}", fix="give the array `time` the attribute epoch, MJD or unix"
+    )
+
+
+def _raw_scan(info: ScanInfo, found: Mapping[str, NDArray[Any]]) -> RawScan:
+    dumps, pixels = found["counts"].shape[:2]
+    rest = {_OURS.get(name, name): values for name, values in found.items()}
+    rest.setdefault("flag", np.zeros((dumps, pixels), np.uint8))
+    rest.setdefault("row", np.full(dumps, -1, np.int32))
+    gain = rest.pop("gain_signal")
+    return RawScan(info=info, gain_signal=gain[:, None] if gain.ndim == 1 else gain, **rest)
+
+
+def _plausible(scan: RawScan) -> RawScan:
+    """Return the scan if its axes can be those of an observation."""
+    number = scan.info.scan
+    _check_frequencies(scan)
+    if not np.all(np.isfinite(scan.time_s)) or np.any(np.diff(scan.time_s) <= 0):
+        raise ScanSchemaError(f"scan {number}: the times of its dumps do not increase")
+    if not np.all(np.isfinite(scan.duration_s)) or np.any(scan.duration_s <= 0):
+        raise ScanSchemaError(f"scan {number}: a dump of {np.min(scan.duration_s):g} s")
+    if strange := sorted(set(np.unique(scan.phase).tolist()) - {int(phase) for phase in Phase}):
+        raise ScanSchemaError(f"scan {number}: phases {strange} mean nothing")
+    if not np.all((scan.gain_signal > 0) & (scan.gain_signal <= 1)):
+        raise ScanSchemaError(f"scan {number}: a signal sideband gain that is not between 0 and 1")
+    elevation = scan.elevation_deg
+    if not np.all((elevation >= 5.0) & (elevation <= 90.0)):
+        worst = elevation[~((elevation >= 5.0) & (elevation <= 90.0))][0]
+        raise ElevationError(f"scan {number}: an elevation of {worst:g} degrees, between 5 and 90 is wanted")
+    return scan
+
+
+def _check_frequencies(scan: RawScan) -> None:
+    number, freq, image = scan.info.scan, scan.freq_hz, scan.image_hz
+    steps = np.diff(freq)
+    if not np.all(np.isfinite(freq) & np.isfinite(image) & (freq > 0) & (image > 0)):
+        raise FrequencyAxisError(f"scan {number}: frequencies that are not above zero")
+    if freq.size > 1 and not (np.all(steps > 0) or np.all(steps < 0)):
+        raise FrequencyAxisError(f"scan {number}: the frequencies neither rise nor fall throughout")
+    off = float(np.max(np.abs(freq + image - 2.0 * scan.info.lo_hz)))
+    if off > _LO_TOLERANCE_HZ:
+        raise FrequencyAxisError(
+            f"scan {number}: signal and image frequencies lie {off:g} Hz beside the local oscillator's mirror",
+            fix="are they in Hz, and of this tuning?",
+        )
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def create_raw_store(path: Path, *, telescope: str, altitude_m: float, **attributes: Any) -> None:
+    """Make an empty store of raw scans; one that is there stays as it is.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    if path.exists():
+        RawStore(path)
+        return
+    said = {"schema": L0_SCHEMA, "schema_version": _VERSION, "telescope": telescope, "site": {"altitude_m": altitude_m}}
+    with storage_errors(path):
+        zarr.create_group(path, zarr_format=3, attributes={**said, **attributes})
+
+
+def write_raw_scan(path: Path, scan: RawScan, *, complete: bool = True) -> None:
+    """Write a scan into a store; ``complete`` is set last, so that who watches does not take a part for the whole.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    info = scan.info
+    said = {name: getattr(info, ours) for ours, (name, _) in _ATTRIBUTES.items() if getattr(info, ours) is not None}
+    with storage_errors(path):
+        root = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+        group = root.create_group(f"scans/{scan_name(info.scan)}", overwrite=True)
+        group.attrs.update({**said, "scan": info.scan, "complete": False})
+        for name, (dims, kind, units) in _ARRAYS.items():
+            values = np.asarray(getattr(scan, _OURS.get(name, name)))
+            if name == "gain_signal":
+                dims, values = (("pixel",), values[:, 0]) if values.shape[1] == 1 else (("pixel", "channel"), values)
+            _write_array(group, name, values.astype(kind, copy=False), dims, units)
+        if complete:
+            group.attrs["complete"] = True
+
+
+def _write_array(group: Any, name: str, values: NDArray[Any], dims: tuple[str, ...], units: str) -> None:
+    chunks = _chunks(values) if name == "counts" else values.shape
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=chunks,
+        dtype=values.dtype,
+        compressors=[Crc32cCodec()],
+        fill_value=np.nan if values.dtype.kind == "f" else 0,
+        dimension_names=dims,
+        attributes={"units": units} | ({"epoch": "MJD 0, UTC"} if name == "time" else {}),
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+
+
+def _chunks(values: NDArray[Any]) -> tuple[int, ...]:
+    """All channels of some pixels of some dumps."""
+    dumps, pixels, channels = values.shape
+    spectra = max(1, _CHUNK_BYTES // (channels * values.dtype.itemsize))
+    of_pixels = min(pixels, 8)
+    return min(dumps, max(1, spectra // of_pixels)), of_pixels, channels

@@ -1,0 +1,238 @@
+"""Stores of raw scans: what is written is read, and what is damaged is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from nightbeam.core.errors import InputError, MissingError, StorageError
+from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
+from nightbeam.scans.model import ElevationError, FrequencyAxisError, RawScan, ScanSchemaError, StoreReadError
+
+Make = Callable[..., RawScan]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "l0.zarr"
+    create_raw_store(path, telescope="FYST", altitude_m=5612.0)
+    return path
+
+
+def group(store: Path, scan: int = 7) -> zarr.Group:
+    return zarr.open_group(store, mode="r+", use_consolidated=False)[f"scans/{scan_name(scan)}"]
+
+
+def chunk_files(store: Path, array: str = "counts", scan: int = 7) -> list[Path]:
+    return sorted(path for path in (store / "scans" / scan_name(scan) / array / "c").rglob("*") if path.is_file())
+
+
+def test_a_scan_comes_back_as_it_was_written(store: Path, make_scan: Make):
+    scan = make_scan()
+    write_raw_scan(store, scan)
+    again = RawStore(store).read(7)
+    assert again.info == scan.info
+    for one in fields(RawScan):
+        if one.name != "info":
+            assert np.array_equal(getattr(again, one.name), getattr(scan, one.name)), one.name
+            assert getattr(again, one.name).dtype == getattr(scan, one.name).dtype
+
+
+def test_scans_are_listed_by_number_and_other_things_beside_them_are_not(store: Path, make_scan: Make):
+    assert RawStore(store).scans() == []
+    for number in (12, 7, 1_000_000):
+        write_raw_scan(store, make_scan(number))
+    (store / "scans" / "notes").mkdir()
+    assert RawStore(store).scans() == [7, 12, 1_000_000]
+
+
+def test_some_pixels_are_read_alone(store: Path, make_scan: Make):
+    scan = make_scan()
+    write_raw_scan(store, scan)
+    one = RawStore(store).read(7, pixels=slice(1, 2))
+    assert np.array_equal(one.counts, scan.counts[:, 1:])
+    assert (one.gain_signal.shape, one.main_beam_eff.shape, one.flag.shape) == ((1, 1), (1,), (6, 1))
+
+
+def test_every_array_says_its_axes_its_units_and_has_a_checksum(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    for name, array in group(store).arrays():
+        assert array.metadata.dimension_names
+        assert array.attrs["units"], name
+        assert "Crc32c" in str(array.metadata.codecs)
+
+
+def test_a_scan_in_the_making_is_not_complete(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan(), complete=False)
+    assert RawStore(store).info(7).complete is False
+    write_raw_scan(store, make_scan())
+    assert RawStore(store).info(7).complete is True
+
+
+def test_what_may_be_missing_has_its_usual_value(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    del group(store).attrs["humidity_pct"], group(store).attrs["adc_ceiling"]
+    for name in ("flag", "row"):
+        shutil.rmtree(store / "scans" / scan_name(7) / name)
+    again = RawStore(store).read(7)
+    assert (again.info.humidity_pct, again.info.adc_ceiling) == (20.0, None)
+    assert not again.flag.any()
+    assert set(again.row) == {-1}
+
+
+def test_sideband_gains_may_be_of_each_channel_and_times_of_unix(store: Path, make_scan: Make):
+    gains = np.linspace(0.3, 0.7, 32, dtype=np.float32).reshape(2, 16)
+    write_raw_scan(store, make_scan(gain_signal=gains))
+    time = group(store)["time"]
+    time[...] = np.arange(6) + 1.7e9
+    time.attrs["epoch"] = "unix"
+    again = RawStore(store).read(7)
+    assert np.array_equal(again.gain_signal, gains)
+    assert again.time_s[0] == 1.7e9 + 40587 * 86400
+    time.attrs["epoch"] = "J2000"
+    with pytest.raises(ScanSchemaError, match="count from 'J2000'"):
+        RawStore(store).read(7)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", ["counts", "time", "frequency", "phase", "gain_signal"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_chunk_is_one_error(store: Path, make_scan: Make, array: str, damage: str):
+    write_raw_scan(store, make_scan())
+    file = chunk_files(store, array)[0]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes({"flip": bytes(data), "cut": bytes(data[:-5]), "empty": b""}[damage])
+    with pytest.raises(StoreReadError, match="scan 7 cannot be read") as caught:
+        RawStore(store).read(7)
+    assert caught.value.retry
+
+
+def test_a_chunk_that_is_missing_is_not_taken_for_numbers(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    chunk_files(store)[0].unlink()
+    with pytest.raises(StoreReadError, match="1 of 1 chunks of counts are missing"):
+        RawStore(store).read(7)
+
+
+@pytest.mark.parametrize("name", ["counts", "phase", "time", "frequency_image", "main_beam_eff"])
+def test_an_array_that_is_missing_is_named(store: Path, make_scan: Make, name: str):
+    write_raw_scan(store, make_scan())
+    shutil.rmtree(store / "scans" / scan_name(7) / name)
+    with pytest.raises(ScanSchemaError, match=f"scan 7: {name} missing"):
+        RawStore(store).read(7)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("elevation", np.zeros(5), r"elevation has the shape \(5,\), \(6,\)"),
+        ("lon_off", np.zeros((2, 6)), r"lon_off has the shape \(2, 6\), \(6, 2\)"),
+        ("phase", np.zeros(6), "phase has the type float64"),
+        ("time", np.ones(6, bool), "time has the type bool"),
+        ("counts", np.zeros((6, 32), np.float32), "counts has the shape"),
+        ("counts", np.zeros((0, 2, 16), np.float32), "shape|empty"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_named(
+    store: Path, make_scan: Make, name: str, values: np.ndarray, said: str
+):
+    write_raw_scan(store, make_scan())
+    group(store).create_array(name, data=values, overwrite=True)
+    with pytest.raises(ScanSchemaError, match=said):
+        RawStore(store).read(7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("lo_hz", None, "attribute lo_hz is missing"),
+        ("t_hot_k", "warm", "t_hot_k is 'warm', a float is wanted"),
+        ("complete", "yes", "complete is 'yes', a bool is wanted"),
+        ("forward_eff", True, "forward_eff is True"),
+    ],
+)
+def test_an_attribute_that_makes_no_sense_is_named(store: Path, make_scan: Make, name: str, value: object, said: str):
+    write_raw_scan(store, make_scan())
+    group(store).attrs[name] = value
+    with pytest.raises(ScanSchemaError, match=said):
+        RawStore(store).info(7)
+
+
+def changed(values: np.ndarray, at: int, to: float) -> np.ndarray:
+    copy = values.copy()
+    copy[at] = to
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "error", "said"),
+    [
+        ("time_s", lambda t: t[::-1].copy(), ScanSchemaError, "do not increase"),
+        ("time_s", lambda t: changed(t, 2, np.nan), ScanSchemaError, "do not increase"),
+        ("duration_s", lambda d: changed(d, 0, 0.0), ScanSchemaError, "a dump of 0 s"),
+        ("phase", lambda p: changed(p, 1, 9), ScanSchemaError, r"phases \[9\] mean nothing"),
+        ("gain_signal", lambda g: changed(g, 0, 1.5), ScanSchemaError, "sideband gain"),
+        ("elevation_deg", lambda e: changed(e, 3, 2.0), ElevationError, "elevation of 2 degrees"),
+        ("elevation_deg", lambda e: changed(e, 3, np.nan), ElevationError, "elevation of nan"),
+        ("freq_hz", lambda f: changed(f, 4, np.nan), FrequencyAxisError, "not above zero"),
+        ("freq_hz", lambda f: changed(f, 4, f[9]), FrequencyAxisError, "neither rise nor fall"),
+        ("image_hz", lambda f: f + 5e6, FrequencyAxisError, "5e\\+06 Hz beside the local oscillator"),
+        ("freq_hz", lambda f: f / 1e9, FrequencyAxisError, "local oscillator"),
+    ],
+)
+def test_axes_that_cannot_be_those_of_an_observation_are_named(store: Path, make_scan: Make, part, change, error, said):
+    scan = make_scan()
+    write_raw_scan(store, replace(scan, **{part: change(getattr(scan, part))}))
+    with pytest.raises(error, match=said):
+        RawStore(store).read(7)
+
+
+def test_a_scan_that_is_not_there_is_named(store: Path):
+    with pytest.raises(StoreReadError, match="scan 99 cannot be read"):
+        RawStore(store).read(99)
+
+
+def test_what_is_no_store_of_raw_scans_is_said(tmp_path: Path, store: Path):
+    with pytest.raises(MissingError, match="there is no store"):
+        RawStore(tmp_path / "nowhere.zarr")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(InputError, match="is no Zarr store"):
+        RawStore(tmp_path / "directory")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is no Zarr store"):
+        RawStore(tmp_path / "file")
+    zarr.create_group(tmp_path / "old.zarr", zarr_format=2)
+    with pytest.raises(InputError, match="format 2"):
+        RawStore(tmp_path / "old.zarr")
+    zarr.create_group(tmp_path / "other.zarr", zarr_format=3, attributes={"schema": "scal-l1"})
+    with pytest.raises(InputError, match="a store of 'scal-l1'"):
+        RawStore(tmp_path / "other.zarr")
+    (store / "zarr.json").write_text(
+        (store / "zarr.json").read_text().replace('"schema_version": 1', '"schema_version": 2')
+    )
+    with pytest.raises(InputError, match="has version 2"):
+        RawStore(store)
+    (store / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="is no Zarr store"):
+        RawStore(store)
+
+
+def test_a_store_that_is_there_is_gone_on_with(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    create_raw_store(store, telescope="FYST", altitude_m=5612.0)
+    assert RawStore(store).scans() == [7]
+
+
+def test_where_nothing_can_be_written_it_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((StorageError, NotADirectoryError)):
+        create_raw_store(tmp_path / "file" / "l0.zarr", telescope="FYST", altitude_m=5612.0)
