@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from nightbeam.core.errors import ConfigError, RejectedError
 
 __all__ = [
+    "Atmosphere",
     "AtmosphereFitError",
     "CalibrationError",
+    "CalibrationLoadFull",
+    "CalibrationOptions",
+    "CalibrationResult",
+    "ElevationCorrection",
     "ElevationError",
     "Flag",
     "FrequencyAxisError",
@@ -26,6 +31,7 @@ __all__ = [
     "OffMode",
     "OpaqueError",
     "Phase",
+    "PreparedData",
     "PwvFit",
     "RawScan",
     "ReceiverTemperatureError",
@@ -43,6 +49,7 @@ __all__ = [
 OffMode = Literal["linear", "nearest", "mean"]
 Scale = Literal["off", "load"]
 SidebandMode = Literal["line", "continuum"]
+ElevationCorrection = Literal["none", "model"]
 
 
 class Phase(IntEnum):
@@ -168,6 +175,35 @@ class ScanLimits:
     def __post_init__(self) -> None:
         if not (0 < self.tr_min < 1 and self.gain_factor > 1 and self.least_load_k > 0 and self.t_rec_k > 0):
             raise ConfigError(f"limits that turn down everything or nothing: {self}", fix="see the defaults")
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How a scan is calibrated.
+
+    Attributes
+    ----------
+    scale
+        ``off``: the reference gives the scale, and a drift of the gain since the loads cancels. ``load``: the loads do.
+    off_mode
+        See `nightbeam.scans.compute.match_references`.
+    sideband_mode
+        ``line``: of the signal sideband; ``continuum``: of a source in both.
+    elevation_correction
+        ``model``: what the air is brighter or darker at the source than at the reference is taken away.
+    common_pwv
+        One amount of water for all pixels.
+    bandwidth_factor
+        Noise bandwidth of a channel in units of its width.
+    """
+
+    scale: Scale = "off"
+    off_mode: OffMode = "linear"
+    sideband_mode: SidebandMode = "line"
+    elevation_correction: ElevationCorrection = "none"
+    common_pwv: bool = True
+    bandwidth_factor: float = 1.0
+    limits: ScanLimits = ScanLimits()
 
 
 # -- what is stored -----------------------------------------------------------------------------------------------
@@ -323,3 +359,102 @@ class References:
     after: NDArray[np.int64]
     weight_after: NDArray[np.float64]
     effective_s: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationLoadFull:
+    """A load calibration, ready for use.
+
+    Attributes
+    ----------
+    scan
+        Of which it is.
+    gain
+        Of every pixel and channel.
+    j_sky, sky_sigma : (pixel, channel), K, or None
+        Brightness of the blank sky and its noise; None where the sky was not observed.
+    sky_airmass
+        Where it was observed.
+    time_s, span_s
+        Middle, and how long it took from the first load to the last; the gain has drifted meanwhile.
+    """
+
+    scan: int
+    gain: LoadGain
+    j_sky: NDArray[np.float64] | None
+    sky_sigma: NDArray[np.float64] | None
+    sky_airmass: float | None
+    time_s: float
+    span_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Atmosphere:
+    """The air of a scan.
+
+    Attributes
+    ----------
+    tau_s, tau_i : (channel,), nepers towards the zenith
+    tr_s, tr_i : (dump, channel)
+        What comes through to each dump on the source.
+    pwv
+        The fit; of each pixel, or the same for all.
+    pwv_mm
+        What the opacities are of: the median over the pixels.
+    source
+        ``fit``, ``radiometer`` or ``configured``.
+    """
+
+    tau_s: NDArray[np.float64]
+    tau_i: NDArray[np.float64]
+    tr_s: NDArray[np.float64]
+    tr_i: NDArray[np.float64]
+    pwv: PwvFit | None
+    pwv_mm: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Dumps on the source, and the references that serve them.
+
+    Attributes
+    ----------
+    on : (dump,), indices into the scan
+    off_counts : (visit, pixel, channel)
+    off_seconds : (visit, pixel)
+    off_airmass : (visit,)
+    references
+        One for each pixel: a visit that is bad for one is left out for that one.
+    airmass : (dump,)
+    """
+
+    on: NDArray[np.intp]
+    off_counts: NDArray[np.float64]
+    off_seconds: NDArray[np.float64]
+    off_airmass: NDArray[np.float64]
+    references: tuple[References, ...]
+    airmass: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """A calibrated scan.
+
+    Attributes
+    ----------
+    ta_star : (dump, pixel, channel), float32, K
+        Dumps on the source only; NaN where it cannot be used.
+    flag : (dump, pixel, channel), uint8
+    weight : (dump, pixel), float32, 1/K^2
+    t_sys : (pixel, channel), K
+        At the mean airmass of the source.
+    baseline_model : (dump, pixel, channel), float32, or None
+        What was taken away for the difference in elevation.
+    """
+
+    ta_star: NDArray[np.float32]
+    flag: NDArray[np.uint8]
+    weight: NDArray[np.float32]
+    t_sys: NDArray[np.float64]
+    baseline_model: NDArray[np.float32] | None
