@@ -16,6 +16,8 @@ from nightbeam.catalog import Change, Logbook
 from nightbeam.elog import compute
 from nightbeam.elog.model import Resource
 
+pytestmark = pytest.mark.slow
+
 # Also NUL, lone surrogates, and what the store escapes with.
 TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from("\0\ud83d\ude00\U000f0000$<&\"'0d"), max_size=12)
 KEYS = TEXT | st.sampled_from(["$number", "$$number", "extra", "id", "digest"])

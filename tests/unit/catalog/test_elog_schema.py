@@ -19,6 +19,8 @@ from nightbeam.catalog import Change, Logbook, Queue
 from nightbeam.catalog.elog_schema import VIEWS, ElogBase
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UsageError
 
+pytestmark = pytest.mark.slow
+
 X = {"_id": "mfx1", "name": "mfx1"}
 
 #: As the older tool's design makes them: names in order, and SQLite types.

@@ -25,6 +25,8 @@ from nightbeam.core.errors import (
     ToolError,
 )
 
+pytestmark = pytest.mark.slow
+
 G = "2025-10-02T01:02:03"
 START_JD = 2460950.5 + (3723.25 / 86400)
 MID = 60950.0 + (3723.25 / 86400) + 0.0018

@@ -14,6 +14,8 @@ from nightbeam.elog.remote import LogbookClient, NoAuth
 from nightbeam.elogsync.model import Policy
 from nightbeam.elogsync.worker import look_around, sync
 
+pytestmark = pytest.mark.slow
+
 
 class Platform:
     """In place of the platform: runs the library's sync where the deployment would, and shows a table as the flow."""

@@ -423,11 +423,12 @@ def test_who_is_told_to_stop_stops(fake: FakeLogbook):
 
 
 def test_a_service_that_is_not_there(counted: Time):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    client = LogbookClient(f"http://127.0.0.1:{port}", auth=NoAuth(), sleep=counted.sleep, clock=counted.clock)
-    with pytest.raises(UnavailableError, match=r"experiment_names_updated_within at http.*failed 4 times.*refused"):
-        client.recent(1)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody else gets the port, and it never listens
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        client = LogbookClient(url, auth=NoAuth(), sleep=counted.sleep, clock=counted.clock)
+        with pytest.raises(UnavailableError, match=r"experiment_names_updated_within at http.*failed 4 times.*refused"):
+            client.recent(1)
 
 
 # Other servers
@@ -479,7 +480,9 @@ def ask(place: Place, counted: Time | None = None, **more: Any) -> LogbookClient
 
 
 def reply(body: bytes, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
-    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
+    # Without "close" a client that has not seen the end yet would ask the next question here, in vain.
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
+    head += headers
     return "\r\n".join([*head, "", ""]).encode() + body
 
 

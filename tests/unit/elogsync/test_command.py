@@ -17,11 +17,15 @@ from nightbeam.catalog.elog_schema import VIEWS, ElogBase
 from nightbeam.cli import main
 from nightbeam.elogsync.export import columns_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _plain(_clean_environ, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    # What is asked again is asked again at once.
+    monkeypatch.setattr("nightbeam.elog.remote._LONGEST_WAIT_S", 0.01)
     for name in [name for name in os.environ if name.startswith("FETCH_ELOG_")]:
         monkeypatch.delenv(name)
 

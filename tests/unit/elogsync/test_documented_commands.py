@@ -11,6 +11,8 @@ import pytest
 
 from nightbeam.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ("docs/how-to/mirror-the-logbook.md", "docs/reference/elog.md")
 #: A server of its own, which tests/system/test_elog_browse.py starts; a server that only a site has.

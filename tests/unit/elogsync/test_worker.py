@@ -13,6 +13,8 @@ from nightbeam.elog.remote import ServiceDownError
 from nightbeam.elogsync.model import Policy, Reason
 from nightbeam.elogsync.worker import look_around, plan_of, sync
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def three(fake):

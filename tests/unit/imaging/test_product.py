@@ -10,6 +10,8 @@ from nightbeam.core.locks import sole_owner
 from nightbeam.imaging import ImageOptions, image_ms, measure_sources, plan_image, product_path, read_product
 from nightbeam.imaging.model import EngineImages
 
+pytestmark = pytest.mark.slow
+
 STEM = "2025-10-03T11:48:57.img"
 SMALL = ImageOptions(imsize=100, cell_arcsec=3.0)
 
