@@ -301,9 +301,7 @@ def _read_named(
     from nightbeam.elogsync.worker import plan_of
 
     def plan(book: Logbook) -> Plan:
-        found = plan_of(names, book, jobs=settings.workflow_jobs, reason=Reason.FAILED if again else Reason.ASKED)
-        # One that is named twice, or by its id and its name, is read once.
-        return replace(found, planned=tuple({one.experiment_id: one for one in found.planned}.values()))
+        return plan_of(names, book, jobs=settings.workflow_jobs, reason=Reason.FAILED if again else Reason.ASKED)
 
     stop = threading.Event()
     with _opened(settings, create=True) as book, _client(settings, stop) as client:
@@ -665,16 +663,12 @@ def search(
     if since is not None and when is None:
         raise UsageError(f"{since!r} is no time", fix="write it like 2026-02-03 or 2026-02-03T04:05:06Z")
     with _opened(_settings(ctx, **options)) as book:
-        hits = book.search(text, experiment=_id(book, experiment), since=when, include_deleted=deleted, limit=limit)
+        hits = book.search(text, experiment=experiment, since=when, include_deleted=deleted, limit=limit)
     rows = hits if as_json else [
         {"experiment": hit.name, "when": hit.created_at, "author": hit.author, "run": hit.run_num, "text": hit.snippet}
         for hit in hits
     ]  # fmt: skip
     show(rows, as_json=as_json)
-
-
-def _id(book: Logbook, experiment: str | None) -> str | None:
-    return None if experiment is None else book.experiment(experiment).experiment_id
 
 
 @elog.command("export")
@@ -703,7 +697,7 @@ def export(
     if spreadsheet and form != "csv":
         raise UsageError(f"--spreadsheet is for CSV, not for {form}", fix="leave one of the two out")
     with _opened(_settings(ctx, **options)) as book:
-        rows = book.rows(table, experiment=_id(book, experiment))
+        rows = book.rows(table, experiment=experiment)
         with _output(file) as out:
             count = write_rows(rows, out, form=form, columns=columns_of(table), spreadsheet=spreadsheet)
     if file is not None:

@@ -77,16 +77,19 @@ def look_around(client: LogbookClient, logbook: Logbook, policy: Policy, *, now:
 
 
 def plan_of(names: Iterable[str], logbook: Logbook, *, jobs: bool = False, reason: Reason = Reason.ASKED) -> Plan:
-    """Return a plan that reads these experiments whole, active or not, whatever the service lists."""
+    """Return a plan that reads these experiments whole, active or not, whatever the service lists.
+
+    One that is named twice, or by its id and by its name, is read once.
+    """
     known = {row.experiment_id: row.name for row in logbook.experiments()}
     ids = {name: key for key, name in known.items()}
     wanted = (Resource.INFO, *(resource for resource in _ORDER if jobs or resource is not Resource.JOBS))
-    planned = []
-    for name in dict.fromkeys(names):
+    planned: dict[str, Planned] = {}
+    for name in names:
         key = name if name in known else ids.get(name, experiment_id_of(name))
         needs = {resource: Need() for resource in wanted}
-        planned.append(Planned(key, known.get(key, name), (reason,), needs, None, key in known))
-    return Plan(tuple(planned))
+        planned[key] = Planned(key, known.get(key, name), (reason,), needs, None, key in known)
+    return Plan(tuple(planned.values()))
 
 
 def sync(

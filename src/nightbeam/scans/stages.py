@@ -55,7 +55,6 @@ __all__ = [
 ]
 
 _GHZ = 1e9
-_MODEL_SKY = "model"
 
 
 def channel_width_hz(scan: RawScan) -> float:
@@ -375,7 +374,7 @@ class _Maker:
             else:
                 ta_star = ta_star_load_scale(on, off, self.gain.gamma[number], divisor)
         baseline = np.zeros_like(ta_star)
-        if self.options.elevation_correction == _MODEL_SKY:
+        if self.options.elevation_correction == "model":
             baseline = (np.stack([self._j_sky(number, path) for path in prepared.airmass]) - j_ref) / divisor
             ta_star = ta_star - baseline
         flag = self._flag(number, on, off, ta_star)
