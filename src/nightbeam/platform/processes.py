@@ -20,6 +20,9 @@ __all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives",
 #: Kernels give the time of birth to 10 ms; two readings of it agree to better than this.
 _SAME_BIRTH_S = 0.05
 
+#: Longest time we wait for a new process to show its arguments.
+_ARGUMENTS_WITHIN_S = 5.0
+
 
 class Process:
     """One process of ours, started now or by an earlier supervisor."""
@@ -90,11 +93,18 @@ class Process:
         return time.monotonic() - self.began
 
     def runs(self, argv: Iterable[str]) -> bool:
-        """Say whether it was started with exactly this command."""
+        """Say whether it was started with exactly this command.
+
+        A program that has just been started has no command line for a moment: the kernel closes the pipe
+        its parent waits on before it sets the arguments. So an empty one is asked again.
+        """
+        until = time.monotonic() + _ARGUMENTS_WITHIN_S
         try:
-            return self._process.cmdline() == list(argv)
+            while not (line := self._process.cmdline()) and self.alive() and time.monotonic() < until:
+                time.sleep(0.01)
         except psutil.Error:
             return False
+        return line == list(argv)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; a process that has ended gets none, and neither does one with its pid."""

@@ -89,6 +89,24 @@ def test_a_part_is_adopted_only_if_it_is_the_very_process_with_the_very_command(
         part.stop(grace_s=1.0)
 
 
+def test_a_process_so_young_that_it_has_no_arguments_yet_is_asked_again(layout, monkeypatch):
+    part = _part(layout, "import time; time.sleep(60)")
+    part.start()
+    truth, asked = psutil.Process.cmdline, []
+
+    def late(self):
+        asked.append(self.pid)
+        return truth(self) if len(asked) > 3 else []
+
+    monkeypatch.setattr(psutil.Process, "cmdline", late)
+    try:
+        assert part.process.runs(part.program.argv)
+        assert len(asked) == 4
+    finally:
+        part.stop(grace_s=1.0)
+    assert not part.status().pid
+
+
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(layout):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
     part = _part(layout, code)
