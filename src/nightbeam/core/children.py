@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nightbeam.core.errors import ToolError
@@ -17,13 +17,20 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends.
+def die_with_parent() -> Callable[[], None]:
+    """Return what a child has to call to be killed by the kernel when the thread that started it ends.
 
-    For `subprocess.Popen(preexec_fn=...)`. The thread that starts a child must therefore wait for it.
+    For `subprocess.Popen(preexec_fn=die_with_parent())`. The thread that starts a child must therefore wait for it.
     """
-    os.setsid()
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = os.getpid()
+
+    def ask() -> None:
+        os.setsid()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os._exit(1)
+
+    return ask
 
 
 def run_child(
@@ -58,7 +65,7 @@ def run_child(
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 env=None if env is None else dict(env),
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent(),
             )
         except OSError as error:
             raise ToolError(f"{what} could not be started: {error}", fix=f"is {argv[0]} installed?") from error

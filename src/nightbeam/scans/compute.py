@@ -7,6 +7,7 @@ Arrays of different shapes go together as in numpy; (pixel, channel) is meant wh
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import median_filter
 
-from nightbeam.atmosphere import AtmosphereModel, planck_j
+from nightbeam.atmosphere import RJ_K_PER_GHZ, AtmosphereModel, planck_j
 from nightbeam.core.errors import UsageError
 from nightbeam.scans.model import (
     AtmosphereFitError,
@@ -34,8 +35,8 @@ from nightbeam.scans.model import (
 
 __all__ = [
     "PWV_RANGE_MM",
+    "SPIKE_SIGMA",
     "SkyTable",
-    "average_visits",
     "both_sidebands",
     "fit_pwv",
     "flag_spikes",
@@ -51,6 +52,7 @@ __all__ = [
     "ta_star_load_scale",
     "ta_star_off_scale",
     "visits",
+    "zero_point",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -59,7 +61,8 @@ Floats = NDArray[np.floating[Any]]
 PWV_RANGE_MM = (0.02, 8.0)
 #: Channels over which a gain is compared with its neighbours'.
 _NEIGHBOURS = 65
-_SPIKE_SIGMA = 8.0
+#: Of single samples that stand out.
+SPIKE_SIGMA = 8.0
 
 
 # -- loads --------------------------------------------------------------------------------------------------------
@@ -80,7 +83,9 @@ def load_gain(
     freq_ghz: NDArray[np.float64],
     image_ghz: NDArray[np.float64],
     gain_signal: ArrayLike = 0.5,
-    ceiling: float | None = None,
+    flag: NDArray[np.uint8] | None = None,
+    couplings: tuple[float, float] = (1.0, 1.0),
+    ambient_k: float | None = None,
     limits: ScanLimits | None = None,
 ) -> LoadGain:
     """Return gain and receiver temperature of every pixel and channel, from two loads.
@@ -95,8 +100,10 @@ def load_gain(
         Physical temperatures.
     freq_ghz, image_ghz : (channel,)
     gain_signal : scalar, (pixel, 1) or (pixel, channel)
-    ceiling
-        Of the digitizer, counts.
+    flag : (pixel, channel), uint8, optional
+        What is known of the counts (see `Flag`).
+    couplings
+        How much of the hot and of the cold load the receiver sees; the rest is ``ambient_k``.
 
     Raises
     ------
@@ -119,23 +126,28 @@ def load_gain(
     limits = limits or ScanLimits()
     _check_load("hot", t_hot_k, limits.t_hot_k)
     _check_load("cold", t_cold_k, limits.t_cold_k)
-    j_hot = both_sidebands(gain_signal, planck_j(freq_ghz, t_hot_k), planck_j(image_ghz, t_hot_k))
-    j_cold = both_sidebands(gain_signal, planck_j(freq_ghz, t_cold_k), planck_j(image_ghz, t_cold_k))
-    j_hot, j_cold = np.broadcast_to(j_hot, hot.shape), np.broadcast_to(j_cold, hot.shape)
+    j_hot, j_cold = (
+        np.broadcast_to(_load_brightness(kelvin, coupling, ambient_k, freq_ghz, image_ghz, gain_signal), hot.shape)
+        for kelvin, coupling in zip((t_hot_k, t_cold_k), couplings, strict=True)
+    )
     if (least := float(np.min(j_hot - j_cold))) < limits.least_load_k:
         raise LoadTemperatureError(
             f"the loads of {t_hot_k:g} and {t_cold_k:g} K differ by {least:.1f} K (Rayleigh-Jeans), "
             f"{limits.least_load_k:g} K are wanted",
             fix="check the loads' temperatures in the calibration scan",
         )
-    flag = _flag_counts(hot, cold, ceiling)
+    flag = _flag_counts(hot, cold, flag)
     with np.errstate(divide="ignore", invalid="ignore"):
         gamma = (np.asarray(hot, float) - cold) / (j_hot - j_cold)
         t_rec = np.asarray(cold, float) / gamma - j_cold
     _check_saturation(flag)
+    alive = np.any(flag == 0, axis=-1)
+    if not alive.any():
+        raise GainError("no channel has counts on both loads", fix="is the receiver switched on?")
     _check_gain(gamma, flag)
     flag[_gain_is_odd(gamma, flag, limits.gain_factor)] |= np.uint8(Flag.GAIN)
-    if (bad := float(np.mean(flag != 0))) > 0.5:
+    # A pixel that has died is left out; its neighbours go on.
+    if (bad := float(np.mean(flag[alive] != 0))) > 0.5:
         raise GainError(f"{bad:.0%} of the channels have no gain that makes sense", fix="look at the load spectra")
     _check_receiver(t_rec, flag, limits.t_rec_k)
     with np.errstate(invalid="ignore"):
@@ -154,13 +166,43 @@ def _check_load(which: str, kelvin: float, between: tuple[float, float]) -> None
         )
 
 
-def _flag_counts(hot: Floats, cold: Floats, ceiling: float | None) -> NDArray[np.uint8]:
-    flag = np.zeros(hot.shape, np.uint8)
+def _load_brightness(
+    kelvin: float,
+    coupling: float,
+    ambient_k: float | None,
+    freq_ghz: NDArray[np.float64],
+    image_ghz: NDArray[np.float64],
+    gain_signal: ArrayLike,
+) -> NDArray[np.float64]:
+    load = both_sidebands(gain_signal, planck_j(freq_ghz, kelvin), planck_j(image_ghz, kelvin))
+    if coupling == 1.0:
+        return load
+    if ambient_k is None:
+        raise UsageError(f"a load that is seen to {coupling:.0%} needs the temperature of what is seen beside it")
+    beside = both_sidebands(gain_signal, planck_j(freq_ghz, ambient_k), planck_j(image_ghz, ambient_k))
+    return np.asarray(coupling * load + (1.0 - coupling) * beside)
+
+
+def zero_point(
+    freq_ghz: NDArray[np.float64], image_ghz: NDArray[np.float64], gain_signal: ArrayLike
+) -> NDArray[np.float64]:
+    """Return half a photon in both sidebands, in K: what Callen and Welton add to every brightness.
+
+    Added to loads and sky it goes out of the receiver temperature, and nothing else changes.
+
+    Examples
+    --------
+    >>> zero_point(np.array([809.3]), np.array([797.3]), 0.5).round(3).tolist()
+    [19.276]
+    """
+    return both_sidebands(gain_signal, 0.5 * RJ_K_PER_GHZ * freq_ghz, 0.5 * RJ_K_PER_GHZ * image_ghz)
+
+
+def _flag_counts(hot: Floats, cold: Floats, known: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    flag = np.zeros(hot.shape, np.uint8) if known is None else known.copy()
     finite = np.isfinite(hot) & np.isfinite(cold)
-    flag[~finite] |= np.uint8(Flag.NOT_FINITE)
+    flag[~finite & (flag == 0)] |= np.uint8(Flag.NOT_FINITE)
     flag[finite & ((hot == 0) | (cold == 0) | (hot == cold))] |= np.uint8(Flag.DEAD)
-    if ceiling is not None:
-        flag[finite & ((hot >= ceiling) | (cold >= ceiling))] |= np.uint8(Flag.SATURATED)
     return flag
 
 
@@ -181,7 +223,9 @@ def _check_gain(gamma: Floats, flag: NDArray[np.uint8]) -> None:
 def _gain_is_odd(gamma: Floats, flag: NDArray[np.uint8], factor: float) -> NDArray[np.bool_]:
     """Say where the gain is not above zero, or far from the median of its neighbours."""
     good = flag == 0
-    usual = np.nanmedian(np.where(good, gamma, np.nan), axis=-1, keepdims=True) if good.any() else np.ones((1, 1))
+    usual = np.ones((*gamma.shape[:-1], 1))
+    alive = good.any(axis=-1)
+    usual[alive] = np.nanmedian(np.where(good, gamma, np.nan)[alive], axis=-1, keepdims=True)
     filled = np.where(good & np.isfinite(gamma), gamma, usual)
     middle = median_filter(filled, size=(1, min(_NEIGHBOURS, filled.shape[-1])), mode="nearest")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -300,16 +344,17 @@ def fit_pwv(
     Raises
     ------
     AtmosphereFitError
-        If a pixel has no channel that can be used, or the sky is brighter than anything in the table.
+        If no pixel has channels that can be used, or the sky is brighter or darker than anything in the table.
     """
     seen = np.atleast_2d(np.asarray(j_sky, float))
     weight = np.broadcast_to(1.0 / np.asarray(sigma_k, float) ** 2, seen.shape)
     good = np.isfinite(seen) & np.isfinite(weight) & (weight > 0)
     weight, seen = np.where(good, weight, 0.0), np.where(good, seen, 0.0)
     channels = good.sum(axis=1)
-    if np.any(channels <= int(offset)):
-        pixel = int(np.argmin(channels))
-        raise AtmosphereFitError(f"pixel {pixel} has {channels[pixel]} channels to find the water from")
+    blind = channels <= 1 + int(offset)
+    if blind.all():
+        raise AtmosphereFitError(f"no pixel has more than {channels.max()} channels to find the water from")
+    weight[blind] = 0.0
     problem = _WaterProblem(
         seen, weight, table, gain_signal, forward_eff, np.asarray(spill_signal), np.asarray(spill_image), offset
     )
@@ -317,21 +362,35 @@ def fit_pwv(
     low, high = table.log_pwv[0], table.log_pwv[-1]
     for step in range(1, most_steps + 1):  # noqa: B007
         slope, curvature, _, _ = problem.normal(u, common)
-        move = np.clip(slope / curvature, -table.step, table.step)
+        with np.errstate(invalid="ignore"):
+            move = np.where(curvature > 0, np.clip(slope / curvature, -table.step, table.step), 0.0)
         after = np.clip(u + move, low, high)
         done, u = np.max(np.abs(after - u)) < 1e-10, after
         if done:
             break
     _, curvature, rms, shift = problem.normal(u, common)
-    pwv = np.exp(u)
     at_bound = (u <= low + 1e-9) | (u >= high - 1e-9)
-    if np.any(at_bound & (u > low + 1e-9)):
-        pixel = int(np.argmax(at_bound))
+    _check_bounds(u[~blind], low, high)
+    with np.errstate(divide="ignore"):
+        error = np.exp(u) / np.sqrt(curvature)
+    if not common:
+        u, error = np.where(blind, np.nan, u), np.where(blind, np.nan, error)
+    return PwvFit(np.exp(u), error, rms, shift, step, channels, at_bound & ~blind, common)
+
+
+def _check_bounds(u: NDArray[np.float64], low: float, high: float) -> None:
+    """Refuse a fit that ends, for most pixels, at the least or the most water that is tried."""
+    middle = float(np.median(u))
+    if middle >= high - 1e-9:
         raise AtmosphereFitError(
-            f"pixel {pixel}: the sky is brighter than with {pwv[pixel]:.3g} mm of water, the most that is tried",
+            f"the sky is brighter than with {np.exp(high):.3g} mm of water, the most that is tried",
             fix="check loads and weather, or leave the channels out that see no sky",
         )
-    return PwvFit(pwv, pwv / np.sqrt(curvature), rms, shift, step, channels, at_bound, common)
+    if middle <= low + 1e-9:
+        raise AtmosphereFitError(
+            f"the sky is darker than with {np.exp(low):.3g} mm of water, the least that is tried",
+            fix="check loads, weather and forward efficiency, or let configured water serve (pwv_fallback)",
+        )
 
 
 class _WaterProblem:
@@ -372,7 +431,8 @@ class _WaterProblem:
         if self.offset:
             left, by_u = left - shift[:, None], by_u - self._mean(by_u)[:, None]
         slope, curvature = (self.weight * by_u * left).sum(axis=1), (self.weight * by_u**2).sum(axis=1)
-        rms = np.sqrt((np.where(self.weight > 0, left, 0.0) ** 2).sum(axis=1) / (self.weight > 0).sum(axis=1))
+        with np.errstate(invalid="ignore"):
+            rms = np.sqrt((np.where(self.weight > 0, left, 0.0) ** 2).sum(axis=1) / (self.weight > 0).sum(axis=1))
         if common:
             slope, curvature = np.full_like(slope, slope.sum()), np.full_like(curvature, curvature.sum())
         return slope, curvature, rms, shift
@@ -393,7 +453,8 @@ class _WaterProblem:
         return np.asarray((self.weight * left**2).sum(axis=1))
 
     def _mean(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray((self.weight * values).sum(axis=1) / self.weight.sum(axis=1))
+        total = self.weight.sum(axis=1)
+        return np.asarray((self.weight * values).sum(axis=1) / np.where(total > 0, total, 1.0))
 
 
 def _cubic(
@@ -414,37 +475,6 @@ def visits(is_off: NDArray[np.bool_]) -> NDArray[np.int64]:
     """
     begins = is_off & ~np.concatenate([[False], is_off[:-1]])
     return np.where(is_off, np.cumsum(begins) - 1, -1).astype(np.int64)
-
-
-def average_visits(
-    counts: Floats, duration_s: NDArray[np.float64], visit: NDArray[np.int64], *, good: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average the dumps of each visit, weighted by their integration time.
-
-    Parameters
-    ----------
-    counts : (dump, pixel, channel)
-    visit : (dump,)
-        As of `visits`.
-    good : (dump, pixel), optional
-
-    Returns
-    -------
-    mean : (visit, pixel, channel)
-        NaN where a visit has no good dump.
-    seconds : (visit, pixel)
-    """
-    number = int(visit.max(initial=-1)) + 1
-    usable = np.ones(counts.shape[:2], bool) if good is None else good
-    mean, seconds = np.full((number, *counts.shape[1:]), np.nan), np.zeros((number, counts.shape[1]))
-    for n in range(number):
-        of_visit = np.flatnonzero(visit == n)
-        weight = duration_s[of_visit, None] * usable[of_visit]
-        seconds[n] = weight.sum(axis=0)
-        there = seconds[n] > 0
-        total = np.einsum("dp,dpc->pc", weight, np.where(usable[of_visit, :, None], counts[of_visit], 0.0))
-        mean[n, there] = total[there] / seconds[n, there, None]
-    return mean, seconds
 
 
 def match_references(
@@ -578,29 +608,36 @@ def radiometer_noise(
 # -- flags --------------------------------------------------------------------------------------------------------
 
 
-def flag_spikes(spectra: Floats, sigma: Floats) -> NDArray[np.bool_]:
+def flag_spikes(spectra: Floats, sigma: Floats, times: float = SPIKE_SIGMA) -> NDArray[np.bool_]:
     """Say which single samples stand out both in time and among their neighbours in frequency.
 
     Parameters
     ----------
     spectra : (dump, channel)
-        Calibrated, of one pixel.
+        Calibrated, of one pixel; NaN where a sample is flagged already.
     sigma : (dump,) or (dump, channel)
         Expected noise.
+    times
+        How many of them a sample has to stand out.
 
     Returns
     -------
     (dump, channel)
-        Never where three or more channels that touch each other stand out: that may be a line.
+        Never where three or more channels that touch each other stand out in time: that may be a line.
     """
     noise = np.asarray(sigma, float)
     noise = noise[:, None] if noise.ndim == 1 else noise
-    in_time = np.abs(spectra - np.nanmedian(spectra, axis=0, keepdims=True)) > _SPIKE_SIGMA * noise
-    # Of the neighbours alone: the sample itself must not pull its own background.
-    around = np.stack([np.roll(spectra, shift, axis=1) for shift in (-3, -2, 2, 3)])
-    in_frequency = np.abs(spectra - np.nanmedian(around, axis=0)) > _SPIKE_SIGMA * noise
-    out = in_time & in_frequency
-    return np.asarray(out & ~_in_runs_of_three(in_time))
+    seen = np.where(np.isfinite(spectra), spectra, np.nan)
+    # Of the neighbours alone: the sample itself must not pull its own background, nor must those it may spill into.
+    padded = np.pad(seen, ((0, 0), (3, 3)), constant_values=np.nan)
+    width = seen.shape[1]
+    around = np.stack([padded[:, 3 + shift : 3 + shift + width] for shift in (-3, -2, 2, 3)])
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # a channel without a single number has no median
+        in_time = np.abs(seen - np.nanmedian(seen, axis=0, keepdims=True)) > times * noise
+        in_frequency = np.abs(seen - np.nanmedian(around, axis=0)) > times * noise
+    enough = np.isfinite(around).sum(axis=0) >= 2
+    return np.asarray(in_time & in_frequency & enough & ~_in_runs_of_three(in_time))
 
 
 def _in_runs_of_three(out: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -48,8 +48,9 @@ _ATTRIBUTES: Final[Mapping[str, tuple[str, type]]] = {
     "adc_ceiling": ("adc_ceiling", float),
     "spill_k": ("spill_k", float),
     "complete": ("complete", bool),
+    "radiometer_pwv_mm": ("radiometer_pwv_mm", float),
 }
-_OPTIONAL: Final = frozenset({"humidity_pct", "forward_eff", "adc_ceiling", "spill_k", "complete"})
+_OPTIONAL: Final = frozenset({"humidity_pct", "forward_eff", "adc_ceiling", "spill_k", "complete", "radiometer_pwv_mm"})
 #: Of arrays: dimensions, type as it is written, units.
 _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str, str]]] = {
     "counts": (("dump", "pixel", "channel"), "f4", "counts"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ from nightbeam.core.errors import ConfigError, RejectedError
 __all__ = [
     "Atmosphere",
     "AtmosphereFitError",
+    "CalMode",
     "CalibrationError",
     "CalibrationLoadFull",
     "CalibrationOptions",
@@ -23,33 +26,46 @@ __all__ = [
     "Flag",
     "FrequencyAxisError",
     "GainError",
+    "LoadCounts",
     "LoadGain",
     "LoadTemperatureError",
+    "MeasuredSky",
     "MissingOffError",
     "MissingOnError",
     "NoCalibrationError",
     "OffMode",
     "OpaqueError",
     "Phase",
+    "PipelineConfig",
+    "PipelineResult",
     "PreparedData",
+    "PwvFallback",
     "PwvFit",
     "RawScan",
     "ReceiverTemperatureError",
     "References",
     "SaturationError",
     "Scale",
+    "ScanFailure",
     "ScanInfo",
     "ScanLimits",
+    "ScanResult",
     "ScanSchemaError",
     "SidebandMode",
+    "SkyFrom",
     "StoreReadError",
+    "Tuning",
     "UnsupportedModeError",
+    "flags_of",
 ]
 
 OffMode = Literal["linear", "nearest", "mean"]
 Scale = Literal["off", "load"]
 SidebandMode = Literal["line", "continuum"]
 ElevationCorrection = Literal["none", "model"]
+SkyFrom = Literal["cal", "off"]
+CalMode = Literal["past-then-future", "nearest", "linear"]
+PwvFallback = Literal["radiometer", "configured"]
 
 
 class Phase(IntEnum):
@@ -163,6 +179,12 @@ class ScanLimits:
         How far a channel's gain may be from that of its neighbours.
     tr_min
         Channels with less transmission are opaque.
+    pwv_rms_k
+        What the fit of the water may leave of the sky, as the median over the pixels.
+    load_span_s
+        A calibration that took longer is warned of: the gain has drifted between loads and sky.
+    elevation_deg
+        A source farther above or below its reference is warned of (the ALMA pipeline's limit).
     """
 
     t_hot_k: tuple[float, float] = (200.0, 400.0)
@@ -171,6 +193,9 @@ class ScanLimits:
     t_rec_k: float = 20_000.0
     gain_factor: float = 20.0
     tr_min: float = 0.02
+    pwv_rms_k: float = 20.0
+    load_span_s: float = 300.0
+    elevation_deg: float = 3.0
 
     def __post_init__(self) -> None:
         if not (0 < self.tr_min < 1 and self.gain_factor > 1 and self.least_load_k > 0 and self.t_rec_k > 0):
@@ -195,6 +220,30 @@ class CalibrationOptions:
         One amount of water for all pixels.
     bandwidth_factor
         Noise bandwidth of a channel in units of its width.
+    sky
+        Whether the water is found from the sky of the calibration, or from the scan's own reference. Where a
+        calibration has no sky the reference serves.
+    cal_mode
+        ``past-then-future``: the nearest valid calibration before the scan, else the nearest after it. ``nearest``.
+        ``linear``: between the one before and the one after; where one of them is missing, the other.
+    max_cal_age_s
+        Calibrations farther away in time are not used.
+    force_calibration
+        Pairs of a scan and the calibration it has to use, whatever their times.
+    exclude_ghz
+        Ranges of signal frequency that the water is not found from.
+    pwv_offset
+        Also fit an additive constant for each pixel.
+    pwv_fallback
+        What may serve, in this order, where the sky cannot be fitted; nothing, unless it is said here.
+    pwv_mm
+        The configured water.
+    callen_welton
+        Give receiver temperatures with the zero-point noise on the side of the source. ``T_A*`` does not change.
+    hot_coupling, cold_coupling
+        How much of each load the receiver sees; the rest has the temperature of the air.
+    spikes
+        Whether single samples that stand out are flagged.
     """
 
     scale: Scale = "off"
@@ -203,7 +252,30 @@ class CalibrationOptions:
     elevation_correction: ElevationCorrection = "none"
     common_pwv: bool = True
     bandwidth_factor: float = 1.0
+    sky: SkyFrom = "cal"
+    cal_mode: CalMode = "past-then-future"
+    max_cal_age_s: float = 1800.0
+    force_calibration: tuple[tuple[int, int], ...] = ()
+    exclude_ghz: tuple[tuple[float, float], ...] = ()
+    pwv_offset: bool = False
+    pwv_fallback: tuple[PwvFallback, ...] = ()
+    pwv_mm: float | None = None
+    callen_welton: bool = False
+    hot_coupling: float = 1.0
+    cold_coupling: float = 1.0
+    spikes: bool = True
     limits: ScanLimits = ScanLimits()
+
+    def __post_init__(self) -> None:
+        if "configured" in self.pwv_fallback and self.pwv_mm is None:
+            raise ConfigError("the configured water may serve, and none is configured", fix="set scans.pwv_mm")
+        if not (0.5 < self.hot_coupling <= 1 and 0.5 < self.cold_coupling <= 1):
+            raise ConfigError(
+                f"couplings to the loads of {self.hot_coupling:g} and {self.cold_coupling:g}, "
+                "more than a half and at most 1 is wanted"
+            )
+        if self.bandwidth_factor <= 0 or self.max_cal_age_s <= 0:
+            raise ConfigError("a noise bandwidth or an age of calibrations that is not above zero")
 
 
 # -- what is stored -----------------------------------------------------------------------------------------------
@@ -226,7 +298,9 @@ class ScanInfo:
     spill_k
         Temperature of the ground that the telescope sees beside the sky.
     complete
-        Whether whoever writes it has finished.
+        Whether whoever writes it has finished; None where the store does not say.
+    radiometer_pwv_mm
+        Water that a radiometer beside the telescope has measured.
     """
 
     scan: int
@@ -245,7 +319,8 @@ class ScanInfo:
     forward_eff: float = 0.95
     adc_ceiling: float | None = None
     spill_k: float | None = None
-    complete: bool = True
+    complete: bool | None = None
+    radiometer_pwv_mm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +359,24 @@ class RawScan:
     gain_signal: NDArray[np.float32]
     main_beam_eff: NDArray[np.float32]
     flag: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a calibration must have in common with the scan that uses it, the local oscillator to 1 kHz."""
+
+    lo_hz: float
+    signal_sideband: str
+    backend: str
+    channels: int
+    pixels: int
+
+    def matches(self, other: Tuning) -> bool:
+        """Say whether the two belong together."""
+        same = (self.signal_sideband, self.backend, self.channels, self.pixels) == (
+            other.signal_sideband, other.backend, other.channels, other.pixels,
+        )  # fmt: skip
+        return same and abs(self.lo_hz - other.lo_hz) <= 1e3
 
 
 # -- what stages hand on ------------------------------------------------------------------------------------------
@@ -344,14 +437,15 @@ class PwvFit:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Which visits to the reference serve each dump on the source.
+    """Which visits to the reference serve each dump on the source: of one pixel (dump,), or of all (pixel, dump).
 
     Attributes
     ----------
-    before, after : (dump,), indices of visits
-    weight_after : (dump,)
+    before, after : indices of visits
+        -1 for pixels that have no good reference.
+    weight_after
         The reference is ``(1 - w) before + w after``.
-    effective_s : (dump,)
+    effective_s
         Integration time that has the noise of that mixture.
     """
 
@@ -362,30 +456,75 @@ class References:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadCounts:
+    """The mean counts of a calibration scan, of each of its phases.
+
+    Attributes
+    ----------
+    counts : phase -> (pixel, channel), float64
+        NaN where no sample is good.
+    flag : phase -> (pixel, channel), uint8
+        Why not.
+    seconds, airmass : phase -> number
+        Integration time (median over the pixels), and mean airmass.
+    time_s, span_s
+        Middle of all dumps, and from the first to the last.
+    """
+
+    counts: Mapping[Phase, NDArray[np.float64]]
+    flag: Mapping[Phase, NDArray[np.uint8]]
+    seconds: Mapping[Phase, float]
+    airmass: Mapping[Phase, float]
+    time_s: float
+    span_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredSky:
+    """The brightness of the blank sky.
+
+    Attributes
+    ----------
+    j_sky, sigma : (pixel, channel), K
+        Both sidebands, and its noise; NaN where it is not known.
+    airmass
+        Where it was observed.
+    """
+
+    j_sky: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    airmass: float
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationLoadFull:
     """A load calibration, ready for use.
 
     Attributes
     ----------
-    scan
-        Of which it is.
+    scans
+        Of which it is; two where it is interpolated between them.
     gain
         Of every pixel and channel.
-    j_sky, sky_sigma : (pixel, channel), K, or None
-        Brightness of the blank sky and its noise; None where the sky was not observed.
-    sky_airmass
-        Where it was observed.
+    gain_signal : (pixel, 1) or (pixel, channel)
+    sky
+        None where it was not observed.
+    zero : (pixel, channel), counts, or None
+        Level of no input, where it was observed.
     time_s, span_s
-        Middle, and how long it took from the first load to the last; the gain has drifted meanwhile.
+        Middle, and how long it took from the first dump to the last; the gain has drifted meanwhile.
+    gamma_per_s : (pixel, channel), or None
+        How the gain changes with time, where two calibrations say so.
     """
 
-    scan: int
+    scans: tuple[int, ...]
     gain: LoadGain
-    j_sky: NDArray[np.float64] | None
-    sky_sigma: NDArray[np.float64] | None
-    sky_airmass: float | None
+    gain_signal: NDArray[np.float32]
+    sky: MeasuredSky | None
+    zero: NDArray[np.float64] | None
     time_s: float
     span_s: float
+    gamma_per_s: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,66 +534,220 @@ class Atmosphere:
     Attributes
     ----------
     tau_s, tau_i : (channel,), nepers towards the zenith
-    tr_s, tr_i : (dump, channel)
-        What comes through to each dump on the source.
+    tr_s, tr_i : (dump, channel), float32
+        What comes through to each dump on the source; one row where the airmass is the same throughout.
     pwv
-        The fit; of each pixel, or the same for all.
+        The fit; of each pixel, or the same for all. None where there was none.
     pwv_mm
         What the opacities are of: the median over the pixels.
     source
         ``fit``, ``radiometer`` or ``configured``.
+    failure
+        Why there was no fit.
     """
 
     tau_s: NDArray[np.float64]
     tau_i: NDArray[np.float64]
-    tr_s: NDArray[np.float64]
-    tr_i: NDArray[np.float64]
+    tr_s: NDArray[np.float32]
+    tr_i: NDArray[np.float32]
     pwv: PwvFit | None
     pwv_mm: float
     source: str
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Dumps on the source, and the references that serve them.
+    """Dumps on the source, and their references.
 
     Attributes
     ----------
-    on : (dump,), indices into the scan
-    off_counts : (visit, pixel, channel)
+    on : (dump,)
+        Which of the scan's dumps are on the source.
+    off_counts : (visit, pixel, channel), float32
+        Mean of each visit to the reference, zero level removed; NaN where no sample is good.
+    off_flag : (visit, pixel, channel), uint8
+        Why not.
     off_seconds : (visit, pixel)
-    off_airmass : (visit,)
+        Integration time; 0 where a visit is not used.
+    off_airmass, off_time_s : (visit,)
     references
-        One for each pixel: a visit that is bad for one is left out for that one.
+        Of each pixel and dump on the source.
     airmass : (dump,)
+        Of the dumps on the source.
+    zero : (pixel, channel), float32, or None
     """
 
     on: NDArray[np.intp]
-    off_counts: NDArray[np.float64]
+    off_counts: NDArray[np.float32]
+    off_flag: NDArray[np.uint8]
     off_seconds: NDArray[np.float64]
     off_airmass: NDArray[np.float64]
-    references: tuple[References, ...]
+    off_time_s: NDArray[np.float64]
+    references: References
     airmass: NDArray[np.float64]
+    zero: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """A calibrated scan.
+    """A calibrated scan, or some of its pixels.
 
     Attributes
     ----------
     ta_star : (dump, pixel, channel), float32, K
-        Dumps on the source only; NaN where it cannot be used.
-    flag : (dump, pixel, channel), uint8
+        Dumps on the source only; NaN where it cannot be used. Those carry their flags in their lowest byte.
     weight : (dump, pixel), float32, 1/K^2
     t_sys : (pixel, channel), K
         At the mean airmass of the source.
     baseline_model : (dump, pixel, channel), float32, or None
         What was taken away for the difference in elevation.
+    scatter : (pixel,)
+        Measured noise, from channel to channel, over the expected one.
     """
 
     ta_star: NDArray[np.float32]
-    flag: NDArray[np.uint8]
     weight: NDArray[np.float32]
     t_sys: NDArray[np.float64]
     baseline_model: NDArray[np.float32] | None
+    scatter: NDArray[np.float64]
+
+    @property
+    def flag(self) -> NDArray[np.uint8]:
+        """`Flag` of every sample: (dump, pixel, channel)."""
+        return flags_of(self.ta_star)
+
+
+def flags_of(ta_star: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the flags that samples carry: 0 where they are numbers."""
+    bits = ta_star.view(np.uint32)
+    return np.where(np.isnan(ta_star), bits & np.uint32(0xFF), np.uint32(0)).astype(np.uint8)
+
+
+# -- what a run does ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """How a store of scans is worked through.
+
+    Attributes
+    ----------
+    options
+        How each scan is calibrated.
+    scans
+        Only these; None: all scans of a source.
+    force
+        Also what has been done already.
+    atmosphere
+        ``casa``: ATM, through CASA. ``closed-form``: a formula, for simulations only.
+    cache_dir
+        Where layers of air are kept; None: in the user's cache directory.
+    memory_budget_bytes
+        Scans larger than a third of it are worked on in blocks of pixels; None: 40 % of the machine's memory.
+    failures
+        Where failures are written; None: ``failures.json`` beside the results (``NAME.failures.json``).
+    retries
+        How often a scan that could not be read is tried again.
+    retry_wait_s
+        Before the first of these; each wait is twice the last.
+    engine
+        ``numba``, or ``numpy``, which gives the same more slowly.
+    """
+
+    options: CalibrationOptions = CalibrationOptions()
+    scans: tuple[int, ...] | None = None
+    force: bool = False
+    atmosphere: Literal["casa", "closed-form"] = "casa"
+    cache_dir: Path | None = None
+    memory_budget_bytes: int | None = None
+    failures: Path | None = None
+    retries: int = 2
+    retry_wait_s: float = 2.0
+    engine: Literal["numba", "numpy"] = "numba"
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """A scan that has been calibrated.
+
+    Attributes
+    ----------
+    path
+        Of its group in the results.
+    calibration_scans
+        The load calibration it used; two between which was interpolated.
+    pwv_mm, pwv_source
+        The water, and where it is from: ``fit``, ``radiometer`` or ``configured``.
+    timings
+        Seconds of each stage.
+    quality
+        Numbers that say how good it is (see docs/reference/scans.md).
+    warnings
+        What somebody should look at.
+    """
+
+    scan: int
+    path: Path
+    calibration_scans: tuple[int, ...]
+    pwv_mm: float
+    pwv_source: str
+    seconds: float
+    timings: Mapping[str, float]
+    quality: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScanFailure:
+    """A scan that could not be calibrated.
+
+    Attributes
+    ----------
+    error
+        Name of the class.
+    kind
+        ``calibration``: the data; ``read``, ``write``; ``internal``: a mistake in the program.
+    stage
+        ``load``, ``resolve``, ``atmosphere``, ``prepare``, ``calibrate`` or ``write``.
+    message
+        With a traceback where the kind is ``internal``.
+    pixel
+        Which one, where it is about one.
+    calibration_scans
+        Those that were tried.
+    """
+
+    scan: int
+    error: str
+    kind: Literal["calibration", "read", "write", "internal"]
+    stage: str
+    message: str
+    pixel: int | None = None
+    calibration_scans: tuple[int, ...] = ()
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What became of the scans of a store.
+
+    Attributes
+    ----------
+    skipped
+        Numbers of the scans whose result was there already.
+    stopped
+        Whether somebody asked for an end before all was done.
+    """
+
+    successes: tuple[ScanResult, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
+    skipped: tuple[int, ...] = ()
+    stopped: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing failed; 2: some did; 1: nothing succeeded."""
+        if not self.failures:
+            return 0
+        return 2 if self.successes or self.skipped else 1

@@ -1,28 +1,28 @@
-"""The stages of a calibration, each from nouns to nouns: loads, air, references, temperatures."""
+"""The stages of a calibration, each from nouns to nouns: loads, air, references, temperatures.
+
+They work on a whole scan or on some of its pixels, with the same result to the last bit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nightbeam.atmosphere import AtmosphereModel, airmass_of, planck_j, transmission
+from nightbeam.scans import kernel, slow
 from nightbeam.scans.compute import (
+    SPIKE_SIGMA,
     SkyTable,
-    average_visits,
     fit_pwv,
     load_gain,
     match_references,
-    radiometer_noise,
     sky_brightness,
     sky_input,
     sky_noise,
     source_divisor,
     system_temperature,
-    ta_star_load_scale,
-    ta_star_off_scale,
     visits,
 )
 from nightbeam.scans.model import (
@@ -32,6 +32,9 @@ from nightbeam.scans.model import (
     CalibrationOptions,
     CalibrationResult,
     Flag,
+    LoadCounts,
+    LoadGain,
+    MeasuredSky,
     MissingOffError,
     MissingOnError,
     OffMode,
@@ -46,15 +49,22 @@ from nightbeam.scans.model import (
 )
 
 __all__ = [
+    "between",
     "calibrate_full",
     "channel_width_hz",
     "determine_atmosphere_full",
+    "load_counts",
+    "load_of_counts",
     "load_of_scan",
     "prepare_otf",
     "prepare_tp",
+    "reference_sky",
 ]
 
 _GHZ = 1e9
+_ENGINES: dict[str, Any] = {"numba": kernel, "numpy": slow}
+#: Spectra of each pixel that its scatter is measured in, at most.
+_SPECTRA = 8
 
 
 def channel_width_hz(scan: RawScan) -> float:
@@ -64,70 +74,149 @@ def channel_width_hz(scan: RawScan) -> float:
     return float(np.median(np.abs(np.diff(scan.freq_hz))))
 
 
+# -- means --------------------------------------------------------------------------------------------------------
+
+
+def _mean_of(
+    scan: RawScan, dumps: NDArray[np.intp], engine: str
+) -> tuple[NDArray[np.float64], NDArray[np.uint8], NDArray[np.float64]]:
+    """Return mean counts, flags and integration time of some dumps of one phase: (pixel, channel) twice, (pixel,)."""
+    shape = scan.counts.shape[1:]
+    mean, flag, usable = np.empty(shape), np.zeros(shape, np.uint8), scan.flag[dumps] == 0
+    ceiling = np.inf if scan.info.adc_ceiling is None else scan.info.adc_ceiling
+    dead = not bool(np.all(scan.phase[dumps] == Phase.ZERO))
+    weights = scan.duration_s[dumps]
+    _ENGINES[engine].average(scan.counts, dumps, weights, usable, ceiling, dead, mean, flag)
+    there = np.isfinite(mean).any(axis=1)
+    flag[~usable.any(axis=0)] = np.uint8(Flag.USER)
+    return mean, flag, np.where(there, weights @ usable, 0.0)
+
+
+def _zero_of(scan: RawScan, engine: str) -> NDArray[np.float64] | None:
+    at = np.flatnonzero(scan.phase == Phase.ZERO)
+    if at.size == 0:
+        return None
+    # A channel whose zero level was never good has none to take away.
+    return np.nan_to_num(_mean_of(scan, at, engine)[0], nan=0.0)
+
+
 # -- loads --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _PhaseMean:
-    counts: NDArray[np.float64]
-    seconds: float
-    airmass: float
-    times: NDArray[np.float64]
-
-
-def load_of_scan(scan: RawScan, *, options: CalibrationOptions | None = None) -> CalibrationLoadFull:
-    """Return what the loads, and the sky if it was observed, of a calibration scan say.
+def load_counts(scan: RawScan, *, engine: str = "numba") -> LoadCounts:
+    """Return the mean counts of the phases of a calibration scan, or of some of its pixels.
 
     Raises
     ------
     MissingOffError
         If a load was not observed.
+    """
+    counts, flag, seconds, airmass = {}, {}, {}, {}
+    for phase in (Phase.HOT, Phase.COLD, Phase.SKY, Phase.ZERO):
+        at = np.flatnonzero(scan.phase == phase)
+        if at.size == 0:
+            continue
+        counts[phase], flag[phase], of_pixel = _mean_of(scan, at, engine)
+        seconds[phase] = float(np.sum(scan.duration_s[at])) if not of_pixel.any() else float(np.median(of_pixel))
+        airmass[phase] = float(np.average(airmass_of(scan.elevation_deg[at]), weights=scan.duration_s[at]))
+    for phase in (Phase.HOT, Phase.COLD):
+        if phase not in counts:
+            raise MissingOffError(
+                f"scan {scan.info.scan}: the {phase.name.lower()} load was not observed",
+                fix="choose another calibration",
+            )
+    times = scan.time_s[np.isin(scan.phase, [*counts])]
+    return LoadCounts(counts, flag, seconds, airmass, float(np.mean(times)), float(np.ptp(times)))
+
+
+def load_of_counts(
+    scan: RawScan, found: LoadCounts, gain_signal: NDArray[np.float32], *, options: CalibrationOptions | None = None
+) -> CalibrationLoadFull:
+    """Return what the loads, and the sky if it was observed, say.
+
+    Parameters
+    ----------
+    scan
+        The calibration scan, or some of its pixels: for its frequencies and what its attributes say.
+    found
+        Of all pixels.
+    gain_signal : (pixel, 1) or (pixel, channel)
+
+    Raises
+    ------
     LoadTemperatureError, GainError, ReceiverTemperatureError, SaturationError
         As of `load_gain`.
     """
     options, info = options or CalibrationOptions(), scan.info
-    zero = _mean_of(scan, Phase.ZERO)
-    hot, cold, sky = (_mean_of(scan, phase) for phase in (Phase.HOT, Phase.COLD, Phase.SKY))
-    if hot is None or cold is None:
-        missing = "hot" if hot is None else "cold"
-        raise MissingOffError(
-            f"scan {info.scan}: the {missing} load was not observed", fix="choose another calibration"
-        )
-    level = 0.0 if zero is None else zero.counts
-    freq, image = scan.freq_hz / _GHZ, scan.image_hz / _GHZ
+    zero = found.counts.get(Phase.ZERO)
+    zero = None if zero is None else np.nan_to_num(zero, nan=0.0)
+    hot, cold, sky = (
+        None if phase not in found.counts else found.counts[phase] - (0.0 if zero is None else zero)
+        for phase in (Phase.HOT, Phase.COLD, Phase.SKY)
+    )
+    assert hot is not None
+    assert cold is not None
     gain = load_gain(
-        hot.counts - level,
-        cold.counts - level,
+        hot,
+        cold,
         t_hot_k=info.t_hot_k,
         t_cold_k=info.t_cold_k,
-        freq_ghz=freq,
-        image_ghz=image,
-        gain_signal=scan.gain_signal,
-        ceiling=info.adc_ceiling,
+        freq_ghz=scan.freq_hz / _GHZ,
+        image_ghz=scan.image_hz / _GHZ,
+        gain_signal=gain_signal,
+        flag=found.flag[Phase.HOT] | found.flag[Phase.COLD],
+        couplings=(options.hot_coupling, options.cold_coupling),
+        ambient_k=info.temperature_k,
         limits=options.limits,
     )
-    times = np.concatenate([one.times for one in (hot, cold, sky) if one is not None])
-    j_sky = sigma = None
+    measured = None
     if sky is not None:
-        j_sky = sky_brightness(sky.counts - level, hot.counts - level, gain)
-        bandwidth = channel_width_hz(scan) * options.bandwidth_factor
+        j_sky = sky_brightness(sky, hot, gain)
         sigma = sky_noise(
-            j_sky, gain, bandwidth_hz=bandwidth, sky_s=sky.seconds, hot_s=hot.seconds, cold_s=cold.seconds
+            j_sky,
+            gain,
+            bandwidth_hz=channel_width_hz(scan) * options.bandwidth_factor,
+            sky_s=found.seconds[Phase.SKY],
+            hot_s=found.seconds[Phase.HOT],
+            cold_s=found.seconds[Phase.COLD],
+        )
+        measured = MeasuredSky(j_sky, sigma, found.airmass[Phase.SKY])
+    return CalibrationLoadFull((info.scan,), gain, gain_signal, measured, zero, found.time_s, found.span_s)
+
+
+def load_of_scan(
+    scan: RawScan, *, options: CalibrationOptions | None = None, engine: str = "numba"
+) -> CalibrationLoadFull:
+    """Return what the loads, and the sky if it was observed, of a whole calibration scan say.
+
+    Raises as `load_counts` and `load_of_counts`.
+    """
+    return load_of_counts(scan, load_counts(scan, engine=engine), scan.gain_signal, options=options)
+
+
+def between(first: CalibrationLoadFull, second: CalibrationLoadFull, at_s: float) -> CalibrationLoadFull:
+    """Return the calibration between two, at a time between theirs."""
+    span = second.time_s - first.time_s
+    w = float(np.clip((at_s - first.time_s) / span, 0.0, 1.0)) if span > 0 else 0.0
+    one, two = first.gain, second.gain
+    gain = LoadGain(
+        (1 - w) * one.gamma + w * two.gamma,
+        (1 - w) * one.t_rec + w * two.t_rec,
+        (1 - w) * one.j_hot + w * two.j_hot,
+        (1 - w) * one.j_cold + w * two.j_cold,
+        one.flag | two.flag,
+    )
+    sky = first.sky if second.sky is None else second.sky
+    if first.sky is not None and second.sky is not None:
+        sky = MeasuredSky(
+            (1 - w) * first.sky.j_sky + w * second.sky.j_sky,
+            np.hypot((1 - w) * first.sky.sigma, w * second.sky.sigma),
+            (1 - w) * first.sky.airmass + w * second.sky.airmass,
         )
     return CalibrationLoadFull(
-        info.scan, gain, j_sky, sigma, None if sky is None else sky.airmass, float(np.mean(times)), float(np.ptp(times))
-    )
-
-
-def _mean_of(scan: RawScan, phase: Phase) -> _PhaseMean | None:
-    at = np.flatnonzero(scan.phase == phase)
-    if at.size == 0:
-        return None
-    duration = scan.duration_s[at]
-    good = scan.flag[at] == 0
-    mean, seconds = average_visits(scan.counts[at], duration, np.zeros(at.size, np.int64), good=good)
-    path = airmass_of(scan.elevation_deg[at])
-    return _PhaseMean(mean[0], float(np.median(seconds)), float(np.average(path, weights=duration)), scan.time_s[at])
+        (*first.scans, *second.scans), gain, first.gain_signal, sky, first.zero, at_s,
+        max(first.span_s, second.span_s), (two.gamma - one.gamma) / span if span > 0 else None,
+    )  # fmt: skip
 
 
 # -- air ----------------------------------------------------------------------------------------------------------
@@ -139,72 +228,120 @@ def determine_atmosphere_full(
     model: AtmosphereModel,
     prepared: PreparedData,
     *,
+    sky: MeasuredSky | None = None,
     options: CalibrationOptions | None = None,
-    configured_pwv_mm: float | None = None,
 ) -> Atmosphere:
     """Find the water from the measured sky, and what the air lets through to each dump.
 
-    The sky is that of the calibration; where it has none, the scan's own references serve.
-
     Parameters
     ----------
-    configured_pwv_mm
-        Used where no fit is possible; without it that is an error.
+    sky
+        Of all pixels of ``load``. None: that of the calibration; where it has none, or the options say so, the
+        scan's own reference.
 
     Raises
     ------
     AtmosphereFitError
-        If no amount of water explains the sky and none is configured.
+        If no amount of water explains the sky, and nothing else may serve.
     OpaqueError
         If nothing comes through in any channel.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish
+    >>> dish = Dish(noise=False, pwv_mm=0.62)
+    >>> scan = dish.otf(2)
+    >>> air = determine_atmosphere_full(scan, load_of_scan(dish.calibration(1)), dish.air, prepare_otf(scan))
+    >>> air.source, round(air.pwv_mm, 3), air.tr_s.shape
+    ('fit', 0.62, (1, 256))
     """
     options = options or CalibrationOptions()
     freq, image = scan.freq_hz / _GHZ, scan.image_hz / _GHZ
-    fit, source, pwv_mm = None, "fit", configured_pwv_mm
+    if sky is None:
+        sky = (
+            load.sky if options.sky == "cal" and load.sky is not None else reference_sky(scan, prepared, load, options)
+        )
+    fit, failure = None, ""
     try:
-        fit = _fit(scan, load, model, prepared, options)
-        pwv_mm = float(np.median(fit.pwv_mm))
-    except AtmosphereFitError:
-        if configured_pwv_mm is None:
-            raise
-        source = "configured"
-    assert pwv_mm is not None
+        fit = _fit(scan, load, sky, model, options)
+        pwv_mm, source = float(np.nanmedian(fit.pwv_mm)), "fit"
+    except AtmosphereFitError as error:
+        pwv_mm, source = _other_water(scan, options, error)
+        failure = error.what
     tau_s, tau_i = model.opacity(freq, pwv_mm), model.opacity(image, pwv_mm)
-    path = prepared.airmass[:, None]
-    tr_s, tr_i = transmission(tau_s, path), transmission(tau_i, path)
-    if np.all(tr_s < options.limits.tr_min):
+    path = prepared.airmass[:1] if np.all(prepared.airmass == prepared.airmass[0]) else prepared.airmass
+    tr_s, tr_i = (np.empty((path.size, freq.size), np.float32) for _ in range(2))
+    for row, airmass in enumerate(path):
+        tr_s[row], tr_i[row] = transmission(tau_s, airmass), transmission(tau_i, airmass)
+    if float(tr_s.max()) < options.limits.tr_min:
         raise OpaqueError(
             f"scan {scan.info.scan}: at most {float(tr_s.max()):.2g} of the signal comes through {pwv_mm:.2f} mm of "
-            f"water, {options.limits.tr_min:g} is wanted"
+            f"water, {options.limits.tr_min:g} is wanted",
+            fix="leave it out, or lower the limit tr_min",
         )
-    return Atmosphere(tau_s, tau_i, tr_s, tr_i, fit, pwv_mm, source)
+    return Atmosphere(tau_s, tau_i, tr_s, tr_i, fit, pwv_mm, source, failure)
+
+
+def _other_water(scan: RawScan, options: CalibrationOptions, error: AtmosphereFitError) -> tuple[float, str]:
+    """Return what may serve in place of a fit."""
+    values = {"radiometer": scan.info.radiometer_pwv_mm, "configured": options.pwv_mm}
+    for source in options.pwv_fallback:
+        if (value := values[source]) is not None:
+            return value, source
+    raise error
+
+
+def reference_sky(
+    scan: RawScan, prepared: PreparedData, load: CalibrationLoadFull, options: CalibrationOptions | None = None
+) -> MeasuredSky:
+    """Return the sky as the scan's own references saw it: of each the one nearest to the loads, where it is good.
+
+    The gain is that of the loads; the nearer the reference, the less it has drifted.
+    """
+    options = options or CalibrationOptions()
+    used = prepared.off_seconds.any(axis=1)
+    visit = int(np.argmin(np.where(used, np.abs(prepared.off_time_s - load.time_s), np.inf)))
+    seconds = prepared.off_seconds[visit]
+    j_sky = prepared.off_counts[visit] / load.gain.gamma - load.gain.t_rec
+    bandwidth = channel_width_hz(scan) * options.bandwidth_factor
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = (load.gain.t_rec + j_sky) / np.sqrt(bandwidth * seconds[:, None])
+    return MeasuredSky(j_sky, sigma, float(prepared.off_airmass[visit]))
 
 
 def _fit(
-    scan: RawScan,
-    load: CalibrationLoadFull,
-    model: AtmosphereModel,
-    prepared: PreparedData,
-    options: CalibrationOptions,
+    scan: RawScan, load: CalibrationLoadFull, sky: MeasuredSky, model: AtmosphereModel, options: CalibrationOptions
 ) -> PwvFit:
     freq, image = scan.freq_hz / _GHZ, scan.image_hz / _GHZ
-    if load.j_sky is not None and load.sky_sigma is not None and load.sky_airmass is not None:
-        seen, sigma, airmass = load.j_sky, load.sky_sigma, load.sky_airmass
-    else:
-        seen = prepared.off_counts[0] / load.gain.gamma - load.gain.t_rec
-        seconds = float(np.median(prepared.off_seconds[0]))
-        sigma = (load.gain.t_rec + seen) / np.sqrt(channel_width_hz(scan) * options.bandwidth_factor * seconds)
-        airmass = float(prepared.off_airmass[0])
-    return fit_pwv(
-        seen,
-        sigma,
-        SkyTable(model, freq, image, airmass=airmass),
-        gain_signal=scan.gain_signal,
+    seen, number = sky.j_sky, scan.info.scan
+    above = float(np.nanmedian(seen - load.gain.j_hot)) if np.isfinite(seen).any() else 0.0
+    if above > 0:
+        raise AtmosphereFitError(
+            f"scan {number}: the sky is {above:.1f} K brighter than the hot load",
+            fix="is the vane still in the beam, or the order of phases wrong?",
+        )
+    out = np.zeros(freq.size, bool)
+    for low, high in options.exclude_ghz:
+        out |= (freq >= low) & (freq <= high)
+    spill = _spill_k(scan)
+    fit = fit_pwv(
+        np.where(out, np.nan, seen),
+        sky.sigma,
+        SkyTable(model, freq, image, airmass=sky.airmass),
+        gain_signal=load.gain_signal,
         forward_eff=scan.info.forward_eff,
-        spill_signal=planck_j(freq, _spill_k(scan)),
-        spill_image=planck_j(image, _spill_k(scan)),
+        spill_signal=planck_j(freq, spill),
+        spill_image=planck_j(image, spill),
         common=options.common_pwv,
+        offset=options.pwv_offset,
     )
+    if (rms := float(np.nanmedian(fit.rms_k))) > options.limits.pwv_rms_k:
+        raise AtmosphereFitError(
+            f"scan {number}: {np.nanmedian(fit.pwv_mm):.2f} mm of water leave {rms:.1f} K rms of the sky, at most "
+            f"{options.limits.pwv_rms_k:g} K is believed",
+            fix="check sideband gains, forward efficiency and weather, or leave channels out (exclude_ghz)",
+        )
+    return fit
 
 
 def _spill_k(scan: RawScan) -> float:
@@ -215,8 +352,22 @@ def _spill_k(scan: RawScan) -> float:
 # -- references ---------------------------------------------------------------------------------------------------
 
 
-def prepare_otf(scan: RawScan, *, options: CalibrationOptions | None = None) -> PreparedData:
+def prepare_otf(
+    scan: RawScan,
+    *,
+    options: CalibrationOptions | None = None,
+    zero: NDArray[np.float64] | None = None,
+    whole: bool = True,
+    engine: str = "numba",
+) -> PreparedData:
     """Return the dumps of an on-the-fly map and the references about them.
+
+    Parameters
+    ----------
+    zero : (pixel, channel)
+        Level of no input, for scans that have not observed it themselves.
+    whole
+        Whether the scan has all its pixels. Some of them may be without a reference, all of them may not.
 
     Raises
     ------
@@ -225,41 +376,59 @@ def prepare_otf(scan: RawScan, *, options: CalibrationOptions | None = None) -> 
     UnsupportedModeError
         If the scan was chopped.
     """
-    return _prepare(scan, options or CalibrationOptions())
+    return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 
 
-def prepare_tp(scan: RawScan, *, options: CalibrationOptions | None = None) -> PreparedData:
+def prepare_tp(
+    scan: RawScan,
+    *,
+    options: CalibrationOptions | None = None,
+    zero: NDArray[np.float64] | None = None,
+    whole: bool = True,
+    engine: str = "numba",
+) -> PreparedData:
     """Return the dumps of a total-power scan and the references about them, in whatever order they come.
 
-    Raises as `prepare_otf`.
+    Parameters and errors as of `prepare_otf`.
     """
-    return _prepare(scan, options or CalibrationOptions())
+    return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 
 
-def _prepare(scan: RawScan, options: CalibrationOptions) -> PreparedData:
+def _prepare(
+    scan: RawScan, options: CalibrationOptions, zero: NDArray[np.float64] | None, whole: bool, engine: str
+) -> PreparedData:
     number = scan.info.scan
     if chopped := sorted({Phase(p).name for p in np.unique(scan.phase)} & {"SIG", "REF"}):
-        raise UnsupportedModeError(f"scan {number} was chopped (phases {', '.join(chopped)}), which is not calibrated")
+        raise UnsupportedModeError(
+            f"scan {number} was chopped (phases {', '.join(chopped)}), which is not calibrated here",
+            fix="observe on the fly or in total power",
+        )
     on = np.flatnonzero(scan.phase == Phase.ON)
     if on.size == 0:
-        raise MissingOnError(f"scan {number} has no dump on the source")
-    zero = _mean_of(scan, Phase.ZERO)
+        raise MissingOnError(f"scan {number} has no dump on the source", fix="were the phases written?")
     visit = visits(scan.phase == Phase.OFF)
-    if visit.max(initial=-1) < 0:
+    if (last := int(visit.max(initial=-1))) < 0:
         raise MissingOffError(f"scan {number} has no dump on a reference", fix="was the reference observed?")
-    good = (scan.flag == 0) & np.isfinite(scan.counts).any(axis=2)
-    counts, seconds = average_visits(scan.counts, scan.duration_s, visit, good=good)
-    if zero is not None:
-        counts = counts - zero.counts
-    weighted = [_of_visit(scan, visit, n) for n in range(counts.shape[0])]
+    own = _zero_of(scan, engine)
+    level = zero if own is None else own
+    shape = (last + 1, *scan.counts.shape[1:])
+    counts, flag, seconds = np.empty(shape, np.float32), np.empty(shape, np.uint8), np.empty(shape[:2])
+    for n in range(last + 1):
+        mean, flag[n], seconds[n] = _mean_of(scan, np.flatnonzero(visit == n), engine)
+        counts[n] = mean if level is None else mean - level
+    weighted = [_of_visit(scan, visit, n) for n in range(last + 1)]
     times, path = (np.array(column) for column in zip(*weighted, strict=True))
     if options.off_mode == "mean":
-        counts, seconds, times, path = _mean_visit(counts, seconds, times, path)
-    references = tuple(
-        _references_of(number, scan.time_s[on], times, seconds[:, pixel], options, pixel)
-        for pixel in range(counts.shape[1])
-    )
-    return PreparedData(on, counts, seconds, path, references, airmass_of(scan.elevation_deg[on]))
+        counts, flag, seconds, times, path = _mean_visit(counts, flag, seconds, times, path)
+    if whole and not seconds.any():
+        raise MissingOffError(
+            f"scan {number}: no pixel has a good reference", fix="was the reference flagged throughout?"
+        )
+    references = _references(scan.time_s[on], times, seconds, options)
+    return PreparedData(
+        on, counts, flag, seconds, path, times, references, airmass_of(scan.elevation_deg[on]),
+        None if level is None else level.astype(np.float32),
+    )  # fmt: skip
 
 
 def _of_visit(scan: RawScan, visit: NDArray[np.int64], n: int) -> tuple[float, float]:
@@ -269,36 +438,49 @@ def _of_visit(scan: RawScan, visit: NDArray[np.int64], n: int) -> tuple[float, f
 
 
 def _mean_visit(
-    counts: NDArray[np.float64], seconds: NDArray[np.float64], times: NDArray[Any], path: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any], NDArray[Any]]:
-    total = seconds.sum(axis=0, keepdims=True)
+    counts: NDArray[np.float32],
+    flag: NDArray[np.uint8],
+    seconds: NDArray[np.float64],
+    times: NDArray[Any],
+    path: NDArray[Any],
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Make one visit of all: each channel of what is good in it."""
+    total, weight = np.zeros(counts.shape[1:]), np.zeros(counts.shape[1:])
+    for spectra, of_visit in zip(counts, seconds, strict=True):
+        good = np.isfinite(spectra)
+        total += np.where(good, spectra, 0.0) * of_visit[:, None]
+        weight += good * of_visit[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.nansum(counts * seconds[:, :, None], axis=0, keepdims=True) / total[:, :, None]
-    weight = seconds.sum(axis=1)
-    return (
-        mean,
-        total,
-        np.atleast_1d(np.average(times, weights=weight)),
-        np.atleast_1d(np.average(path, weights=weight)),
-    )
+        mean = (total / weight).astype(np.float32)
+    why = np.where(weight > 0, np.uint8(0), np.bitwise_or.reduce(flag, axis=0))
+    # Of all pixels alike, so that some of them give the same as all.
+    return mean[None], why[None], seconds.sum(axis=0, keepdims=True), np.mean(times)[None], np.mean(path)[None]
 
 
-def _references_of(
-    number: int,
+def _references(
     on: NDArray[np.float64],
     times: NDArray[np.float64],
     seconds: NDArray[np.float64],
     options: CalibrationOptions,
-    pixel: int,
 ) -> References:
-    """Match with the visits that are good for a pixel, by their numbers among all."""
-    there = np.flatnonzero(seconds > 0)
-    if there.size == 0:
-        raise MissingOffError(f"scan {number}: pixel {pixel} has no good reference", fix="was it flagged throughout?")
+    """Match each pixel with the visits that are good for it, by their numbers among all."""
+    pixels = seconds.shape[1]
+    shape = (pixels, on.size)
+    found = References(np.full(shape, -1), np.full(shape, -1), np.zeros(shape), np.full(shape, np.nan))
     # The mean of all is one visit by now.
     mode: OffMode = "nearest" if options.off_mode == "mean" else options.off_mode
-    found = match_references(on, times[there], seconds[there], mode=mode)
-    return References(there[found.before], there[found.after], found.weight_after, found.effective_s)
+    known: dict[bytes, References] = {}
+    for pixel in range(pixels):
+        key = seconds[:, pixel].tobytes()
+        there = np.flatnonzero(seconds[:, pixel] > 0)
+        if there.size == 0:
+            continue
+        if key not in known:
+            known[key] = match_references(on, times[there], seconds[there, pixel], mode=mode)
+        one = known[key]
+        found.before[pixel], found.after[pixel] = there[one.before], there[one.after]
+        found.weight_after[pixel], found.effective_s[pixel] = one.weight_after, one.effective_s
+    return found
 
 
 # -- temperatures -------------------------------------------------------------------------------------------------
@@ -312,24 +494,66 @@ def calibrate_full(
     model: AtmosphereModel,
     *,
     options: CalibrationOptions | None = None,
+    pixels: slice = slice(None),
+    out: NDArray[np.float32] | None = None,
+    engine: str = "numba",
 ) -> CalibrationResult:
     """Return the antenna temperature above the atmosphere of every dump on the source.
 
     Parameters
     ----------
     scan
-        Its counts are not changed.
+        Its counts are not changed, unless they are ``out``.
     prepared, load, air
         From the stages before.
     model
         The same that ``air`` is of: its sky at the airmass of each reference is the scale.
+    pixels
+        Those of ``load`` that the scan has, where it has not all.
+    out : (dump, pixel, channel)
+        Where to put the temperatures; the counts themselves, to save memory.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish, Line
+    >>> dish = Dish(noise=False, lines=(Line(5.0, 809.3e9, 40e6),))
+    >>> scan, load = dish.otf(2), load_of_scan(dish.calibration(1))
+    >>> prepared = prepare_otf(scan)
+    >>> air = determine_atmosphere_full(scan, load, dish.air, prepared)
+    >>> result = calibrate_full(scan, prepared, load, air, dish.air)
+    >>> result.ta_star.shape, round(float(result.ta_star.max()), 2)
+    ((30, 4, 256), 5.0)
     """
     options = options or CalibrationOptions()
-    maker = _Maker(scan, prepared, load, air, model, options)
-    pixels = [maker.pixel(number) for number in range(scan.counts.shape[1])]
-    ta_star, flag, weight, baseline = (np.stack(column, axis=1) for column in zip(*pixels, strict=True))
+    counts = scan.counts if scan.counts.dtype == np.float32 else scan.counts.astype(np.float32)
+    number, (_, of_pixels, channels) = prepared.on.size, counts.shape
+    target = np.empty((number, of_pixels, channels), np.float32) if out is None else out[:number]
+    maker = _Maker(scan, counts, prepared, load, air, model, options, pixels, engine)
+    weight, scatter = np.empty((number, of_pixels), np.float32), np.empty(of_pixels)
     corrected = options.elevation_correction == "model"
-    return CalibrationResult(ta_star, flag, weight, maker.t_sys(), baseline if corrected else None)
+    baseline = np.zeros(target.shape, np.float32) if corrected else None
+    t_sys = np.empty((of_pixels, channels))
+    for pixel in range(of_pixels):
+        sigma = maker.pixel(pixel, target)
+        if baseline is not None:
+            baseline[:, pixel] = maker.baseline(pixel)
+            good = ~np.isnan(target[:, pixel])
+            target[:, pixel][good] -= baseline[:, pixel][good]
+        weight[:, pixel] = 1.0 / sigma.astype(float) ** 2
+        scatter[pixel] = _scatter(target[:, pixel], sigma)
+        t_sys[pixel] = maker.t_sys(pixel)
+    return CalibrationResult(target, weight, t_sys, baseline, scatter)
+
+
+def _scatter(spectra: NDArray[np.float32], sigma: NDArray[np.float32]) -> float:
+    """Return the measured noise of some spectra over the expected one, from the differences of neighbours."""
+    some = np.unique(np.linspace(0, spectra.shape[0] - 1, _SPECTRA).astype(int))
+    some = some[np.isfinite(sigma[some])]
+    if some.size == 0:
+        return float("nan")
+    steps = np.abs(np.diff(spectra[some], axis=1)) / sigma[some, None]
+    # Of a normal distribution the median of |x| is 0.6745 sigma; a difference has twice the variance.
+    return float(np.nanmedian(steps)) / (0.674490 * np.sqrt(2.0)) if np.isfinite(steps).any() else float("nan")
 
 
 class _Maker:
@@ -338,106 +562,103 @@ class _Maker:
     def __init__(
         self,
         scan: RawScan,
+        counts: NDArray[np.float32],
         prepared: PreparedData,
         load: CalibrationLoadFull,
         air: Atmosphere,
         model: AtmosphereModel,
         options: CalibrationOptions,
+        pixels: slice,
+        engine: str,
     ) -> None:
-        self.scan, self.prepared, self.gain, self.air, self.options = scan, prepared, load.gain, air, options
-        self.freq, self.image = scan.freq_hz / _GHZ, scan.image_hz / _GHZ
-        path = np.unique(np.concatenate([prepared.off_airmass, prepared.airmass]))[:, None]
-        water = air.pwv_mm
-        skies = zip(model.sky(self.freq, water, path), model.sky(self.image, water, path), strict=True)
-        self._sky = dict(zip(path[:, 0].tolist(), skies, strict=True))
+        self.scan, self.counts, self.prepared, self.air, self.options = scan, counts, prepared, air, options
+        self.engine, self.first = _ENGINES[engine], pixels.start or 0
+        self.load, self.gain = load, load.gain
+        freq, image = scan.freq_hz / _GHZ, scan.image_hz / _GHZ
         spill = _spill_k(scan)
-        self._spill = {"spill_signal": planck_j(self.freq, spill), "spill_image": planck_j(self.image, spill)}
-        zero = _mean_of(scan, Phase.ZERO)
-        self._zero = np.zeros(scan.counts.shape[1:]) if zero is None else zero.counts
+        self.spill = (planck_j(freq, spill), planck_j(image, spill))
+        self._model, self._freq, self._image = model, freq, image
+        self._sky_s, self._sky_i = self._skies(prepared.off_airmass)
+        self._mean_path = float(np.mean(prepared.airmass))
+        self._mean_sky = self._skies(np.array([self._mean_path]))
+        self._row = np.zeros(prepared.on.size, np.int64) if len(air.tr_s) == 1 else np.arange(prepared.on.size)
+        with np.errstate(divide="ignore"):
+            inverse = np.float32(1.0) / air.tr_s
+        inverse[air.tr_s < np.float32(options.limits.tr_min)] = np.nan
+        self._inverse = inverse
+        self._least = np.array([np.nanmin(row) if np.isfinite(row).any() else 1.0 for row in inverse], np.float32)
+        ceiling = scan.info.adc_ceiling
+        self._ceiling = np.float32(np.inf if ceiling is None else ceiling)
+        self._width_hz = channel_width_hz(scan) * options.bandwidth_factor
 
-    def pixel(
-        self, number: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-        prepared, references = self.prepared, self.prepared.references[number]
-        on = self.scan.counts[prepared.on, number].astype(float) - self._zero[number]
-        w = references.weight_after[:, None]
-        off = (1 - w) * prepared.off_counts[references.before, number] + w * prepared.off_counts[
-            references.after, number
-        ]
-        divisor = self._divisor(number)
-        j_off = np.stack([self._j_sky(number, path) for path in prepared.off_airmass])
-        j_ref = (1 - w) * j_off[references.before] + w * j_off[references.after]
-        t_sys = system_temperature(self.gain.t_rec[number], j_ref, divisor)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if self.options.scale == "off":
-                ta_star = ta_star_off_scale(on, off, t_sys)
-            else:
-                ta_star = ta_star_load_scale(on, off, self.gain.gamma[number], divisor)
-        baseline = np.zeros_like(ta_star)
-        if self.options.elevation_correction == "model":
-            baseline = (np.stack([self._j_sky(number, path) for path in prepared.airmass]) - j_ref) / divisor
-            ta_star = ta_star - baseline
-        flag = self._flag(number, on, off, ta_star)
-        weight = self._weight(t_sys, flag, references.effective_s)
-        ta_star[flag != 0] = np.nan
-        return ta_star.astype(np.float32), flag, weight, baseline.astype(np.float32)
+    def pixel(self, p: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fill a pixel's temperatures, and return the noise of each of its spectra."""
+        prepared, options, references, q = self.prepared, self.options, self.prepared.references, self.first + p
+        channels, on = self.counts.shape[2], prepared.on
+        sigma = np.empty(on.size, np.float32)
+        part_s, part_i, ground = self._parts(p)
+        seen = np.empty((len(self._sky_s), channels), np.float32)
+        self.engine.seen_at(self.gain.t_rec[q], part_s, part_i, self._sky_s, self._sky_i, ground, seen)
+        user = np.where(self.scan.flag[on, p] != 0, np.uint8(Flag.USER), np.uint8(0))
+        before, after = references.before[p], references.after[p]
+        if before[0] < 0:
+            user |= np.uint8(Flag.DEAD)
+            before = after = np.zeros(on.size, np.int64)
+        on_s = self.scan.duration_s[on]
+        noise = np.sqrt((1.0 / on_s + 1.0 / references.effective_s[p]) / self._width_hz)
+        line, nothing = options.sideband_mode == "line", np.zeros(channels, np.float32)
+        slope = self.load.gamma_per_s
+        self.engine.calibrate_pixel(
+            self.counts, out, out.view(np.uint32), p, on, before, after, references.weight_after[p],
+            np.nan_to_num(noise, nan=1.0), user, nothing if prepared.zero is None else prepared.zero[p],
+            prepared.off_counts[:, p], prepared.off_flag[:, p], seen, self.gain.gamma[q].astype(np.float32),
+            nothing if slope is None else slope[q].astype(np.float32), self.scan.time_s[on] - self.load.time_s,
+            options.scale == "load", part_s.astype(np.float32), self._inverse, self._least,
+            nothing if line else part_i.astype(np.float32), self.air.tr_i, self._row, self.gain.flag[q],
+            self._ceiling, SPIKE_SIGMA if options.spikes else 0.0, sigma,
+        )  # fmt: skip
+        return sigma
 
-    def t_sys(self) -> NDArray[np.float64]:
-        """Return the system temperature of every pixel at the mean airmass of the source."""
-        path = float(np.mean(self.prepared.airmass))
-        nearest = min(self._sky, key=lambda one: abs(one - path))
-        tr_s, tr_i = transmission(self.air.tau_s, path), transmission(self.air.tau_i, path)
-        rows = [
-            system_temperature(self.gain.t_rec[n], self._j_sky(n, nearest), self._divisor_of(n, tr_s, tr_i))
-            for n in range(self.scan.counts.shape[1])
-        ]
-        return np.stack(rows)
+    def baseline(self, p: int) -> NDArray[np.float64]:
+        """Return what the air is brighter at a pixel's dumps than at its references, as a source: (dump, channel)."""
+        references, (sky_s, sky_i) = self.prepared.references, self._skies(self.prepared.airmass)
+        at_on, w = self._j_sky(p, sky_s, sky_i), references.weight_after[p][:, None]
+        at_off = self._j_sky(p, self._sky_s, self._sky_i)
+        at_reference = (1 - w) * at_off[references.before[p]] + w * at_off[references.after[p]]
+        return np.asarray((at_on - at_reference) / self._divisor(p, self.air.tr_s, self.air.tr_i))
 
-    def _divisor(self, number: int) -> NDArray[np.float64]:
-        return self._divisor_of(number, self.air.tr_s, self.air.tr_i)
+    def t_sys(self, p: int) -> NDArray[np.float64]:
+        """Return the system temperature of a pixel at the mean airmass of the source."""
+        tr_s, tr_i = transmission(self.air.tau_s, self._mean_path), transmission(self.air.tau_i, self._mean_path)
+        j_sky = self._j_sky(p, *self._mean_sky)[0]
+        return system_temperature(self.gain.t_rec[self.first + p], j_sky, self._divisor(p, tr_s, tr_i))
 
-    def _divisor_of(self, number: int, tr_s: NDArray[np.float64], tr_i: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _skies(self, airmass: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        path, water = airmass[:, None], self.air.pwv_mm
+        return self._model.sky(self._freq, water, path), self._model.sky(self._image, water, path)
+
+    def _parts(self, p: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return ``F g`` of both sidebands, and what comes from the ground."""
+        g_s, efficiency = self.scan.gain_signal[p].astype(float), self.scan.info.forward_eff
+        g_s = np.broadcast_to(g_s, self.counts.shape[2:])
+        ground = (1.0 - efficiency) * (g_s * self.spill[0] + (1.0 - g_s) * self.spill[1])
+        return efficiency * g_s, efficiency * (1.0 - g_s), ground
+
+    def _divisor(self, p: int, tr_s: NDArray[Any], tr_i: NDArray[Any]) -> NDArray[np.float64]:
         return source_divisor(
             tr_s,
             tr_i,
-            gain_signal=self.scan.gain_signal[number],
+            gain_signal=self.scan.gain_signal[p],
             forward_eff=self.scan.info.forward_eff,
             mode=self.options.sideband_mode,
         )
 
-    def _j_sky(self, number: int, airmass: float) -> NDArray[np.float64]:
-        signal, image = self._sky[airmass]
+    def _j_sky(self, p: int, signal: NDArray[np.float64], image: NDArray[np.float64]) -> NDArray[np.float64]:
         return sky_input(
             signal,
             image,
-            gain_signal=self.scan.gain_signal[number],
+            gain_signal=self.scan.gain_signal[p],
             forward_eff=self.scan.info.forward_eff,
-            **self._spill,
+            spill_signal=self.spill[0],
+            spill_image=self.spill[1],
         )
-
-    def _flag(
-        self, number: int, on: NDArray[np.float64], off: NDArray[np.float64], ta_star: NDArray[np.float64]
-    ) -> NDArray[np.uint8]:
-        flag = np.broadcast_to(self.gain.flag[number], on.shape).copy()
-        flag[~np.isfinite(ta_star) & (flag == 0)] |= np.uint8(Flag.NOT_FINITE)
-        flag[(on == 0) | (off == 0)] |= np.uint8(Flag.DEAD)
-        ceiling = self.scan.info.adc_ceiling
-        if ceiling is not None:
-            flag[(on >= ceiling) | (off >= ceiling)] |= np.uint8(Flag.SATURATED)
-        flag[self.air.tr_s < self.options.limits.tr_min] |= np.uint8(Flag.OPAQUE)
-        flag[self.scan.flag[self.prepared.on, number] != 0] |= np.uint8(Flag.USER)
-        return flag
-
-    def _weight(
-        self, t_sys: NDArray[np.float64], flag: NDArray[np.uint8], effective_s: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        bandwidth = channel_width_hz(self.scan) * self.options.bandwidth_factor
-        on_s = self.scan.duration_s[self.prepared.on]
-        weight = np.zeros(t_sys.shape[0], np.float32)
-        for dump in range(t_sys.shape[0]):
-            good = flag[dump] == 0
-            if good.any():
-                middle = float(np.median(t_sys[dump, good]))
-                sigma = radiometer_noise(middle, bandwidth_hz=bandwidth, on_s=on_s[dump], off_s=effective_s[dump])
-                weight[dump] = 1.0 / float(sigma) ** 2
-        return weight

@@ -145,7 +145,7 @@ class Realm:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environ()},
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent(),
             )
         until = time.monotonic() + _START_S
         while not _listens(self._port):

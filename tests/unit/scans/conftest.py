@@ -22,7 +22,7 @@ def make_scan() -> Callable[..., RawScan]:
         info = ScanInfo(
             scan=number, obs_type="otf", source="OMC1", lo_hz=LO_HZ, signal_sideband="USB", tuning_id="co7-6",
             backend="dFTS", t_hot_k=293.0, t_cold_k=78.0, altitude_m=5612.0, pressure_hpa=520.0, temperature_k=265.0,
-            humidity_pct=20.0, adc_ceiling=4e7,
+            humidity_pct=20.0, adc_ceiling=4e7, complete=True,
         )  # fmt: skip
         usual: dict[str, object] = {
             "info": info,

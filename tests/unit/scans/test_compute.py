@@ -11,7 +11,6 @@ from nightbeam.atmosphere import BACKGROUND_K, ClosedFormAtmosphere, airmass_of,
 from nightbeam.core.errors import ConfigError, UsageError
 from nightbeam.scans.compute import (
     SkyTable,
-    average_visits,
     both_sidebands,
     fit_pwv,
     flag_spikes,
@@ -27,6 +26,7 @@ from nightbeam.scans.compute import (
     ta_star_load_scale,
     ta_star_off_scale,
     visits,
+    zero_point,
 )
 from nightbeam.scans.model import (
     AtmosphereFitError,
@@ -136,14 +136,16 @@ def test_what_is_wrong_with_a_channel_is_its_flag_and_the_others_are_as_they_wer
     hot[2, 60], cold[2, 60] = cold[2, 60], hot[2, 60]
     hot[2, 70] = cold[2, 70] + 100.0  # a gain of half a count
     cold[2, 80] = hot[2, 80] - 2.2e4 * 214.0
-    found = load_gain(hot, cold, ceiling=1.5e7, **LOADS, **AXES)
+    known = np.zeros(hot.shape, np.uint8)
+    known[1, 50] = Flag.SATURATED
+    found = load_gain(hot, cold, flag=known, **LOADS, **AXES)
     told = {
         (0, 10): Flag.NOT_FINITE, (0, 20): Flag.NOT_FINITE, (0, 30): Flag.DEAD, (0, 31): Flag.DEAD, (1, 40): Flag.DEAD,
         (1, 50): Flag.SATURATED, (2, 60): Flag.GAIN, (2, 70): Flag.GAIN,
     }  # fmt: skip
     assert {where: found.flag[where] for where in zip(*np.nonzero(found.flag), strict=True)} == told
     assert np.isnan(found.gamma[found.flag != 0]).all()
-    clean = load_gain(*pair, ceiling=1.5e7, **LOADS, **AXES)
+    clean = load_gain(*pair, **LOADS, **AXES)
     assert np.array_equal(found.gamma[found.flag == 0][:300], clean.gamma[found.flag == 0][:300])
 
 
@@ -171,13 +173,41 @@ def test_a_receiver_that_cannot_be_is_said(pair):
 def test_most_channels_at_the_ceiling_or_without_a_gain_are_said(pair):
     hot, cold = pair
     with pytest.raises(SaturationError, match="100%"):
-        load_gain(hot, cold, ceiling=float(hot.min()), **LOADS, **AXES)
+        load_gain(hot, cold, flag=np.full(hot.shape, np.uint8(Flag.SATURATED)), **LOADS, **AXES)
     broken = hot.copy()
     broken[:, :250] = np.nan
     with pytest.raises(GainError, match="62%"):
         load_gain(broken, cold, **LOADS, **AXES)
-    with pytest.raises(GainError, match="100%"):
+    with pytest.raises(GainError, match="no channel has counts on both loads"):
         load_gain(np.zeros_like(hot), cold, **LOADS, **AXES)
+
+
+def test_a_pixel_that_has_died_is_flagged_and_its_neighbours_go_on(pair):
+    hot, cold = (one.copy() for one in pair)
+    hot[1:], cold[1:] = 0.0, 0.0
+    found = load_gain(hot, cold, **LOADS, **AXES)
+    assert (found.flag[1:] == Flag.DEAD).all()
+    assert np.array_equal(found.gamma[0], load_gain(*pair, **LOADS, **AXES).gamma[0])
+
+
+def test_what_a_load_does_not_fill_has_the_temperature_of_the_air(pair):
+    seen = load_gain(*pair, couplings=(0.9, 0.8), ambient_k=265.0, **LOADS, **AXES)
+    full = load_gain(*pair, **LOADS, **AXES)
+    beside = both_sidebands(0.5, planck_j(AXES["freq_ghz"], 265.0), planck_j(AXES["image_ghz"], 265.0))
+    assert seen.j_hot == pytest.approx(0.9 * full.j_hot + 0.1 * beside)
+    assert seen.j_cold == pytest.approx(0.8 * full.j_cold + 0.2 * beside)
+    with pytest.raises(UsageError, match="needs the temperature"):
+        load_gain(*pair, couplings=(0.9, 1.0), **LOADS, **AXES)
+
+
+def test_half_a_photon_added_to_every_brightness_goes_out_of_the_receiver_and_nowhere_else(pair):
+    plain = load_gain(*pair, **LOADS, **AXES)
+    photon = zero_point(AXES["freq_ghz"], AXES["image_ghz"], 0.5)
+    j_hot, j_cold = plain.j_hot + photon, plain.j_cold + photon
+    gamma = (pair[0] - pair[1]) / (j_hot - j_cold)
+    assert gamma == pytest.approx(plain.gamma)
+    assert pair[1] / gamma - j_cold == pytest.approx(plain.t_rec - photon)
+    assert photon == pytest.approx(19.4, abs=0.3)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +304,13 @@ def test_bad_channels_are_left_out(table):
     assert found.pwv_mm == pytest.approx(0.5, rel=1e-4)
     assert found.channels.tolist() == [266, 200]
     seen[1] = np.nan
-    with pytest.raises(AtmosphereFitError, match="pixel 1 has 0 channels"):
+    for common in (True, False):
+        found = fit(seen, table, common=common)
+        assert found.pwv_mm[0] == pytest.approx(0.5, rel=1e-4)
+        assert np.isnan(found.rms_k[1]), "a dead pixel does not spoil the others"
+    assert np.isnan(found.pwv_mm[1])
+    seen[0] = np.nan
+    with pytest.raises(AtmosphereFitError, match="no pixel has more than 0 channels"):
         fit(seen, table)
 
 
@@ -283,10 +319,14 @@ def test_a_sky_brighter_than_any_water_is_no_sky(table):
         fit(np.full((1, FREQ.size), 290.0), table)
 
 
-def test_a_sky_darker_than_the_driest_is_told_as_the_bound(table):
-    found = fit(np.full((1, FREQ.size), 5.0), table)
-    assert found.at_bound.all()
-    assert found.pwv_mm[0] == pytest.approx(0.02)
+def test_a_sky_darker_than_the_driest_is_no_sky_unless_it_is_of_a_pixel_alone(table):
+    with pytest.raises(AtmosphereFitError, match="darker than with 0.02 mm"):
+        fit(np.full((1, FREQ.size), 5.0), table)
+    seen = np.tile(sky_of(0.5), (3, 1))
+    seen[2] = 5.0
+    found = fit(seen, table, common=False)
+    assert found.at_bound.tolist() == [False, False, True]
+    assert found.pwv_mm == pytest.approx([0.5, 0.5, 0.02], rel=1e-3)
 
 
 def test_a_table_of_nothing_is_refused():
@@ -319,15 +359,6 @@ def test_dumps_on_the_reference_that_follow_each_other_are_one_visit():
     is_off = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool)
     assert visits(is_off).tolist() == [0, 0, -1, -1, 1, -1, 2, 2]
     assert visits(np.zeros(3, bool)).tolist() == [-1, -1, -1]
-
-
-def test_a_visit_is_the_mean_of_its_good_dumps_by_their_time():
-    counts = np.array([[[2.0, 20.0]], [[4.0, 40.0]], [[9.0, 90.0]], [[np.nan, 5.0]]])
-    duration, visit = np.array([1.0, 3.0, 5.0, 2.0]), np.array([0, 0, -1, 1])
-    mean, seconds = average_visits(counts, duration, visit, good=np.array([[True], [True], [True], [False]]))
-    assert mean[0, 0].tolist() == [3.5, 35.0]
-    assert seconds.tolist() == [[4.0], [0.0]]
-    assert np.isnan(mean[1]).all()
 
 
 OFF_TIMES, OFF_SECONDS = np.array([0.0, 10.0, 30.0]), np.array([4.0, 2.0, 8.0])

@@ -62,7 +62,7 @@ def test_load_and_water_are_what_they_were():
     scan = dish.otf(2)
     air = determine_atmosphere_full(scan, load, dish.air, prepare_otf(scan))
     assert air.pwv_mm == pytest.approx(0.62, rel=1e-4)
-    assert (air.source, air.tr_s.shape) == ("fit", (30, 256))
+    assert (air.source, air.tr_s.shape) == ("fit", (1, 256))
 
 
 def test_with_noise_the_residuals_are_as_wide_as_the_weights_say():
@@ -131,7 +131,13 @@ def test_a_reference_that_is_bad_for_a_pixel_is_left_out_for_that_one():
     found = calibrated(dish, replace(scan, flag=flag, counts=spoilt))
     assert found.ta_star == pytest.approx(truth(dish, scan), abs=5e-3)
     flag[scan.phase == Phase.OFF, 1] = 1
-    with pytest.raises(MissingOffError, match="pixel 1 has no good reference"):
+    without = calibrated(dish, replace(scan, flag=flag))
+    assert (without.flag[:, 1] & Flag.DEAD).all()
+    assert (without.flag[:, 1] & Flag.USER).all(), "and why"
+    assert without.weight[:, 1].max() == 0
+    assert np.array_equal(without.ta_star[:, 2:], calibrated(dish, scan).ta_star[:, 2:])
+    flag[scan.phase == Phase.OFF] = 1
+    with pytest.raises(MissingOffError, match="no pixel has a good reference"):
         prepare_otf(replace(scan, flag=flag))
 
 
@@ -164,7 +170,7 @@ def test_the_scans_own_reference_serves_where_the_calibration_has_no_sky():
                      "lat_off_deg", "row", "flag")
     })  # fmt: skip
     scan = dish.otf(2)
-    assert load_of_scan(bare).j_sky is None
+    assert load_of_scan(bare).sky is None
     assert calibrated(dish, scan, bare).ta_star == pytest.approx(truth(dish, scan), abs=5e-3)
 
 
@@ -184,11 +190,16 @@ def test_what_is_missing_or_not_calibrated_is_said():
 def test_without_a_fit_the_configured_water_serves_and_says_so_or_it_is_an_error():
     dish = Dish(noise=False)
     scan, load = dish.otf(2), load_of_scan(dish.calibration(1))
-    bright = replace(load, j_sky=np.full_like(load.j_sky, 290.0))
+    bright = replace(load, sky=replace(load.sky, j_sky=np.full_like(load.sky.j_sky, 290.0)))
     prepared = prepare_otf(scan)
-    with pytest.raises(AtmosphereFitError):
+    with pytest.raises(AtmosphereFitError, match="brighter than the hot load"):
         determine_atmosphere_full(scan, bright, dish.air, prepared)
-    air = determine_atmosphere_full(scan, bright, dish.air, prepared, configured_pwv_mm=0.7)
+    allowed = CalibrationOptions(pwv_fallback=("radiometer", "configured"), pwv_mm=0.7)
+    air = determine_atmosphere_full(scan, bright, dish.air, prepared, options=allowed)
     assert (air.source, air.pwv_mm, air.pwv) == ("configured", 0.7, None)
+    assert "brighter than the hot load" in air.failure
+    seen = replace(scan, info=replace(scan.info, radiometer_pwv_mm=0.5))
+    assert determine_atmosphere_full(seen, bright, dish.air, prepared, options=allowed).source == "radiometer"
+    wet = CalibrationOptions(pwv_fallback=("configured",), pwv_mm=7.0)
     with pytest.raises(OpaqueError, match="scan 2: at most"):
-        determine_atmosphere_full(scan, bright, ClosedFormAtmosphere(wet=30.0), prepared, configured_pwv_mm=7.0)
+        determine_atmosphere_full(scan, bright, ClosedFormAtmosphere(wet=30.0), prepared, options=wet)
