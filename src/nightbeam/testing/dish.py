@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from nightbeam.atmosphere import AtmosphereModel, ClosedFormAtmosphere, airmass_
 from nightbeam.scans.compute import both_sidebands, sky_input
 from nightbeam.scans.model import Phase, RawScan, ScanInfo
 
-__all__ = ["Dish", "Line"]
+__all__ = ["Dish", "Line", "Pointing", "point_calibration", "point_otf", "point_tp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,86 @@ class Line:
         return np.asarray(outline[:, None] * line)
 
 
+@dataclass(frozen=True, slots=True)
+class Pointing:
+    """What a telescope looks at during a scan, dump by dump.
+
+    Attributes
+    ----------
+    phase : (dump,), `Phase`
+    time_s, duration_s : (dump,)
+        Middle, counted from the night's begin, and length.
+    elevation_deg : (dump,)
+    lon_deg, lat_deg : (dump,)
+        From the source's centre.
+    row : (dump,)
+        Of a map; -1 elsewhere.
+    """
+
+    phase: NDArray[np.uint8]
+    time_s: NDArray[np.float64]
+    duration_s: NDArray[np.float64]
+    elevation_deg: NDArray[np.float64]
+    lon_deg: NDArray[np.float64]
+    lat_deg: NDArray[np.float64]
+    row: NDArray[np.int32]
+
+
+def point_calibration(*, at_s: float = 0.0, elevation_deg: float = 48.0, seconds: float = 20.0) -> Pointing:
+    """Look at the hot load, the cold load and the sky."""
+    return _point_still([Phase.HOT, Phase.COLD, Phase.SKY], at_s, elevation_deg, seconds)
+
+
+def point_tp(
+    order: str = "OFF ON ON OFF", *, at_s: float = 90.0, elevation_deg: float = 48.0, seconds: float = 10.0
+) -> Pointing:
+    """Look at positions in some order."""
+    return _point_still([Phase[name] for name in order.split()], at_s, elevation_deg, seconds)
+
+
+def _point_still(phases: list[Phase], at_s: float, elevation_deg: float, seconds: float) -> Pointing:
+    dumps = len(phases)
+    times = np.asarray(at_s + seconds * (0.5 + np.arange(dumps)), np.float64)
+    return Pointing(
+        np.array(phases, np.uint8), times, np.full(dumps, float(seconds)), np.full(dumps, float(elevation_deg)),
+        np.zeros(dumps), np.zeros(dumps), np.full(dumps, -1, np.int32),
+    )  # fmt: skip
+
+
+def point_otf(
+    *,
+    at_s: float = 90.0,
+    rows: int = 3,
+    dumps: int = 10,
+    dump_s: float = 1.0,
+    off_s: float = 4.0,
+    elevation_deg: float = 48.0,
+    off_elevation_deg: float | None = None,
+    size_deg: float = 0.02,
+) -> Pointing:
+    """Map row by row, with a visit to the reference before each row and one after the last."""
+    off = elevation_deg if off_elevation_deg is None else off_elevation_deg
+    phases, seconds, elevations, lon, lat, row = [], [], [], [], [], []
+    for n in range(rows):
+        phases += [Phase.OFF, *[Phase.ON] * dumps]
+        seconds += [off_s, *[dump_s] * dumps]
+        elevations += [off, *[elevation_deg] * dumps]
+        lon += [0.0, *np.linspace(-size_deg, size_deg, dumps)]
+        lat += [0.0, *[size_deg * (2 * n / max(1, rows - 1) - 1)] * dumps]
+        row += [-1, *[n] * dumps]
+    duration = np.array([*seconds, off_s], float)
+    return Pointing(
+        np.array([*phases, Phase.OFF], np.uint8), at_s + np.cumsum(duration) - 0.5 * duration, duration,
+        np.array([*elevations, off], float), np.array([*lon, 0.0]), np.array([*lat, 0.0]),
+        np.array([*row, -1], np.int32),
+    )  # fmt: skip
+
+
 @dataclass
 class Dish:
     """A receiver array on a telescope, at one tuning.
+
+    A scan's noise follows from the seed and the scan's number alone, whatever else is observed.
 
     Attributes
     ----------
@@ -78,9 +157,11 @@ class Dish:
     t_cold_k: float = 78.0
     adc_ceiling: float | None = 1e8
     begin_s: float = 61_000 * 86_400.0
+    tuning_id: str = "sim"
+    altitude_m: float = 5612.0
+    pressure_hpa: float = 520.0
 
     def __post_init__(self) -> None:
-        self._dice = np.random.default_rng(self.seed)
         offset = self.if_hz + self.width_hz * (np.arange(self.channels) - 0.5 * (self.channels - 1))
         self.freq_hz: NDArray[np.float64] = np.asarray(self.lo_hz + offset, np.float64)
         self.image_hz: NDArray[np.float64] = np.asarray(self.lo_hz - offset, np.float64)
@@ -92,59 +173,26 @@ class Dish:
             1 + 0.05 * np.cos(np.arange(self.channels) / 53.0 + np.arange(self.pixels)[:, None])
         )
 
-    def calibration(
-        self, number: int, *, at_s: float = 0.0, elevation_deg: float = 48.0, seconds: float = 20.0
-    ) -> RawScan:
-        """Observe the hot load, the cold load and the sky."""
-        phases = [Phase.HOT, Phase.COLD, Phase.SKY]
-        times = np.asarray(at_s + seconds * (0.5 + np.arange(3)), np.float64)
-        return self._observe(number, "calibration", phases, times, np.full(3, seconds), np.full(3, elevation_deg))
+    def calibration(self, number: int, **where: float) -> RawScan:
+        """Observe the loads and the sky; keywords are those of `point_calibration`."""
+        return self.observe(number, "calibration", point_calibration(**where))
 
-    def otf(
-        self,
-        number: int,
-        *,
-        at_s: float = 90.0,
-        rows: int = 3,
-        dumps: int = 10,
-        dump_s: float = 1.0,
-        off_s: float = 4.0,
-        elevation_deg: float = 48.0,
-        off_elevation_deg: float | None = None,
-        size_deg: float = 0.02,
-    ) -> RawScan:
-        """Observe a map row by row, with a visit to the reference before each row and one after the last."""
-        off = elevation_deg if off_elevation_deg is None else off_elevation_deg
-        phases, seconds, elevations, lon, lat, row = [], [], [], [], [], []
-        for n in range(rows):
-            phases += [Phase.OFF, *[Phase.ON] * dumps]
-            seconds += [off_s, *[dump_s] * dumps]
-            elevations += [off, *[elevation_deg] * dumps]
-            lon += [0.0, *np.linspace(-size_deg, size_deg, dumps)]
-            lat += [0.0, *[size_deg * (2 * n / max(1, rows - 1) - 1)] * dumps]
-            row += [-1, *[n] * dumps]
-        phases, seconds, elevations = [*phases, Phase.OFF], [*seconds, off_s], [*elevations, off]
-        duration = np.array(seconds)
-        times = at_s + np.cumsum(duration) - 0.5 * duration
-        return self._observe(
-            number, "otf", phases, times, duration, np.array(elevations),
-            lon=np.array([*lon, 0.0]), lat=np.array([*lat, 0.0]), row=np.array([*row, -1]),
-        )  # fmt: skip
+    def otf(self, number: int, **where: Any) -> RawScan:
+        """Observe a map; keywords are those of `point_otf`."""
+        return self.observe(number, "otf", point_otf(**where))
 
-    def tp(self, number: int, order: str = "OFF ON ON OFF", *, at_s: float = 90.0, seconds: float = 10.0) -> RawScan:
-        """Observe positions in some order."""
-        phases = [Phase[name] for name in order.split()]
-        times = np.asarray(at_s + seconds * (0.5 + np.arange(len(phases))), np.float64)
-        return self._observe(number, "tp", phases, times, np.full(len(phases), seconds), np.full(len(phases), 48.0))
+    def tp(self, number: int, order: str = "OFF ON ON OFF", **where: float) -> RawScan:
+        """Observe positions in some order; keywords are those of `point_tp`."""
+        return self.observe(number, "tp", point_tp(order, **where))
 
-    def input_k(self, phase: Phase, elevation_deg: float, source: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what comes into the receivers during a phase, in K: (pixel, channel)."""
+    def input_k(self, phase: Phase, elevation_deg: float) -> NDArray[np.float64]:
+        """Return what comes into the receivers from a load or a blank sky, in K: (pixel, channel)."""
         freq, image = self.freq_hz / 1e9, self.image_hz / 1e9
         if phase in (Phase.HOT, Phase.COLD):
             kelvin = self.t_hot_k if phase is Phase.HOT else self.t_cold_k
             return both_sidebands(self.g_s, planck_j(freq, kelvin), planck_j(image, kelvin))
         path = float(airmass_of(elevation_deg))
-        blank = sky_input(
+        return sky_input(
             self.air.sky(freq, self.pwv_mm, path),
             self.air.sky(image, self.pwv_mm, path),
             gain_signal=self.g_s,
@@ -152,45 +200,31 @@ class Dish:
             spill_signal=planck_j(freq, self.temperature_k),
             spill_image=planck_j(image, self.temperature_k),
         )
-        if phase is not Phase.ON:
-            return blank
-        through = transmission(self.air.opacity(freq, self.pwv_mm), path)
-        return blank + self.forward_eff * self.g_s * through * source
 
-    def _observe(
-        self,
-        number: int,
-        kind: str,
-        phases: list[Phase],
-        times: NDArray[np.float64],
-        seconds: NDArray[np.float64],
-        elevations: NDArray[np.float64],
-        *,
-        lon: NDArray[np.float64] | None = None,
-        lat: NDArray[np.float64] | None = None,
-        row: NDArray[np.int64] | None = None,
-    ) -> RawScan:
-        dumps = len(phases)
-        nowhere = np.zeros(dumps)
-        lon, lat = nowhere if lon is None else lon, nowhere if lat is None else lat
-        source = sum((line.spectrum(self.freq_hz, lon, lat) for line in self.lines), np.zeros((dumps, self.channels)))
-        counts = np.empty((dumps, self.pixels, self.channels), np.float32)
-        for n, phase in enumerate(phases):
-            gain = self.gammas * (1 + self.gain_drift * times[n] / 3600.0)
-            mean = gain * (self.t_recs + self.input_k(phase, float(elevations[n]), source[n]))
-            sigma = 1 / np.sqrt(self.width_hz * seconds[n]) if self.noise else 0.0
-            counts[n] = mean * (1 + sigma * self._dice.standard_normal(mean.shape))
+    def through(self, elevation_deg: float) -> NDArray[np.float64]:
+        """Return the part of a source's signal sideband that comes into the receivers: (pixel, channel)."""
+        path = float(airmass_of(elevation_deg))
+        return self.forward_eff * self.g_s * transmission(self.air.opacity(self.freq_hz / 1e9, self.pwv_mm), path)
+
+    def source(self, pointing: Pointing) -> NDArray[np.float64]:
+        """Return ``T_A*`` of all lines in K: (dump, channel)."""
+        lines = (line.spectrum(self.freq_hz, pointing.lon_deg, pointing.lat_deg) for line in self.lines)
+        return np.asarray(sum(lines, np.zeros((pointing.lon_deg.size, self.channels))))
+
+    def observe(self, number: int, kind: str, pointing: Pointing) -> RawScan:
+        """Observe what is pointed at, as scan ``number`` of some kind."""
+        dumps = pointing.phase.size
         return RawScan(
             info=self._info(number, kind),
-            counts=counts,
-            phase=np.array(phases, np.uint8),
-            time_s=self.begin_s + times,
-            duration_s=seconds.astype(float),
-            elevation_deg=elevations,
+            counts=self._counts(number, pointing),
+            phase=pointing.phase,
+            time_s=self.begin_s + pointing.time_s,
+            duration_s=pointing.duration_s,
+            elevation_deg=pointing.elevation_deg,
             azimuth_deg=np.full(dumps, 120.0),
-            lon_off_deg=np.repeat(lon[:, None], self.pixels, axis=1),
-            lat_off_deg=np.repeat(lat[:, None], self.pixels, axis=1),
-            row=np.full(dumps, -1, np.int32) if row is None else row.astype(np.int32),
+            lon_off_deg=np.repeat(pointing.lon_deg[:, None], self.pixels, axis=1),
+            lat_off_deg=np.repeat(pointing.lat_deg[:, None], self.pixels, axis=1),
+            row=pointing.row,
             freq_hz=self.freq_hz,
             image_hz=self.image_hz,
             gain_signal=self.g_s,
@@ -198,9 +232,28 @@ class Dish:
             flag=np.zeros((dumps, self.pixels), np.uint8),
         )
 
+    def _counts(self, number: int, pointing: Pointing) -> NDArray[np.float32]:
+        """Return (dump, pixel, channel)."""
+        dice, source = np.random.default_rng((self.seed, number)), self.source(pointing)
+        # A dump differs from the one before by its source, its gain and its noise; the air is asked once an elevation.
+        blank, through = cache(self.input_k), cache(self.through)
+        counts = np.empty((pointing.phase.size, self.pixels, self.channels), np.float32)
+        for n, phase in enumerate(Phase(one) for one in pointing.phase):
+            elevation = float(pointing.elevation_deg[n])
+            kelvin = self.t_recs + blank(phase if phase in (Phase.HOT, Phase.COLD) else Phase.SKY, elevation)
+            if phase is Phase.ON:
+                kelvin = kelvin + through(elevation) * source[n]
+            mean = self.gammas * (1 + self.gain_drift * pointing.time_s[n] / 3600.0) * kelvin
+            if self.noise:
+                sigma = 1 / np.sqrt(self.width_hz * pointing.duration_s[n])
+                mean *= 1 + sigma * dice.standard_normal(mean.shape, dtype=np.float32)
+            counts[n] = mean
+        return counts
+
     def _info(self, number: int, kind: str) -> ScanInfo:
         return ScanInfo(
-            scan=number, obs_type=kind, source="simulated", lo_hz=self.lo_hz, signal_sideband="USB", tuning_id="sim",
-            backend="sim", t_hot_k=self.t_hot_k, t_cold_k=self.t_cold_k, altitude_m=5612.0, pressure_hpa=520.0,
-            temperature_k=self.temperature_k, forward_eff=self.forward_eff, adc_ceiling=self.adc_ceiling,
+            scan=number, obs_type=kind, source="simulated", lo_hz=self.lo_hz, signal_sideband="USB",
+            tuning_id=self.tuning_id, backend="sim", t_hot_k=self.t_hot_k, t_cold_k=self.t_cold_k,
+            altitude_m=self.altitude_m, pressure_hpa=self.pressure_hpa, temperature_k=self.temperature_k,
+            forward_eff=self.forward_eff, adc_ceiling=self.adc_ceiling,
         )  # fmt: skip
