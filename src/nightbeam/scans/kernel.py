@@ -370,7 +370,7 @@ def _flag(
 ) -> None:
     """Have samples that cannot be used carry why; ``counts`` is empty where there is nothing odd about them."""
     for c in range(values.size):
-        f = np.int64(base[c]) | np.int64(off_b[c]) | np.int64(off_a[c]) | np.int64(whole)
+        f = int(base[c]) | int(off_b[c]) | int(off_a[c]) | int(whole)
         if counts.size > 0:
             x = counts[c]
             f |= _SATURATED if x >= ceiling else 0
@@ -391,7 +391,7 @@ def _stands_out(values: Any, c: int, limit: Any) -> bool:
     high_2, low_2 = (d, e) if d > e else (e, d)
     high, low = high_1 if high_1 > high_2 else high_2, low_1 if low_1 < low_2 else low_2
     middle = ((a + b) + (d + e) - high - low) * np.float32(0.5)
-    return (v == v) & (not (abs(v - middle) <= limit))
+    return bool((v == v) & (not (abs(v - middle) <= limit)))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
