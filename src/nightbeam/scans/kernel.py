@@ -1,7 +1,8 @@
 """The arithmetic of every sample, compiled: the mean of some dumps, and antenna temperatures in place of counts.
 
-A sample that cannot be used becomes a NaN that carries its flags in its lowest byte (`nightbeam.scans.model.flags_of`), so that no second
-array as long as the data is needed. `nightbeam.scans.slow` does the same with numpy, for comparison.
+A sample that cannot be used becomes a NaN that carries its flags in its lowest byte
+(`nightbeam.scans.model.flags_of`), so that no second array as long as the data is needed. `nightbeam.scans.slow` does
+the same with numpy, for comparison.
 """
 
 from __future__ import annotations
@@ -343,7 +344,7 @@ def _has_odd(values: Any) -> bool:
     odd = np.float32(0.0)
     for c in range(values.size):
         odd += values[c] * np.float32(0.0)
-    return odd != np.float32(0.0)
+    return bool(odd != np.float32(0.0))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})  # type: ignore[untyped-decorator]
@@ -370,7 +371,7 @@ def _flag(
 ) -> None:
     """Have samples that cannot be used carry why; ``counts`` is empty where there is nothing odd about them."""
     for c in range(values.size):
-        f = int(base[c]) | int(off_b[c]) | int(off_a[c]) | int(whole)
+        f: Any = np.int64(base[c]) | np.int64(off_b[c]) | np.int64(off_a[c]) | np.int64(whole)
         if counts.size > 0:
             x = counts[c]
             f |= _SATURATED if x >= ceiling else 0
@@ -460,8 +461,8 @@ def _weigh(
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _flag_spikes(
-    out: Any, out_bits: Any, p: int, spots: Any, channels: int, spike_sigma: float, inverse_s: Any, through_s: Any, tr_i: Any,
-    through_i: Any, air_row: Any, seen: Any, before: Any, after: Any, weight_after: Any, noise: Any,
+    out: Any, out_bits: Any, p: int, spots: Any, channels: int, spike_sigma: float, inverse_s: Any, through_s: Any,
+    tr_i: Any, through_i: Any, air_row: Any, seen: Any, before: Any, after: Any, weight_after: Any, noise: Any,
 ) -> None:  # fmt: skip
     """Flag those of the suspects that stand out in time as well, and not together with two neighbours."""
     middle, known = np.empty(channels), np.zeros(channels, np.bool_)
