@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "seen_at"]
+__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "flag_bytes", "seen_at"]
 
 #: Bits of a float32 that is not a number; flags are added to it.
 QUIET_NAN = 0x7FC00000
@@ -75,6 +75,36 @@ def average(
                         flag[p, c] |= _SATURATED
                     else:
                         flag[p, c] |= _DEAD
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def flag_bytes(bits: Any, out: Any) -> int:
+    """Take the flags out of samples (see `nightbeam.scans.model.flags_of`), and count those that are flagged.
+
+    Parameters
+    ----------
+    bits : (dump, pixel, channel), uint32
+        The samples' own memory.
+    out : (dump, pixel, channel), uint8
+    """
+    flagged = 0
+    for n in range(bits.shape[0]):
+        for p in range(bits.shape[1]):
+            source, target = bits[n, p], out[n, p]
+            odd = np.uint8(0)
+            for c in range(target.size):
+                x = source[c]
+                flag = (
+                    np.uint8(x & np.uint32(0xFF))
+                    if (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+                    else np.uint8(0)
+                )
+                target[c] = flag
+                odd |= flag
+            if odd != 0:
+                for c in range(target.size):
+                    flagged += target[c] != 0
+    return int(flagged)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
