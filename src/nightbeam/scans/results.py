@@ -201,9 +201,13 @@ class StagedScan:
     def __init__(self, store: ResultStore, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._store, self._scan = store, scan
         self._part = scratch_directory(store.staging, owner=scan_name(scan))
-        self._group = zarr.create_group(self._part, zarr_format=3, overwrite=True)
-        self._arrays = {name: _create(self._group, name, shape) for name, shape in shapes.items()}
         self.flagged = 0
+        try:
+            self._group = zarr.create_group(self._part, zarr_format=3, overwrite=True)
+            self._arrays = {name: _create(self._group, name, shape) for name, shape in shapes.items()}
+        except BaseException:
+            self.discard()
+            raise
 
     def put(
         self, name: str, values: NDArray[Any], *, pixels: slice = slice(None), stop: Callable[[], bool] | None = None
