@@ -15,6 +15,8 @@ from nightbeam.scans import kernel, slow
 from nightbeam.scans.compute import (
     SPIKE_SIGMA,
     SkyTable,
+    bin_mean,
+    bin_sky,
     fit_pwv,
     load_gain,
     match_references,
@@ -65,6 +67,8 @@ _GHZ = 1e9
 _ENGINES: dict[str, Any] = {"numba": kernel, "numpy": slow}
 #: Spectra of each pixel that its scatter is measured in, at most.
 _SPECTRA = 8
+#: Channels are fitted together to about this width: the finest structure of the air, ozone's lines, has 20 MHz.
+_FIT_BIN_HZ = 5e6
 
 
 def channel_width_hz(scan: RawScan) -> float:
@@ -323,12 +327,14 @@ def _fit(
     out = np.zeros(freq.size, bool)
     for low, high in options.exclude_ghz:
         out |= (freq >= low) & (freq <= high)
-    spill = _spill_k(scan)
+    spill, together = _spill_k(scan), max(1, round(_FIT_BIN_HZ / channel_width_hz(scan)))
+    seen, sigma, gain_signal = bin_sky(np.where(out, np.nan, seen), sky.sigma, load.gain_signal, together)
+    freq, image = bin_mean(freq, together), bin_mean(image, together)
     fit = fit_pwv(
-        np.where(out, np.nan, seen),
-        sky.sigma,
+        seen,
+        sigma,
         SkyTable(model, freq, image, airmass=sky.airmass),
-        gain_signal=load.gain_signal,
+        gain_signal=gain_signal,
         forward_eff=scan.info.forward_eff,
         spill_signal=planck_j(freq, spill),
         spill_image=planck_j(image, spill),
