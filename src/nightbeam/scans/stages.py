@@ -381,6 +381,17 @@ def prepare_otf(
         If there is nothing but the one or the other.
     UnsupportedModeError
         If the scan was chopped.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish
+    >>> prepared = prepare_otf(Dish(pixels=2, channels=64).otf(2, rows=3, dumps=10))
+    >>> prepared.on.size, prepared.off_counts.shape
+    (30, (4, 2, 64))
+    >>> prepared.references.before[0, :12].tolist()  # the visits before and after each row of ten
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    >>> prepared.references.weight_after[0, :3].round(3).tolist()
+    [0.179, 0.25, 0.321]
     """
     return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 
@@ -396,6 +407,13 @@ def prepare_tp(
     """Return the dumps of a total-power scan and the references about them, in whatever order they come.
 
     Parameters and errors as of `prepare_otf`.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish
+    >>> prepared = prepare_tp(Dish(pixels=2, channels=64).tp(2, "OFF ON ON OFF", seconds=10.0))
+    >>> prepared.on.tolist(), prepared.references.weight_after[0].round(3).tolist()
+    ([1, 2], [0.333, 0.667])
     """
     return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 
