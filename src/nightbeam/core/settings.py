@@ -280,7 +280,9 @@ class ScansSettings(_Section):
 
     input_dir: Path | None = Field(None, description="Where stores of raw scans (L0) arrive.")
     output_dir: Path | None = Field(None, description="Where stores of calibrated scans (L1) go.")
-    cache_dir: Path | None = Field(None, description="Where layers of air are kept.")
+    cache_dir: Path | None = Field(
+        None, description="Where layers of air are kept; None: in the user's cache directory."
+    )
     atmosphere: Literal["casa", "closed-form"] = Field("casa", description="closed-form is for simulations only.")
     scale: Literal["off", "load"] = Field("off", description="What gives the scale: the reference, or the loads.")
     off_mode: Literal["linear", "nearest", "mean"] = Field("linear", description="How references serve a dump.")
@@ -372,7 +374,7 @@ class Settings(_Section):
             update={
                 "input_dir": _absolute(s.input_dir, state / "scans" / "l0"),
                 "output_dir": _absolute(s.output_dir, state / "scans" / "l1"),
-                "cache_dir": _absolute(s.cache_dir, state / "scans" / "air"),
+                "cache_dir": s.cache_dir and s.cache_dir.expanduser().absolute(),
             }
         )
         sections = {"calib": calib, "contimg": contimg, "elog": elog, "scans": scans}

@@ -23,7 +23,7 @@ __all__ = [
     "FailureReport",
     "ScanSummary",
     "failures_path",
-    "read_failures",
+    "failure_report",
     "running",
     "store_attributes",
     "summarize_scan",
@@ -110,7 +110,9 @@ def store_attributes(l1: Path) -> dict[str, Any]:
     """
     if not l1.exists():
         raise MissingError(f"there is no store {l1}", fix="correct its name, or calibrate into it first")
-    ResultStore(l1)  # which refuses what is none
+    if not (l1 / "zarr.json").exists():
+        raise InputError(f"{l1} is no Zarr store of format 3", fix="name a store of calibrated scans")
+    ResultStore(l1)  # which refuses what is none of its own
     return dict(zarr.open_group(l1, mode="r", zarr_format=3, use_consolidated=False).attrs)
 
 
@@ -209,7 +211,7 @@ def failures_path(l1: Path) -> Path:
     return l1.with_name(f"{l1.name.removesuffix('.zarr')}.failures.json")
 
 
-def read_failures(l1: Path, path: Path | None = None) -> FailureReport | None:
+def failure_report(l1: Path, path: Path | None = None) -> FailureReport | None:
     """Return what failed in the last run; None where nothing did.
 
     Parameters
