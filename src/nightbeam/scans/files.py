@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.errors import BaseZarrError
 
 from nightbeam.core.errors import InputError, MissingError
@@ -145,8 +148,64 @@ class RawStore:
         )
         return ScanInfo(scan=scan, altitude_m=altitude, **values)
 
-    def read(self, scan: int, *, pixels: slice = slice(None)) -> RawScan:
-        """Return a scan, or some of its pixels.
+    def kind(self, scan: int) -> str:
+        """Return the way of observing of a scan, or "" where it does not say; never an error.
+
+        Who lists scans must not be stopped by one of them.
+        """
+        try:
+            found = dict(self._group(scan).attrs).get("obs_type")
+        except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+            return ""
+        return found if isinstance(found, str) else ""
+
+    def stat(self, scan: int) -> str:
+        """Return what changes when a scan does: a digest of its metadata, and of its files' sizes and times."""
+        digest = hashlib.blake2b(digest_size=16)
+        top = self.path / "scans" / scan_name(scan)
+        try:
+            for place, directories, names in os.walk(top):
+                directories.sort()
+                for name in sorted(names):
+                    path = Path(place) / name
+                    if name == "zarr.json":
+                        digest.update(path.read_bytes())
+                    else:
+                        found = path.stat()
+                        digest.update(f"{path.relative_to(top)} {found.st_size} {found.st_mtime_ns}".encode())
+        except OSError as error:
+            raise StoreReadError(
+                f"scan {scan} cannot be looked at: {error}", fix="is it still being written?"
+            ) from error
+        return digest.hexdigest()
+
+    def shape(self, scan: int) -> tuple[int, int, int, int]:
+        """Return dumps, pixels and channels of a scan, and the pixels of a chunk."""
+        with _reading(scan):
+            counts = self._group(scan)["counts"]
+            if counts.ndim != 3:
+                raise ScanSchemaError(
+                    f"scan {scan}: counts has the shape {counts.shape}, (dump, pixel, channel) is wanted"
+                )
+            return (*counts.shape, counts.chunks[1])
+
+    def read(
+        self,
+        scan: int,
+        *,
+        pixels: slice = slice(None),
+        dumps: slice = slice(None),
+        into: NDArray[np.float32] | None = None,
+        counts: bool = True,
+    ) -> RawScan:
+        """Return a scan, or some of its pixels and dumps.
+
+        Parameters
+        ----------
+        into
+            Flat memory for the counts, which become float32; None: new memory, and the type they have.
+        counts
+            False: leave them out, they get no channels.
 
         Raises
         ------
@@ -157,16 +216,21 @@ class RawStore:
         FrequencyAxisError, ElevationError
             If the frequencies are no spectrum's, or the telescope points at nothing.
         """
-        info, found = self.info(scan), {}
+        info = self.info(scan)
+        found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
             group = self._group(scan)
             arrays = {name: group[name] for name in _ARRAYS if name in group}
         _check_arrays(scan, arrays)
+        chosen = {"pixel": pixels, "dump": dumps}
         with _reading(scan):
-            _check_chunks(scan, arrays["counts"])
             for name, array in arrays.items():
-                dims = _ARRAYS[name][0]
-                found[name] = np.asarray(array[tuple(pixels if dim == "pixel" else slice(None) for dim in dims)])
+                where = tuple(chosen.get(dim, slice(None)) for dim in _ARRAYS[name][0][: array.ndim])
+                if name == "counts":
+                    _check_chunks(scan, array)
+                    found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
+                else:
+                    found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
         return _plausible(_raw_scan(info, found))
@@ -185,6 +249,19 @@ def _reading(scan: int) -> Iterator[None]:
             f"scan {scan} cannot be read: {type(error).__name__}: {str(error)[:300]}",
             fix="copy it again from where it was written; if it is still being written, wait",
         ) from error
+
+
+def _counts(array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | None) -> NDArray[Any]:
+    if into is None:
+        return np.asarray(array[where])
+    shape = tuple(len(range(*one.indices(size))) for one, size in zip(where, array.shape, strict=True))
+    target = into[: int(np.prod(shape))].reshape(shape)
+    if array.dtype == np.float32:
+        # Fresh memory for every scan would cost more than reading it.
+        array.get_basic_selection(where, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
+    else:
+        target[...] = array[where]
+    return target
 
 
 def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, *, place: str = "") -> Any:
@@ -216,6 +293,26 @@ def _check_arrays(scan: int, arrays: Mapping[str, Any]) -> None:
         integer = np.dtype(kind).kind in "ui"
         if array.dtype.kind not in ("ui" if integer else "fui"):
             raise ScanSchemaError(f"scan {scan}: {name} has the type {array.dtype}, {np.dtype(kind)} is wanted")
+        _check_units(scan, name, array.attrs.get("units"))
+
+
+#: Other spellings of units, as they are written.
+_SPELLINGS: Final = {
+    "s": {"s", "sec", "second", "seconds"},
+    "degree": {"degree", "degrees", "deg"},
+    "Hz": {"Hz", "hertz"},
+    "counts": {"counts", "count", "1", "ct", "adu"},
+    "1": {"1", ""},
+}
+
+
+def _check_units(scan: int, name: str, said: Any) -> None:
+    """Refuse an array whose units are others; one that says nothing is believed."""
+    wanted = _ARRAYS[name][2]
+    if said is not None and said not in _SPELLINGS[wanted]:
+        raise ScanSchemaError(
+            f"scan {scan}: {name} is in {said!r}, {wanted!r} is wanted", fix="convert it, or its units"
+        )
 
 
 def _check_chunks(scan: int, array: Any) -> None:
@@ -238,7 +335,7 @@ def _seconds_of_mjd(scan: int, seconds: NDArray[np.float64], epoch: str) -> NDAr
 
 
 def _raw_scan(info: ScanInfo, found: Mapping[str, NDArray[Any]]) -> RawScan:
-    dumps, pixels = found["counts"].shape[:2]
+    dumps, pixels = found["lon_off"].shape
     rest = {_OURS.get(name, name): values for name, values in found.items()}
     rest.setdefault("flag", np.zeros((dumps, pixels), np.uint8))
     rest.setdefault("row", np.full(dumps, -1, np.int32))

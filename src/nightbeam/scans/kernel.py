@@ -1,7 +1,8 @@
 """The arithmetic of every sample, compiled: the mean of some dumps, and antenna temperatures in place of counts.
 
-A sample that cannot be used becomes a NaN that carries its flags in its lowest byte (`nightbeam.scans.model.flags_of`), so that no second
-array as long as the data is needed. `nightbeam.scans.slow` does the same with numpy, for comparison.
+A sample that cannot be used becomes a NaN that carries its flags in its lowest byte
+(`nightbeam.scans.model.flags_of`), so that no second array as long as the data is needed. `nightbeam.scans.slow` does
+the same with numpy, for comparison.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "seen_at"]
+__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "flag_bytes", "seen_at"]
 
 #: Bits of a float32 that is not a number; flags are added to it.
 QUIET_NAN = 0x7FC00000
@@ -74,6 +75,36 @@ def average(
                         flag[p, c] |= _SATURATED
                     else:
                         flag[p, c] |= _DEAD
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def flag_bytes(bits: Any, out: Any) -> int:
+    """Take the flags out of samples (see `nightbeam.scans.model.flags_of`), and count those that are flagged.
+
+    Parameters
+    ----------
+    bits : (dump, pixel, channel), uint32
+        The samples' own memory.
+    out : (dump, pixel, channel), uint8
+    """
+    flagged = 0
+    for n in range(bits.shape[0]):
+        for p in range(bits.shape[1]):
+            source, target = bits[n, p], out[n, p]
+            odd = np.uint8(0)
+            for c in range(target.size):
+                x = source[c]
+                flag = (
+                    np.uint8(x & np.uint32(0xFF))
+                    if (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+                    else np.uint8(0)
+                )
+                target[c] = flag
+                odd |= flag
+            if odd != 0:
+                for c in range(target.size):
+                    flagged += target[c] != 0
+    return int(flagged)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -343,7 +374,7 @@ def _has_odd(values: Any) -> bool:
     odd = np.float32(0.0)
     for c in range(values.size):
         odd += values[c] * np.float32(0.0)
-    return odd != np.float32(0.0)
+    return bool(odd != np.float32(0.0))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})  # type: ignore[untyped-decorator]
@@ -370,7 +401,7 @@ def _flag(
 ) -> None:
     """Have samples that cannot be used carry why; ``counts`` is empty where there is nothing odd about them."""
     for c in range(values.size):
-        f = int(base[c]) | int(off_b[c]) | int(off_a[c]) | int(whole)
+        f: Any = np.int64(base[c]) | np.int64(off_b[c]) | np.int64(off_a[c]) | np.int64(whole)
         if counts.size > 0:
             x = counts[c]
             f |= _SATURATED if x >= ceiling else 0
@@ -460,8 +491,8 @@ def _weigh(
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _flag_spikes(
-    out: Any, out_bits: Any, p: int, spots: Any, channels: int, spike_sigma: float, inverse_s: Any, through_s: Any, tr_i: Any,
-    through_i: Any, air_row: Any, seen: Any, before: Any, after: Any, weight_after: Any, noise: Any,
+    out: Any, out_bits: Any, p: int, spots: Any, channels: int, spike_sigma: float, inverse_s: Any, through_s: Any,
+    tr_i: Any, through_i: Any, air_row: Any, seen: Any, before: Any, after: Any, weight_after: Any, noise: Any,
 ) -> None:  # fmt: skip
     """Flag those of the suspects that stand out in time as well, and not together with two neighbours."""
     middle, known = np.empty(channels), np.zeros(channels, np.bool_)

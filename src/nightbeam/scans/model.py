@@ -99,7 +99,18 @@ class Flag(IntFlag):
 
 
 class CalibrationError(RejectedError):
-    """A scan cannot be calibrated; others can."""
+    """A scan cannot be calibrated; others can.
+
+    Attributes
+    ----------
+    calibrations
+        Scans of loads that were tried.
+    pixel
+        Which one, where it is about one.
+    """
+
+    calibrations: tuple[int, ...] = ()
+    pixel: int | None = None
 
 
 class StoreReadError(CalibrationError):
@@ -736,6 +747,8 @@ class PipelineResult:
     ----------
     skipped
         Numbers of the scans whose result was there already.
+    incomplete
+        Numbers of those that are still being written, as they say.
     stopped
         Whether somebody asked for an end before all was done.
     """
@@ -743,6 +756,7 @@ class PipelineResult:
     successes: tuple[ScanResult, ...] = ()
     failures: tuple[ScanFailure, ...] = ()
     skipped: tuple[int, ...] = ()
+    incomplete: tuple[int, ...] = ()
     stopped: bool = False
 
     @property

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +20,19 @@ from nightbeam.core.errors import InputError
 from nightbeam.core.files import remove, replace_path, scratch_directory, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans.files import scan_name
+from nightbeam.scans.kernel import flag_bytes
 from nightbeam.scans.model import Atmosphere, CalibrationLoadFull, CalibrationResult, PreparedData, RawScan
 
-__all__ = ["L1_SCHEMA", "ResultStore", "arrays_of", "fingerprint"]
+__all__ = ["CHUNK_PIXELS", "L1_SCHEMA", "ResultStore", "StagedScan", "arrays_of", "fingerprint", "scan_arrays"]
 
 L1_SCHEMA: Final = "scal-l1"
 _VERSION: Final = 1
 _COMPLETE: Final = "complete"
 _CHUNK_BYTES: Final = 8 << 20
+#: Of a chunk of spectra, at most; blocks of pixels are whole chunks.
+CHUNK_PIXELS: Final = 8
+#: Written at a time.
+_PART_BYTES: Final = 256 << 20
 #: Dimensions and units of what is written.
 _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "ta_star": (("dump", "pixel", "channel"), "K"),
@@ -37,6 +42,8 @@ _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "tsys": (("pixel", "channel"), "K"),
     "trec": (("pixel", "channel"), "K"),
     "gamma": (("pixel", "channel"), "counts K-1"),
+    "gain_signal": (("pixel", "channel"), "1"),
+    "main_beam_eff": (("pixel",), "1"),
     "tr_s": (("dump", "channel"), "1"),
     "tr_i": (("dump", "channel"), "1"),
     "tau_s": (("channel",), "1"),
@@ -78,7 +85,7 @@ class ResultStore:
 
     def __init__(self, path: Path, **attributes: Any) -> None:
         self.path, self.staging = path, path.with_name(f"{path.name}.staging")
-        if path.exists():
+        if path.exists() and not _is_empty(path):
             self._check()
         else:
             said = {"schema": L1_SCHEMA, "schema_version": _VERSION, **attributes}
@@ -109,16 +116,27 @@ class ResultStore:
         """
         lock = self.path.with_name(f"{self.path.name}.lock")
         with storage_errors(self.path), sole_owner(lock, what=f"the results {self.path}"):
-            remove(self.staging)
+            self._tidy()
             try:
                 yield
             finally:
-                remove(self.staging)
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what is half done, or was about to be replaced: nobody else is at it."""
+        remove(self.staging)
+        # The second are zarr's, which writes its metadata in the same way.
+        for left in (
+            *self.path.glob("scans/.scan_*.part"),
+            *self.path.glob("*.partial"),
+            *self.path.glob("scans/*.partial"),
+        ):
+            remove(left)
 
     def done(self, scan: int, mark: str) -> bool:
         """Say whether a scan's result is there, whole, and of these inputs (see `fingerprint`)."""
         try:
-            attributes = json.loads((self._place(scan) / "zarr.json").read_text())["attributes"]
+            attributes = json.loads((self.place(scan) / "zarr.json").read_text())["attributes"]
         except (OSError, ValueError, KeyError):
             return False
         return bool(attributes.get("status") == _COMPLETE and attributes.get("fingerprint") == mark)
@@ -131,6 +149,19 @@ class ResultStore:
             return []
         return [int(name.removeprefix("scan_")) for name in names if name.startswith("scan_")]
 
+    def attributes(self, scan: int) -> dict[str, Any]:
+        """Return what is said of a scan's result; nothing where there is none, or none that can be read."""
+        try:
+            found = json.loads((self.place(scan) / "zarr.json").read_text())["attributes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return dict(found) if isinstance(found, dict) else {}
+
+    def stage(self, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> StagedScan:
+        """Begin a scan's result, beside the store: see `StagedScan`."""
+        with storage_errors(self.path):
+            return StagedScan(self, scan, shapes)
+
     def write(self, scan: int, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Path:
         """Write a scan's result; one that is there is replaced when this one is whole. Returns its place.
 
@@ -139,89 +170,204 @@ class ResultStore:
         StorageError
             If there is no space, or it cannot be written; what was there stays.
         """
-        place = self._place(scan)
-        with storage_errors(self.path):
-            part = scratch_directory(self.staging, owner=scan_name(scan))
-            try:
-                group = zarr.create_group(part, zarr_format=3, overwrite=True)
-                for name, values in arrays.items():
-                    _write(group, name, values)
-                group.attrs.update({**attributes, "scan": scan, "coordinates": _COORDINATES, "status": _COMPLETE})
-                _on_disk(part)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                self._name_the_group()
-                replace_path(part, place)
-            finally:
-                remove(part)
-        return place
+        staged = self.stage(scan, {name: values.shape for name, values in arrays.items()})
+        try:
+            for name, values in arrays.items():
+                staged.put(name, values)
+            return staged.finish(attributes)
+        finally:
+            staged.discard()
 
-    def _place(self, scan: int) -> Path:
+    def place(self, scan: int) -> Path:
+        """Return where a scan's result is, or would be."""
         return self.path / "scans" / scan_name(scan)
 
-    def _name_the_group(self) -> None:
+    def name_the_group(self) -> None:
         """Have the group of all scans, without which a reader does not see them listed."""
         if not (self.path / "scans" / "zarr.json").exists():
             root = zarr.open_group(self.path, mode="r+", zarr_format=3, use_consolidated=False)
             root.require_group("scans")
 
 
+class StagedScan:
+    """A scan's result while it is written: some pixels at a time, and nobody sees it before it is whole.
+
+    Raises
+    ------
+    StorageError
+        From every method: if there is no space, or it cannot be written.
+    """
+
+    def __init__(self, store: ResultStore, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._store, self._scan = store, scan
+        self._part = scratch_directory(store.staging, owner=scan_name(scan))
+        self.flagged = 0
+        try:
+            self._group = zarr.create_group(self._part, zarr_format=3, overwrite=True)
+            self._arrays = {name: _create(self._group, name, shape) for name, shape in shapes.items()}
+        except BaseException:
+            self.discard()
+            raise
+
+    def put(
+        self, name: str, values: NDArray[Any], *, pixels: slice = slice(None), stop: Callable[[], bool] | None = None
+    ) -> bool:
+        """Write some pixels of an array that has pixels, or the whole of one that has none.
+
+        Parameters
+        ----------
+        stop
+            Asked between two parts of long arrays.
+
+        Returns
+        -------
+        bool
+            False if ``stop`` said so; the rest was left out.
+        """
+        array, dims = self._arrays[name], _ARRAYS[name][0]
+        with storage_errors(self._store.path):
+            if dims[:2] != ("dump", "pixel") or len(dims) < 3:
+                where = tuple(pixels if dim == "pixel" else slice(None) for dim in dims[: array.ndim])
+                array[where] = values
+                return True
+            step = max(array.chunks[0], _PART_BYTES // max(1, values[0].nbytes) // array.chunks[0] * array.chunks[0])
+            for begin in range(0, values.shape[0], step):
+                if stop is not None and stop():
+                    return False
+                dumps = slice(begin, min(begin + step, values.shape[0]))
+                array[dumps, pixels, :] = values[dumps]
+        return True
+
+    def put_ta_star(
+        self, values: NDArray[np.float32], *, pixels: slice = slice(None), stop: Callable[[], bool] | None = None
+    ) -> bool:
+        """Write temperatures and, as an array of their own, the flags they carry. Returns as `put`."""
+        if not self.put("ta_star", values, pixels=pixels, stop=stop):
+            return False
+        array, bits = self._arrays["flag"], values.view(np.uint32)
+        step = array.chunks[0]
+        part = np.empty((min(step, values.shape[0]), *values.shape[1:]), np.uint8)
+        with storage_errors(self._store.path):
+            for begin in range(0, values.shape[0], step):
+                if stop is not None and stop():
+                    return False
+                end = min(begin + step, values.shape[0])
+                self.flagged += flag_bytes(bits[begin:end], part[: end - begin])
+                array[begin:end, pixels, :] = part[: end - begin]
+        return True
+
+    def finish(self, attributes: Mapping[str, Any]) -> Path:
+        """Have it on the disk, and then under its name; one that was there is replaced. Returns its place."""
+        store, place = self._store, self._store.place(self._scan)
+        with storage_errors(store.path):
+            self._group.attrs.update(
+                {**attributes, "scan": self._scan, "coordinates": _COORDINATES, "status": _COMPLETE}
+            )
+            _on_disk(self._part)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            store.name_the_group()
+            replace_path(self._part, place)
+            _sync(place.parent)
+        return place
+
+    def discard(self) -> None:
+        """Remove what is not finished; nothing happens to what is."""
+        with suppress(OSError):
+            remove(self._part)
+
+
 def arrays_of(
-    scan: RawScan, prepared: PreparedData, load: CalibrationLoadFull, air: Atmosphere, result: CalibrationResult
+    scan: RawScan,
+    prepared: PreparedData,
+    load: CalibrationLoadFull,
+    air: Atmosphere,
+    result: CalibrationResult,
+    *,
+    photon_k: NDArray[np.float64] | float = 0.0,
 ) -> dict[str, NDArray[Any]]:
-    """Return what is stored of a calibrated scan, by its name in the store."""
-    on, f4 = prepared.on, np.float32
-    found: dict[str, NDArray[Any]] = {
+    """Return what is stored of a calibrated scan, by its name in the store.
+
+    Parameters
+    ----------
+    photon_k
+        Taken from the receiver temperature (see `nightbeam.scans.compute.zero_point`).
+    """
+    found = scan_arrays(scan, prepared, load, air, photon_k=photon_k) | {
         "ta_star": result.ta_star,
         "flag": result.flag,
         "weight": result.weight,
-        "tsys": result.t_sys.astype(f4),
-        "trec": load.gain.t_rec.astype(f4),
-        "gamma": load.gain.gamma.astype(f4),
-        "tr_s": air.tr_s.astype(f4),
-        "tr_i": air.tr_i.astype(f4),
-        "tau_s": air.tau_s.astype(f4),
-        "tau_i": air.tau_i.astype(f4),
-        "time": scan.time_s[on],
-        "duration": scan.duration_s[on],
-        "elevation": scan.elevation_deg[on],
-        "lon_off": scan.lon_off_deg[on],
-        "lat_off": scan.lat_off_deg[on],
-        "frequency": scan.freq_hz,
-        "frequency_image": scan.image_hz,
+        "tsys": result.t_sys.astype(np.float32),
+        "lon_off": scan.lon_off_deg[prepared.on],
+        "lat_off": scan.lat_off_deg[prepared.on],
+        "main_beam_eff": scan.main_beam_eff.astype(np.float32),
     }
     if result.baseline_model is not None:
         found["baseline_model"] = result.baseline_model
-    fit, pixels = air.pwv, scan.counts.shape[1]
-    nowhere = np.full(pixels, np.nan)
-    found["pwv"] = (np.full(pixels, air.pwv_mm) if fit is None else fit.pwv_mm).astype(f4)
-    found["pwv_error"] = (nowhere if fit is None else fit.error_mm).astype(f4)
-    found["pwv_rms"] = (nowhere if fit is None else fit.rms_k).astype(f4)
     return found
 
 
-def _write(group: Any, name: str, values: NDArray[Any]) -> None:
+def scan_arrays(
+    scan: RawScan,
+    prepared: PreparedData,
+    load: CalibrationLoadFull,
+    air: Atmosphere,
+    *,
+    photon_k: NDArray[np.float64] | float = 0.0,
+) -> dict[str, NDArray[Any]]:
+    """Return those arrays that do not grow with the number of spectra, of all pixels of ``load``."""
+    on, f4, fit = prepared.on, np.float32, air.pwv
+    pixels = load.gain.gamma.shape[0]
+    nowhere = np.full(pixels, np.nan)
+    gain_signal = load.gain_signal if load.gain_signal.shape[1] > 1 else load.gain_signal[:, 0]
+    return {
+        "trec": (load.gain.t_rec - photon_k).astype(f4),
+        "gamma": load.gain.gamma.astype(f4),
+        "gain_signal": gain_signal.astype(f4),
+        "tr_s": air.tr_s,
+        "tr_i": air.tr_i,
+        "tau_s": air.tau_s.astype(f4),
+        "tau_i": air.tau_i.astype(f4),
+        "pwv": (np.full(pixels, air.pwv_mm) if fit is None else fit.pwv_mm).astype(f4),
+        "pwv_error": (nowhere if fit is None else fit.error_mm).astype(f4),
+        "pwv_rms": (nowhere if fit is None else fit.rms_k).astype(f4),
+        "time": scan.time_s[on],
+        "duration": scan.duration_s[on],
+        "elevation": scan.elevation_deg[on],
+        "frequency": scan.freq_hz,
+        "frequency_image": scan.image_hz,
+    }
+
+
+def _is_empty(path: Path) -> bool:
+    """Say whether a directory holds nothing: whoever made it was killed before it became a store."""
+    return path.is_dir() and all(one.name.endswith(".partial") for one in path.iterdir())
+
+
+def _create(group: Any, name: str, shape: tuple[int, ...]) -> Any:
     dims, units = _ARRAYS[name]
-    flags = values.dtype == np.uint8
-    array = group.create_array(
+    if name in ("tr_s", "tr_i") and shape[0] == 1:
+        dims = ("any_dump", "channel")  # the same for all
+    flags = name == "flag"
+    doubles = name in ("time", "duration", "elevation", "lon_off", "lat_off", "frequency", "frequency_image")
+    return group.create_array(
         name,
-        shape=values.shape,
-        chunks=_chunks(values),
-        dtype=values.dtype,
+        shape=shape,
+        chunks=_chunks(shape, 1 if flags else 4),
+        dtype="u1" if flags else "f8" if doubles else "f4",
         compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), Crc32cCodec()] if flags else [Crc32cCodec()],
-        fill_value=0 if values.dtype.kind in "ui" else np.nan,
-        dimension_names=dims,
+        fill_value=0 if flags else np.nan,
+        dimension_names=dims[: len(shape)],
         attributes={"units": units} | ({"epoch": "MJD 0, UTC"} if name == "time" else {}),
         config={"write_empty_chunks": True},
     )
-    array[...] = values
 
 
-def _chunks(values: NDArray[Any]) -> tuple[int, ...]:
-    if values.ndim < 3:
-        return tuple(max(1, size) for size in values.shape)
-    dumps, pixels, channels = values.shape
-    of_pixels = min(pixels, 8)
-    spectra = max(1, _CHUNK_BYTES // (channels * values.dtype.itemsize))
+def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
+    if len(shape) < 3:
+        return tuple(max(1, size) for size in shape)
+    dumps, pixels, channels = shape
+    of_pixels = min(pixels, CHUNK_PIXELS)
+    spectra = max(1, _CHUNK_BYTES // (channels * item_bytes))
     return min(dumps, max(1, spectra // of_pixels)), of_pixels, channels
 
 
@@ -229,8 +375,12 @@ def _on_disk(directory: Path) -> None:
     """Have every file below a directory, and their names, on the disk."""
     for place, _, names in os.walk(directory):
         for one in (*(Path(place) / name for name in names), Path(place)):
-            handle = os.open(one, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _sync(one)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

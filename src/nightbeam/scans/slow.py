@@ -43,7 +43,8 @@ def seen_at(t_rec: Any, part_s: Any, part_i: Any, sky_s: Any, sky_i: Any, ground
 def calibrate_pixel(
     counts: Any, out: Any, out_bits: Any, p: int, on: Any, before: Any, after: Any, weight_after: Any, noise: Any,
     user: Any, zero: Any, off: Any, off_flag: Any, seen: Any, gain: Any, gain_slope: Any, gain_at: Any, by_loads: bool,
-    through_s: Any, inverse_s: Any, least_inverse: Any, through_i: Any, tr_i: Any, air_row: Any, base_flag: Any,
+    through_s: Any, inverse_s: Any, least_inverse: Any, through_i: Any, tr_i: Any, air_row: Any,  # noqa: ARG001
+    base_flag: Any,
     ceiling: float, spike_sigma: float, sigma: Any,
 ) -> None:  # fmt: skip
     """Turn the counts of a pixel into antenna temperatures (see `nightbeam.scans.kernel.calibrate_pixel`)."""

@@ -611,7 +611,8 @@ class _Maker:
         self.engine.calibrate_pixel(
             self.counts, out, out.view(np.uint32), p, on, before, after, references.weight_after[p],
             np.nan_to_num(noise, nan=1.0), user, nothing if prepared.zero is None else prepared.zero[p],
-            prepared.off_counts[:, p], prepared.off_flag[:, p], seen, self.gain.gamma[q].astype(np.float32),
+            np.ascontiguousarray(prepared.off_counts[:, p]), np.ascontiguousarray(prepared.off_flag[:, p]), seen,
+            self.gain.gamma[q].astype(np.float32),
             nothing if slope is None else slope[q].astype(np.float32), self.scan.time_s[on] - self.load.time_s,
             options.scale == "load", part_s.astype(np.float32), self._inverse, self._least,
             nothing if line else part_i.astype(np.float32), self.air.tr_i, self._row, self.gain.flag[q],

@@ -320,7 +320,7 @@ def test_a_sky_brighter_than_any_water_is_no_sky(table):
 
 
 def test_a_sky_darker_than_the_driest_is_no_sky_unless_it_is_of_a_pixel_alone(table):
-    with pytest.raises(AtmosphereFitError, match="darker than with 0.02 mm"):
+    with pytest.raises(AtmosphereFitError, match=r"darker than with 0\.02 mm"):
         fit(np.full((1, FREQ.size), 5.0), table)
     seen = np.tile(sky_of(0.5), (3, 1))
     seen[2] = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +72,15 @@ def test_who_cannot_write_all_of_it_leaves_what_was_there(
     store: ResultStore, made: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, number: int
 ):
     store.write(2, made, {"fingerprint": "a"})
-    original, calls = results._write, []
+    original, calls = results.StagedScan.put, []
 
-    def full(*given: object) -> None:
+    def full(*given: object, **more: object) -> object:
         calls.append(given)
         if len(calls) == number:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(*given)
+            raise StorageError("no space left for it")
+        return original(*given, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(results, "_write", full)
+    monkeypatch.setattr(results.StagedScan, "put", full)
     with pytest.raises(StorageError, match="no space left"):
         store.write(2, made, {"fingerprint": "b"})
     assert store.done(2, "a")

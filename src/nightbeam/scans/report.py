@@ -1,0 +1,75 @@
+"""``failures.json``: what became of a run, where something failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nightbeam.core.files import storage_errors, write_text
+from nightbeam.scans.model import PipelineResult, ScanFailure
+
+__all__ = ["failures_path", "read_failures", "write_failures"]
+
+_SCHEMA = 1
+
+
+def failures_path(l1: Path) -> Path:
+    """Return where the failures of a store of results are written: beside it."""
+    return l1.with_name(f"{l1.name.removesuffix('.zarr')}.failures.json")
+
+
+def write_failures(
+    path: Path,
+    result: PipelineResult,
+    *,
+    run_id: str,
+    store: Path,
+    output: Path,
+    started: str,
+    finished: str,
+    earlier: Iterable[ScanFailure] = (),
+) -> None:
+    """Write what failed, all at once; without a failure a file of an earlier run is removed.
+
+    Parameters
+    ----------
+    earlier
+        Of scans that this run was not about.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    failures = sorted([*result.failures, *earlier], key=lambda one: one.scan)
+    if not failures:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+        return
+    ok, skipped, failed = len(result.successes), len(result.skipped), len(failures)
+    text = {
+        "schema": _SCHEMA, "run_id": run_id, "store": str(store), "output": str(output), "started": started,
+        "finished": finished, "n_scans": ok + skipped + failed, "n_ok": ok, "n_skipped": skipped, "n_failed": failed,
+        "failures": [_as_json(one) for one in failures],
+    }  # fmt: skip
+    write_text(path, json.dumps(text, indent=1) + "\n")
+
+
+def _as_json(failure: ScanFailure) -> dict[str, Any]:
+    return {**asdict(failure), "calibration_scans": list(failure.calibration_scans)}
+
+
+def read_failures(path: Path) -> list[ScanFailure]:
+    """Return the failures of the last run; none where there is no file, or one that is not ours."""
+    try:
+        found = json.loads(path.read_text())
+        if found.get("schema") != _SCHEMA:
+            return []
+        return [
+            ScanFailure(**{**one, "calibration_scans": tuple(one["calibration_scans"])}) for one in found["failures"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []

@@ -1,0 +1,337 @@
+"""What the scans of one run have in common: what is to do, loads and atmospheres that many share, how a scan begins."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import psutil
+
+from nightbeam import __version__
+from nightbeam.atmosphere import AtmosphereModel, ClosedFormAtmosphere, Weather
+from nightbeam.atmosphere.remote import casa_atmosphere, rounded
+from nightbeam.core.errors import InputError, MissingError, UsageError
+from nightbeam.scans.choice import CalibrationScan, candidates, resolve_calibration_load_full
+from nightbeam.scans.describe import ScanWork, early_warnings, ends, span, suspect_ceiling
+from nightbeam.scans.files import RawStore
+from nightbeam.scans.model import (
+    AtmosphereFitError,
+    CalibrationError,
+    CalibrationLoadFull,
+    LoadCounts,
+    MeasuredSky,
+    Phase,
+    PipelineConfig,
+    PipelineResult,
+    RawScan,
+    Tuning,
+    UnsupportedModeError,
+)
+from nightbeam.scans.results import CHUNK_PIXELS, ResultStore, fingerprint
+from nightbeam.scans.stages import (
+    load_counts,
+    load_of_counts,
+    prepare_otf,
+    prepare_tp,
+    reference_sky,
+)
+
+__all__ = ["MODES", "NOT_OF_A_SOURCE", "Run"]
+
+_log = logging.getLogger(__name__)
+
+#: Ways of observing that are not calibrated, because they show no source.
+NOT_OF_A_SOURCE = frozenset({"calibration", "cal", "skydip", "pointing", "focus", "tuning", "test"})
+#: Ways of observing that are, and what prepares them.
+MODES = {"otf": prepare_otf, "tp": prepare_tp}
+#: Changes when the same input would give another result.
+_ALGORITHM = 1
+#: Of the machine's memory, where nothing is said.
+_SHARE_OF_MEMORY = 0.4
+#: Loads and atmospheres that are kept: many scans share one.
+_KEPT = 4
+_TICK_S = 0.1
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+# -- a run --------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What the scans of a store have in common."""
+
+    def __init__(
+        self,
+        store: RawStore,
+        output: ResultStore | None,
+        config: PipelineConfig,
+        *,
+        air: AtmosphereModel | None = None,
+        stop: threading.Event | None = None,
+        read: Callable[..., RawScan] | None = None,
+    ) -> None:
+        self.store, self.config, self.options = store, config, config.options
+        self._output = output
+        self.stop = stop or threading.Event()
+        self.errors: dict[int, Exception] = {}
+        self.read = read or store.read
+        self._air, self._loads, self._airs = air, _Kept[int, CalibrationLoadFull](), _Kept[Any, AtmosphereModel]()
+        self._stats: dict[int, str] = {}
+        self._calibrations: list[CalibrationScan] | None = None
+        self._load_warnings: dict[int, list[str]] = {}
+
+    @property
+    def atmosphere(self) -> str:
+        """What the atmosphere is called."""
+        return self.config.atmosphere if self._air is None else "given"
+
+    @property
+    def output(self) -> ResultStore:
+        """Where results go."""
+        assert self._output is not None
+        return self._output
+
+    # ------------------------------------------------------------ what is to do
+
+    def plan(self) -> tuple[list[int], PipelineResult]:
+        """Return the scans that are to do, and what is known without doing them."""
+        todo, skipped, incomplete = [], [], []
+        for scan in self._asked():
+            if self._is_incomplete(scan):
+                _log.warning("scan %d is not complete yet and left out", scan)
+                incomplete.append(scan)
+            elif not self.config.force and self._done(scan):
+                skipped.append(scan)
+            else:
+                todo.append(scan)
+        return todo, PipelineResult(skipped=tuple(skipped), incomplete=tuple(incomplete))
+
+    def _asked(self) -> list[int]:
+        there = self.store.scans()
+        of_source = [scan for scan in there if self.store.kind(scan) not in NOT_OF_A_SOURCE]
+        if self.config.scans is None:
+            return of_source
+        for scan in self.config.scans:
+            if scan not in there:
+                raise MissingError(f"there is no scan {scan} in {self.store.path}", fix="list those that are there")
+            if scan not in of_source:
+                raise UsageError(
+                    f"scan {scan} is a {self.store.kind(scan)}, which is not calibrated", fix="name others"
+                )
+        return sorted(set(self.config.scans))
+
+    def _is_incomplete(self, scan: int) -> bool:
+        try:
+            return self.store.info(scan).complete is False
+        except CalibrationError:
+            return False  # what is wrong with it is said when its turn comes
+
+    def _done(self, scan: int) -> bool:
+        """Say whether a result is of the present input: of the same calibrations, which are still the best choice."""
+        if self._output is None:
+            return False
+        said = self._output.attributes(scan)
+        tried = said.get("calibrations_tried")
+        if said.get("status") != "complete" or not isinstance(tried, list):
+            return False
+        try:
+            first = [number for numbers in self._choices(scan) for number in numbers]
+            return first[: len(tried)] == tried and said.get("fingerprint") == self._mark(scan, tuple(tried))
+        except CalibrationError:
+            return False
+
+    def _mark(self, scan: int, calibrations: tuple[int, ...]) -> str:
+        stats = [self._stat(number) for number in (scan, *calibrations)]
+        options = asdict(self.options) | {"force_calibration": None}
+        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
+        return fingerprint(_ALGORITHM, __version__, stats, list(calibrations), options, atmosphere)
+
+    def _stat(self, scan: int) -> str:
+        if scan not in self._stats:
+            self._stats[scan] = self.store.stat(scan)
+        return self._stats[scan]
+
+    def _choices(self, scan: int) -> list[tuple[int, ...]]:
+        head = self.store.read(scan, counts=False)
+        return candidates(scan, self._tuning(head), ends(head), self._all_calibrations(), options=self.options)
+
+    def _tuning(self, head: RawScan) -> Tuning:
+        info = head.info
+        return Tuning(info.lo_hz, info.signal_sideband, info.backend, head.freq_hz.size, head.lon_off_deg.shape[1])
+
+    def _all_calibrations(self) -> list[CalibrationScan]:
+        if self._calibrations is None:
+            found = []
+            for scan in self.store.scans():
+                if self.store.kind(scan) not in ("calibration", "cal"):
+                    continue
+                try:
+                    head = self.store.read(scan, counts=False)
+                except CalibrationError as error:
+                    _log.warning("calibration %d is not used: %s", scan, error.what)
+                    continue
+                if head.info.complete is not False:
+                    middle = 0.5 * sum(ends(head))
+                    found.append(CalibrationScan(scan, self._tuning(head), middle))
+            self._calibrations = found
+        return self._calibrations
+
+    def forget_stats(self) -> None:
+        """Look at all scans anew: they may have been mended."""
+        self._stats.clear()
+
+    # ------------------------------------------------------------ a scan
+
+    def begin(self, scan: int) -> ScanWork:
+        """Read what has to be known of a scan before its counts."""
+        begun = time.monotonic()
+        timings: dict[str, float] = {}
+        with span(timings, "load"):
+            self._stats.pop(scan, None)
+            self._stat(scan)
+            head = self.store.read(scan, counts=False)
+            if head.info.obs_type not in MODES:
+                raise UnsupportedModeError(
+                    f"scan {scan} was observed as {head.info.obs_type!r}, which is not calibrated here",
+                    fix=f"{' and '.join(MODES)} are",
+                )
+        with span(timings, "resolve"):
+            begin, end = ends(head)
+            choices = self._choices(scan)
+            load, passed_over = resolve_calibration_load_full(scan, 0.5 * (begin + end), choices, self.load)
+            flat = [number for numbers in choices for number in numbers]
+            tried = tuple(flat[: flat.index(load.scans[-1]) + 1])
+        sky = None
+        if self.options.sky == "off" or load.sky is None:
+            with span(timings, "load"):
+                sky = self._sky_of(scan, head, load)
+        work = ScanWork(scan, begun, head, load, passed_over, tried, self._mark(scan, tried), sky, [], timings)
+        work.warnings = early_warnings(head, load, passed_over, self.options.limits)
+        for number in load.scans:
+            work.warnings += self._load_warnings.get(number, [])
+        return work
+
+    def load(self, scan: int) -> CalibrationLoadFull:
+        """Return a load calibration; it is kept for the next scans."""
+        if (kept := self._loads.get(scan)) is not None:
+            return kept
+        parts, gains, first = [], [], None
+        for pixels in self.blocks(scan):
+            part = self.store.read(scan, pixels=pixels)
+            parts.append(load_counts(part, engine=self.config.engine))
+            gains.append(part.gain_signal)
+            first = first or part
+            self._load_warnings.setdefault(scan, []).extend(suspect_ceiling(part))
+        assert first is not None
+        counts = parts[0] if len(parts) == 1 else _joined(parts)
+        load = load_of_counts(first, counts, np.concatenate(gains), options=self.options)
+        self._loads.put(scan, load)
+        return load
+
+    def _sky_of(self, scan: int, head: RawScan, load: CalibrationLoadFull) -> MeasuredSky:
+        """Measure the sky with the scan's own references, of all pixels."""
+        at = np.flatnonzero(head.phase == Phase.OFF)
+        if at.size == 0:
+            return MeasuredSky(np.full(load.gain.gamma.shape, np.nan), np.ones(load.gain.gamma.shape), 1.0)
+        # One visit is enough: the nearest to the loads that has a good dump, and one on the source to prepare.
+        good = at[(head.flag[at] == 0).any(axis=1)]
+        nearest = int(
+            (good if good.size else at)[np.argmin(np.abs(head.time_s[good if good.size else at] - load.time_s))]
+        )
+        first = last = nearest
+        while first > 0 and head.phase[first - 1] == Phase.OFF:
+            first -= 1
+        while last + 1 < head.phase.size and head.phase[last + 1] == Phase.OFF:
+            last += 1
+        visit = self.store.read(scan, dumps=slice(first, last + 1))
+        one_on = replace(
+            visit,
+            phase=np.append(visit.phase, np.uint8(Phase.ON)),
+            **{
+                name: np.concatenate([getattr(visit, name), getattr(visit, name)[-1:]])
+                for name in (
+                    "counts",
+                    "duration_s",
+                    "elevation_deg",
+                    "azimuth_deg",
+                    "lon_off_deg",
+                    "lat_off_deg",
+                    "row",
+                    "flag",
+                )
+            },
+            time_s=np.append(visit.time_s, visit.time_s[-1] + 1.0),
+        )
+        prepared = prepare_otf(one_on, options=self.options, zero=load.zero, whole=False, engine=self.config.engine)
+        if not prepared.off_seconds.any():
+            return MeasuredSky(np.full(load.gain.gamma.shape, np.nan), np.ones(load.gain.gamma.shape), 1.0)
+        return reference_sky(one_on, prepared, load, self.options)
+
+    def blocks(self, scan: int) -> list[slice]:
+        """Return the pixels that go through together."""
+        dumps, pixels, channels, of_chunk = self.store.shape(scan)
+        budget = self.config.memory_budget_bytes or int(_SHARE_OF_MEMORY * psutil.virtual_memory().total)
+        each = max(1, int(budget / 3 / (4 * max(1, dumps) * max(1, channels))))
+        if each >= pixels:
+            return [slice(0, pixels)]
+        whole = int(np.lcm(of_chunk, CHUNK_PIXELS)) if np.lcm(of_chunk, CHUNK_PIXELS) <= each else CHUNK_PIXELS
+        each = each // whole * whole if each >= whole else each
+        return [slice(begin, min(begin + each, pixels)) for begin in range(0, pixels, each)]
+
+    def is_unchanged(self, scan: int) -> bool:
+        """Say whether a scan is what it was when it was begun."""
+        return self.store.stat(scan) == self._stat(scan)
+
+    def model_of(self, work: ScanWork) -> AtmosphereModel:
+        """Return the atmosphere above a scan."""
+        if self._air is not None:
+            return self._air
+        if self.config.atmosphere == "closed-form":
+            return ClosedFormAtmosphere()
+        info, freq, image = work.head.info, work.head.freq_hz / 1e9, work.head.image_hz / 1e9
+        try:
+            weather = Weather(info.altitude_m, info.pressure_hpa, info.temperature_k, info.humidity_pct)
+            key = (rounded(weather), float(freq[0]), float(freq[-1]), float(image[0]), float(image[-1]))
+        except InputError as error:
+            raise AtmosphereFitError(f"scan {work.scan}: {error.what}", fix=error.fix) from error
+        if (kept := self._airs.get(key)) is None:
+            cache = self.config.cache_dir or Path.home() / ".cache" / "nightbeam" / "air"
+            kept = casa_atmosphere(weather, [freq, image], cache_dir=cache)
+            self._airs.put(key, kept)
+        return kept
+
+
+class _Kept(Generic[Key, Value]):
+    """The last few of something."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        if key in self._items:
+            self._items.move_to_end(key)
+        return self._items.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        self._items[key] = value
+        while len(self._items) > _KEPT:
+            self._items.popitem(last=False)
+
+
+def _joined(parts: Sequence[LoadCounts]) -> LoadCounts:
+    """Return the counts of all pixels from those of some at a time."""
+    first = parts[0]
+    return LoadCounts(
+        {phase: np.concatenate([part.counts[phase] for part in parts]) for phase in first.counts},
+        {phase: np.concatenate([part.flag[phase] for part in parts]) for phase in first.flag},
+        first.seconds, first.airmass, first.time_s, first.span_s,
+    )  # fmt: skip
