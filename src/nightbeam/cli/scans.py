@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import sys
@@ -163,7 +164,7 @@ def _calibrate(l0: Path, l1: Path, config: PipelineConfig, *, as_json: bool) -> 
     from nightbeam.scans.worker import calibrate_store
 
     stop = threading.Event()
-    with _stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
+    with _said_here(), _stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
 
         def tell(one: ScanResult | ScanFailure) -> None:
             if as_json:
@@ -189,20 +190,37 @@ def _as_json(one: ScanResult | ScanFailure) -> dict[str, Any]:
 
 
 def _complaint(one: ScanFailure) -> str:
-    lines = one.message.strip().splitlines()
-    # What is a mistake in the program ends with the exception; the whole of it is in the list of failures.
-    said = (lines[-1] if one.kind == "internal" else lines[0]) if lines else ""
+    # A mistake in the program has its traceback from the second line on; that is in the list of failures.
+    said = one.message.strip().partition("\n")[0]
     return printable(f"scan {one.scan} failed ({one.stage}, {one.error}): {said}", keep="")
 
 
+@contextmanager
+def _said_here() -> Iterator[None]:
+    """Keep failed scans out of the log on the terminal, where they would be told twice."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.name == "nightbeam.scans.pipeline" and record.levelno == logging.ERROR)
+
+    handlers = list(logging.getLogger("nightbeam").handlers)
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
+
+
 def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code: int, *, as_json: bool) -> None:
-    from nightbeam.scans.summary import failures_path
+    from nightbeam.scans.report import failures_path
 
     failures = (config.failures or failures_path(l1)) if result.failures else None
     counts = {
         "calibrated": len(result.successes),
         "failed": len(result.failures),
         "skipped": len(result.skipped),
+        "incomplete": len(result.incomplete),
     }
     if as_json:
         whole = {"kind": "run", **counts, "stopped": result.stopped, "failures": failures, "exit_code": code}
@@ -212,10 +230,11 @@ def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code:
         show([_line(one) for one in result.successes], title=str(l1))
     talk(
         f"{counts['calibrated']} calibrated, {counts['failed']} failed, {counts['skipped']} were there already"
+        + (f", {counts['incomplete']} are still being written" if result.incomplete else "")
         + ("; stopped before the end" if result.stopped else "")
     )
     if not any(counts.values()) and not result.stopped:
-        talk("nothing to do: the store has no complete scan of a source")
+        talk("nothing to do: the store has no scan of a source")
     if failures is not None:
         talk(f"what failed, and why: {failures}")
 
@@ -288,6 +307,10 @@ def _progress(what: str, *, as_json: bool) -> Iterator[_Bar]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
 
+        # The log writes where the terminal was before the bar came; its lines would cut through it.
+        handlers = [one for one in logging.getLogger("nightbeam").handlers if type(one) is logging.StreamHandler]
+        before = [handler.setStream(sys.stderr) for handler in handlers]
+
         class Bar(_Bar):
             def begin(self, total: int) -> None:
                 progress.update(task, total=total)
@@ -298,7 +321,11 @@ def _progress(what: str, *, as_json: bool) -> Iterator[_Bar]:
             def say(self, message: str) -> None:
                 progress.console.print(Text(message))
 
-        yield Bar()
+        try:
+            yield Bar()
+        finally:
+            for handler, stream in zip(handlers, before, strict=True):
+                handler.setStream(stream or sys.__stderr__)
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
