@@ -321,7 +321,7 @@ def _progress(what: str, *, as_json: bool) -> Iterator[_Bar]:
                 progress.update(task, advance=1, description=printable(what))
 
             def say(self, message: str) -> None:
-                progress.console.print(Text(message))
+                progress.console.print(Text(message), soft_wrap=True)
 
         try:
             yield Bar()

@@ -125,7 +125,13 @@ def summarize_store(l1: Path) -> list[ScanSummary]:
         As `store_attributes`.
     """
     store_attributes(l1)
-    return [summarize_scan(l1, scan) for scan in sorted(ResultStore(l1).scans())]
+    try:
+        numbers = sorted(ResultStore(l1).scans())
+    except ValueError as error:
+        raise InputError(
+            f"something in {l1 / 'scans'} is called like a scan and is none: {error}", fix="move it elsewhere"
+        ) from error
+    return [summarize_scan(l1, scan) for scan in numbers]
 
 
 def summarize_scan(l1: Path, scan: int) -> ScanSummary:

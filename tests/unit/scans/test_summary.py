@@ -79,6 +79,12 @@ def test_what_is_no_store_of_results_is_refused_and_left_alone(tmp_path: Path):
         summarize_store(tmp_path / "two.zarr")
 
 
+def test_a_copy_that_somebody_put_beside_the_scans_is_named(own: Path):
+    shutil.copytree(own / "scans" / scan_name(2), own / "scans" / "scan_000002_old")
+    with pytest.raises(InputError, match="000002_old"):
+        summarize_store(own)
+
+
 def test_a_scan_that_is_not_there_is_missing(results: Path):
     with pytest.raises(MissingError, match="no result of scan 9"):
         summarize_scan(results, 9)
