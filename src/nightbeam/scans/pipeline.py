@@ -150,6 +150,7 @@ class Pipeline:
         self._outcomes: queue.SimpleQueue[ScanResult | ScanFailure] = queue.SimpleQueue()
         self._found: list[ScanResult | ScanFailure] = []
         self._fatal: BaseException | None = None
+        self._failing = threading.Lock()
 
     def run(self) -> PipelineResult:
         """Work through the scans. Raises `StorageError` if results cannot be written."""
@@ -238,10 +239,8 @@ class Pipeline:
         try:
             with span(work.timings, "load"):
                 raw = run.read(work.scan, pixels=pixels, into=memory)
-                if last and not run.is_unchanged(work.scan):
-                    raise StoreReadError(
-                        f"scan {work.scan} has changed while it was read", fix="wait until it has been written"
-                    )
+                if last:
+                    run.require_unchanged(work.scan)
         except BaseException:
             self._memory.dropped(memory)
             raise
@@ -315,9 +314,12 @@ class Pipeline:
 
     def _fail(self, scan: int, error: Exception, begun: float, tried: tuple[int, ...], work: ScanWork | None) -> None:
         if work is not None:
-            work.failed = True
+            with self._failing:  # blocks of a scan may fail in two threads; the first one says why
+                if work.failed:
+                    return
+                work.failed = True
             self._to_write.put(work)
-        self._run.errors[scan] = error
+        self._run.error = error
         failure = _failure_of(scan, error, begun, tried)
         _log.error("scan %d failed (%s, %s): %s", scan, failure.error, failure.stage, failure.message)
         self._outcomes.put(failure)
