@@ -149,7 +149,7 @@ def resolve_calibration_load_full(
             try:
                 loads.append(load_of(number))
             except CalibrationError as error:
-                failed[number] = error
+                failed[number] = error.with_traceback(None)  # which would keep the counts in memory
         if len(loads) == len(numbers):
             return loads[0] if len(loads) == 1 else between(loads[0], loads[1], at_s), failed
     if not failed:

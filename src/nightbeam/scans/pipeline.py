@@ -150,6 +150,7 @@ class Pipeline:
         self._outcomes: queue.SimpleQueue[ScanResult | ScanFailure] = queue.SimpleQueue()
         self._found: list[ScanResult | ScanFailure] = []
         self._fatal: BaseException | None = None
+        self._failing = threading.Lock()
 
     def run(self) -> PipelineResult:
         """Work through the scans. Raises `StorageError` if results cannot be written."""
@@ -217,35 +218,36 @@ class Pipeline:
         begun, work, run = time.monotonic(), None, self._run
         try:
             work = run.begin(scan)
-            dumps, _, channels, _ = run.store.shape(scan)
             blocks = run.blocks(scan)
             for pixels in blocks:
-                memory = self._memory.take(dumps * (pixels.stop - pixels.start) * channels)
-                if memory is None:
-                    return
-                block = self._read_block(work, pixels, memory, last=pixels is blocks[-1])
-                if not self._pass_on(block):
-                    self._memory.dropped(memory)
-                    return
-                if work.failed:
+                if not self._read_block(work, pixels, last=pixels is blocks[-1]) or work.failed:
                     return
         except Exception as error:  # of one scan; the others go on
             tried: tuple[int, ...] = getattr(error, "calibrations", ()) if work is None else work.tried
             self._pass_on(_Failed(scan, getattr(error, "stage", "load"), error, begun, tried, work))
 
-    def _read_block(self, work: ScanWork, pixels: slice, memory: NDArray[np.float32], *, last: bool) -> _Block:
+    # What a function was about it forgets when it returns: the name of a piece of memory, kept while the next one is
+    # waited for, would keep the memory.
+
+    def _read_block(self, work: ScanWork, pixels: slice, *, last: bool) -> bool:
+        """Read some pixels, when there is memory for them, and pass them on. False: the run ends."""
         run = self._run
+        dumps, _, channels, _ = run.store.shape(work.scan)
+        memory = self._memory.take(dumps * (pixels.stop - pixels.start) * channels)
+        if memory is None:
+            return False
         try:
             with span(work.timings, "load"):
                 raw = run.read(work.scan, pixels=pixels, into=memory)
-                if last and not run.is_unchanged(work.scan):
-                    raise StoreReadError(
-                        f"scan {work.scan} has changed while it was read", fix="wait until it has been written"
-                    )
+                if last:
+                    run.require_unchanged(work.scan)
         except BaseException:
             self._memory.dropped(memory)
             raise
-        return _Block(work, pixels, raw, memory, last)
+        if self._pass_on(_Block(work, pixels, raw, memory, last)):
+            return True
+        self._memory.dropped(memory)
+        return False
 
     def _pass_on(self, item: Any) -> bool:
         while True:
@@ -259,20 +261,22 @@ class Pipeline:
     # ------------------------------------------------------------ calibrating
 
     def _calibrate_all(self) -> None:
-        while not self._ended():
+        while not self._ended() and self._calibrate_next():
             self._tell()
-            try:
-                item = self._read_ahead.get(timeout=_TICK_S)
-            except queue.Empty:
-                continue
-            if item is _END:
-                return
-            if isinstance(item, _Failed):
-                self._fail(item.scan, item.error, item.begun, item.tried, item.work)
-            elif item.work.failed:
-                self._memory.dropped(item.memory)
-            else:
-                self._calibrate(item)
+
+    def _calibrate_next(self) -> bool:
+        """Calibrate what has been read, if something has been. False: that was all."""
+        try:
+            item = self._read_ahead.get(timeout=_TICK_S)
+        except queue.Empty:
+            return True
+        if isinstance(item, _Failed):
+            self._fail(item.scan, item.error, item.begun, item.tried, item.work)
+        elif isinstance(item, _Block) and item.work.failed:
+            self._memory.dropped(item.memory)
+        elif isinstance(item, _Block):
+            self._calibrate(item)
+        return item is not _END
 
     def _calibrate(self, block: _Block) -> None:
         work = block.work
@@ -315,9 +319,12 @@ class Pipeline:
 
     def _fail(self, scan: int, error: Exception, begun: float, tried: tuple[int, ...], work: ScanWork | None) -> None:
         if work is not None:
-            work.failed = True
+            with self._failing:  # blocks of a scan may fail in two threads; the first one says why
+                if work.failed:
+                    return
+                work.failed = True
             self._to_write.put(work)
-        self._run.errors[scan] = error
+        self._run.error = error
         failure = _failure_of(scan, error, begun, tried)
         _log.error("scan %d failed (%s, %s): %s", scan, failure.error, failure.stage, failure.message)
         self._outcomes.put(failure)
@@ -326,28 +333,37 @@ class Pipeline:
 
     def _write_all(self) -> None:
         open_: dict[int, ScanWork] = {}
-        while (item := self._to_write.get()) is not _END:
-            if isinstance(item, ScanWork):
-                _discard(open_.pop(item.scan, None))
-                continue
-            work = item.block.work
-            try:
-                if not work.failed:
-                    open_[work.scan] = work
-                    if not self._write(item):
-                        work.failed = True
-            except StorageError as error:
-                # Every other scan would fail in the same way: the run ends, and can be gone on with.
-                work.failed, self._fatal = True, error
-                self._abort.set()
-            except Exception as error:  # of one scan; the others go on
-                self._fail(work.scan, error, work.begun, work.tried, work)
-            finally:
-                self._memory.written(item.block.memory)
-                if item.block.last or work.failed:
-                    _discard(open_.pop(work.scan, None))
+        while self._write_next(open_):
+            pass
         for work in open_.values():
             _discard(work)
+
+    def _write_next(self, open_: dict[int, ScanWork]) -> bool:
+        """Write what has been calibrated, when something has been. False: that was all."""
+        item = self._to_write.get()
+        if isinstance(item, ScanWork):
+            _discard(open_.pop(item.scan, None))
+        elif isinstance(item, _Output):
+            self._write_block(item, open_)
+        return item is not _END
+
+    def _write_block(self, item: _Output, open_: dict[int, ScanWork]) -> None:
+        work = item.block.work
+        try:
+            if not work.failed:
+                open_[work.scan] = work
+                if not self._write(item):
+                    work.failed = True
+        except StorageError as error:
+            # Every other scan would fail in the same way: the run ends, and can be gone on with.
+            work.failed, self._fatal = True, error
+            self._abort.set()
+        except Exception as error:  # of one scan; the others go on
+            self._fail(work.scan, error, work.begun, work.tried, work)
+        finally:
+            self._memory.written(item.block.memory)
+            if item.block.last or work.failed:
+                _discard(open_.pop(work.scan, None))
 
     def _write(self, output: _Output) -> bool:
         """Write a block, and with the last one all else. False: there was no time left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -44,6 +45,8 @@ def write_failures(
     StorageError
         If it cannot be written.
     """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by who was killed; nobody else is at it
+        left.unlink(missing_ok=True)
     failures = sorted([*result.failures, *earlier], key=lambda one: one.scan)
     if not failures:
         with storage_errors(path):

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.errors import BaseZarrError
+from zarr.errors import BaseZarrError, ContainsGroupError
 
 from nightbeam.core.errors import InputError
 from nightbeam.core.files import remove, replace_path, scratch_directory, storage_errors
@@ -91,7 +91,10 @@ class ResultStore:
             said = {"schema": L1_SCHEMA, "schema_version": _VERSION, **attributes}
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                zarr.create_group(path, zarr_format=3, attributes=said)
+                try:
+                    zarr.create_group(path, zarr_format=3, attributes=said)
+                except ContainsGroupError:  # another run was quicker
+                    self._check()
 
     def _check(self) -> None:
         try:
@@ -125,12 +128,14 @@ class ResultStore:
     def _tidy(self) -> None:
         """Remove what is half done, or was about to be replaced: nobody else is at it."""
         remove(self.staging)
-        # The second are zarr's, which writes its metadata in the same way.
-        for left in (
-            *self.path.glob("scans/.scan_*.part"),
-            *self.path.glob("*.partial"),
-            *self.path.glob("scans/*.partial"),
-        ):
+        for old in self.path.glob("scans/.scan_*.part"):
+            place = old.with_name(old.name.split(".")[1])
+            if place.exists():
+                remove(old)
+            else:  # whoever was about to replace it was killed before the new one had its name
+                old.rename(place)
+        # Zarr's, which writes its metadata in the same way.
+        for left in (*self.path.glob("*.partial"), *self.path.glob("scans/*.partial")):
             remove(left)
 
     def done(self, scan: int, mark: str) -> bool:

@@ -31,6 +31,7 @@ from nightbeam.scans.model import (
     PipelineConfig,
     PipelineResult,
     RawScan,
+    StoreReadError,
     Tuning,
     UnsupportedModeError,
 )
@@ -82,12 +83,14 @@ class Run:
         self.store, self.config, self.options = store, config, config.options
         self._output = output
         self.stop = stop or threading.Event()
-        self.errors: dict[int, Exception] = {}
+        #: Of the scan that failed last; of all of them would keep their data in memory.
+        self.error: Exception | None = None
         self.read = read or store.read
         self._air, self._loads, self._airs = air, _Kept[int, CalibrationLoadFull](), _Kept[Any, AtmosphereModel]()
         self._stats: dict[int, str] = {}
         self._calibrations: list[CalibrationScan] | None = None
         self._load_warnings: dict[int, list[str]] = {}
+        self._bad_loads: dict[int, CalibrationError] = {}
 
     @property
     def atmosphere(self) -> str:
@@ -185,9 +188,11 @@ class Run:
             self._calibrations = found
         return self._calibrations
 
-    def forget_stats(self) -> None:
-        """Look at all scans anew: they may have been mended."""
+    def look_anew(self) -> None:
+        """Forget what was read: it may have been mended, or have arrived, meanwhile."""
         self._stats.clear()
+        self._loads, self._calibrations = _Kept[int, CalibrationLoadFull](), None
+        self._bad_loads.clear()
 
     # ------------------------------------------------------------ a scan
 
@@ -208,8 +213,7 @@ class Run:
             begin, end = ends(head)
             choices = self._choices(scan)
             load, passed_over = resolve_calibration_load_full(scan, 0.5 * (begin + end), choices, self.load)
-            used = choices.index(load.scans)
-            tried = tuple(number for numbers in choices[: used + 1] for number in numbers)
+            tried = tuple(number for numbers in choices[: choices.index(load.scans) + 1] for number in numbers)
         sky = None
         if self.options.sky == "off" or load.sky is None:
             with span(timings, "load"):
@@ -221,21 +225,35 @@ class Run:
         return work
 
     def load(self, scan: int) -> CalibrationLoadFull:
-        """Return a load calibration; it is kept for the next scans."""
+        """Return a load calibration, or raise what is wrong with it; either is kept for the next scans."""
+        if scan in self._bad_loads:
+            raise self._bad_loads[scan]
         if (kept := self._loads.get(scan)) is not None:
             return kept
+        try:
+            load = self._read_load(scan)
+        except CalibrationError as error:
+            _log.warning("calibration %d is not used: %s", scan, error.what)
+            self._bad_loads[scan] = error
+            raise
+        self._loads.put(scan, load)
+        return load
+
+    def _read_load(self, scan: int) -> CalibrationLoadFull:
+        self._stats.pop(scan, None)
+        self._stat(scan)
+        self._load_warnings[scan] = []
         parts, gains, first = [], [], None
         for pixels in self.blocks(scan):
             part = self.store.read(scan, pixels=pixels)
             parts.append(load_counts(part, engine=self.config.engine))
             gains.append(part.gain_signal)
             first = first or part
-            self._load_warnings.setdefault(scan, []).extend(suspect_ceiling(part))
+            self._load_warnings[scan] += suspect_ceiling(part)
         assert first is not None
+        self.require_unchanged(scan)
         counts = parts[0] if len(parts) == 1 else _joined(parts)
-        load = load_of_counts(first, counts, np.concatenate(gains), options=self.options)
-        self._loads.put(scan, load)
-        return load
+        return load_of_counts(first, counts, np.concatenate(gains), options=self.options)
 
     def _sky_of(self, scan: int, head: RawScan, load: CalibrationLoadFull) -> MeasuredSky:
         """Measure the sky with the scan's own references, of all pixels."""
@@ -287,9 +305,10 @@ class Run:
         each = each // whole * whole if each >= whole else each
         return [slice(begin, min(begin + each, pixels)) for begin in range(0, pixels, each)]
 
-    def is_unchanged(self, scan: int) -> bool:
-        """Say whether a scan is what it was when it was begun."""
-        return self.store.stat(scan) == self._stat(scan)
+    def require_unchanged(self, scan: int) -> None:
+        """Raise `StoreReadError` unless a scan is what it was when it was begun."""
+        if self.store.stat(scan) != self._stat(scan):
+            raise StoreReadError(f"scan {scan} has changed while it was read", fix="wait until it has been written")
 
     def model_of(self, work: ScanWork) -> AtmosphereModel:
         """Return the atmosphere above a scan."""

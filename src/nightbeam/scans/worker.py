@@ -95,17 +95,7 @@ def calibrate_store(
     """
     config = config or PipelineConfig()
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
-    started, run_id = iso_z(utc_now()), uuid.uuid4().hex[:12]
-    with run.output.sole_writer(), _quiet_zarr():
-        todo, result = run.plan()
-        if on_begin is not None:
-            on_begin(len(todo))
-        result = _attempts(run, todo, result, on_scan)
-        path = config.failures or failures_path(l1)
-        write_failures(
-            path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
-            earlier=_others(path, result, config, run.output),
-        )  # fmt: skip
+    result = _work_through(run, on_begin, on_scan)
     if not result.successes and not result.failures and not result.skipped:
         _log.warning("%s has no scan of a source", l0)
     return result
@@ -122,6 +112,8 @@ def calibrate_single_scan(
 ) -> ScanResult:
     """Calibrate one scan, in the same way; one that has been done is done again.
 
+    ``failures.json`` is told as well.
+
     Raises
     ------
     CalibrationError
@@ -131,15 +123,10 @@ def calibrate_single_scan(
     """
     config = replace(config or PipelineConfig(), scans=(scan,), force=True)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop)
-    with run.output.sole_writer(), _quiet_zarr():
-        todo, result = run.plan()
-        result = _attempts(run, todo, result, None)
+    result = _work_through(run)
     if result.successes:
         return result.successes[0]
-    error = run.errors.get(scan)
-    if error is None:
-        raise StoreReadError(f"scan {scan} is not complete yet", fix="wait until it has been written")
-    raise error
+    raise run.error or StoreReadError(f"scan {scan} is not complete yet", fix="wait until it has been written")
 
 
 def plan_store(l0: Path, l1: Path, config: PipelineConfig | None = None) -> list[tuple[int, str]]:
@@ -169,8 +156,28 @@ def _quiet_zarr() -> Iterator[None]:
         yield
 
 
+def _work_through(
+    run: Run,
+    on_begin: Callable[[int], None] | None = None,
+    on_scan: Callable[[ScanResult | ScanFailure], None] | None = None,
+) -> PipelineResult:
+    """Do what is to do, as the only one who writes these results, and report what failed."""
+    l0, l1, config = run.store.path, run.output.path, run.config
+    started, run_id, path = iso_z(utc_now()), uuid.uuid4().hex[:12], config.failures or failures_path(l1)
+    with run.output.sole_writer(), _quiet_zarr():
+        todo, result = run.plan()
+        if on_begin is not None:
+            on_begin(len(todo))
+        result = _attempts(run, todo, result, on_scan or (lambda _: None))
+        write_failures(
+            path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
+            earlier=_others(path, result, config),
+        )  # fmt: skip
+    return result
+
+
 def _attempts(
-    run: Run, todo: Sequence[int], result: PipelineResult, on_scan: Callable[[ScanResult | ScanFailure], None] | None
+    run: Run, todo: Sequence[int], result: PipelineResult, on_scan: Callable[[ScanResult | ScanFailure], None]
 ) -> PipelineResult:
     """Work through the scans, and again through those for which a second try can help."""
     wait_s, config = run.config.retry_wait_s, run.config
@@ -178,10 +185,10 @@ def _attempts(
         last = attempt == config.retries
 
         def told(one: ScanResult | ScanFailure, last: bool = last) -> None:
-            if on_scan is not None and (isinstance(one, ScanResult) or last or not _can_heal(one)):
+            if isinstance(one, ScanResult) or last or not _can_heal(one):
                 on_scan(one)
 
-        run.forget_stats()
+        run.look_anew()
         found = Pipeline(run, todo, told).run()
         healing = () if last else tuple(one for one in found.failures if _can_heal(one))
         for_good = tuple(one for one in found.failures if one not in healing)
@@ -191,14 +198,15 @@ def _attempts(
             failures=_by_scan((*result.failures, *for_good)),
             stopped=found.stopped,
         )
-        if found.stopped:
-            # What was to be tried again has failed, as far as this run knows.
-            return replace(result, failures=_by_scan((*result.failures, *healing)))
         if not healing:
             break
         todo = [one.scan for one in healing]
-        _log.warning("scans %s are tried again in %.0f s", ", ".join(map(str, todo)), wait_s)
+        if not found.stopped:
+            _log.warning("scans %s are tried again in %.0f s", ", ".join(map(str, todo)), wait_s)
         if run.stop.wait(wait_s):
+            # What was to be tried again has failed, as far as this run knows.
+            for one in healing:
+                on_scan(one)
             return replace(result, failures=_by_scan((*result.failures, *healing)), stopped=True)
         wait_s *= 2
     return result
@@ -212,12 +220,12 @@ def _by_scan(items: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(items, key=lambda one: int(one.scan)))
 
 
-def _others(path: Path, result: PipelineResult, config: PipelineConfig, output: ResultStore) -> list[ScanFailure]:
+def _others(path: Path, result: PipelineResult, config: PipelineConfig) -> list[ScanFailure]:
     """Return the failures that an earlier run left for scans that this one was not about."""
     if config.scans is None and not result.stopped:
         return []
     now = {one.scan for one in result.successes} | {one.scan for one in result.failures} | set(result.skipped)
-    return [one for one in read_failures(path) if one.scan not in now and not output.attributes(one.scan)]
+    return [one for one in read_failures(path) if one.scan not in now]
 
 
 def write_calibration_result(

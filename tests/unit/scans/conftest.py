@@ -1,18 +1,23 @@
-"""Scans as they are observed: on the fly, with loads and without noise."""
+"""Scans as they are observed, on the fly, with loads and without noise; and small nights of them, calibrated."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
-from nightbeam.scans.model import Phase, RawScan, ScanInfo
+from nightbeam.scans.files import scan_name
+from nightbeam.scans.model import Phase, PipelineConfig, RawScan, ScanInfo
 from nightbeam.scans.results import ResultStore, arrays_of
 from nightbeam.scans.stages import calibrate_full, determine_atmosphere_full, load_of_scan, prepare_otf
 from nightbeam.testing.dish import Dish, Line
+from nightbeam.testing.night import NightPlan, simulate_night
 
 LO_HZ = 803.3e9
 
@@ -82,3 +87,78 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             arrays["ta_star"][:, 1, 9] = np.nan
         store.write(number, arrays, said)
     return store.path
+
+
+# -- whole stores -----------------------------------------------------------------------------------------------------
+
+#: A map, two positions and another map; all share one calibration, of number `SHARED` + 1.
+NIGHT = NightPlan(scans=3, pixels=4, channels=128, rows=2, dumps=5, calibration_every=6, gain_drift=0.0)
+#: Without waiting, and with the air that the night was simulated with.
+CONFIG = PipelineConfig(atmosphere="closed-form", retry_wait_s=0.01)
+#: What a result says of the run that made it.
+_OF_RUN = frozenset({"timings", "seconds", "finished"})
+
+Contents = dict[str, tuple[dict[str, bytes], dict[str, Any]]]
+
+
+@pytest.fixture
+def config() -> PipelineConfig:
+    """How most tests calibrate."""
+    return CONFIG
+
+
+@pytest.fixture(scope="session")
+def _written_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("night") / "l0.zarr"
+    simulate_night(path, NIGHT)
+    return path
+
+
+@pytest.fixture
+def l0(_written_night: Path, tmp_path: Path) -> Path:
+    """A small night of a test's own: to be read, or to be spoilt."""
+    return Path(shutil.copytree(_written_night, tmp_path / "l0.zarr"))
+
+
+@pytest.fixture
+def l1(tmp_path: Path) -> Path:
+    """Where its results go."""
+    return tmp_path / "l1.zarr"
+
+
+@pytest.fixture
+def group_of() -> Callable[[Path, int], Any]:
+    """Open the group of a scan of a store, to change it."""
+    return lambda store, scan: zarr.open_group(store, mode="r+", use_consolidated=False)[f"scans/{scan_name(scan)}"]
+
+
+@pytest.fixture
+def chunk_of() -> Callable[[Path, int], Path]:
+    """Return the file of the first chunk of a scan's counts, to damage it."""
+    return lambda store, scan: store / "scans" / scan_name(scan) / "counts" / "c" / "0" / "0" / "0"
+
+
+@pytest.fixture
+def contents() -> Callable[..., Contents]:
+    """Return all that is in a store of results, each file to the byte, but for when and how fast it was made."""
+
+    def of(store: Path, *without: str) -> Contents:
+        found: Contents = {}
+        for place in sorted((store / "scans").glob("scan_*")):
+            files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+            said = json.loads(files.pop("zarr.json"))["attributes"]
+            found[place.name] = files, {name: said[name] for name in said.keys() - _OF_RUN - {*without}}
+        return found
+
+    return of
+
+
+@pytest.fixture
+def leftovers() -> Callable[[Path], list[Path]]:
+    """Return what lies about a store of results that a run should not have left."""
+
+    def of(store: Path) -> list[Path]:
+        every = [*store.parent.iterdir(), *store.rglob("*")]
+        return [path for path in every if path.suffix in (".staging", ".part", ".partial")]
+
+    return of

@@ -1,0 +1,329 @@
+"""Whole stores: every error and every flag, what is told of a run, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nightbeam.core.errors import InputError, MissingError, UsageError
+from nightbeam.scans import run
+from nightbeam.scans.files import RawStore, write_raw_scan
+from nightbeam.scans.model import (
+    CalibrationOptions,
+    Flag,
+    PipelineConfig,
+    PipelineResult,
+    ScanFailure,
+    ScanLimits,
+    ScanResult,
+    StoreReadError,
+)
+from nightbeam.scans.report import failures_path, read_failures
+from nightbeam.scans.worker import calibrate_single_scan, calibrate_store, plan_store
+from nightbeam.testing.night import OWN, SHARED, Fault, NightPlan, NightTruth, leave_incomplete, simulate_night
+from nightbeam.testing.night_faults import FAULT_KINDS
+
+LOADS = SHARED + 1
+
+
+# -- everything goes wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worst(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NightTruth, PipelineResult]:
+    """A night with every fault there is, each in one scan, calibrated; and the same night without any."""
+    place = tmp_path_factory.mktemp("worst")
+    faults = tuple(Fault(kind, 2 + n) for n, kind in enumerate(FAULT_KINDS))
+    # Few dumps and channels: what is shown are the classes.
+    plan = NightPlan(scans=len(faults) + 2, pixels=2, channels=64, rows=2, dumps=5, calibration_every=6)
+    config = PipelineConfig(atmosphere="closed-form", retry_wait_s=0.01, retries=1)
+    simulate_night(place / "clean.zarr", plan)
+    truth = simulate_night(place / "worst.zarr", replace(plan, faults=faults))
+    good = tuple(one.scan for one in truth.scans if one.fault is None)
+    calibrate_store(place / "clean.zarr", place / "clean.l1.zarr", replace(config, scans=good))
+    return place, truth, calibrate_store(place / "worst.zarr", place / "worst.l1.zarr", config)
+
+
+@pytest.mark.slow
+def test_every_fault_ends_as_the_truth_says_and_stops_no_other_scan(worst):
+    place, truth, result = worst
+    assert {one.scan: one.error for one in result.failures} == truth.errors()
+    assert {one.scan for one in result.successes} == {one.scan for one in truth.scans} - truth.errors().keys()
+    assert (result.exit_code, result.skipped, result.stopped) == (2, (), False)
+    said = json.loads((place / "worst.l1.failures.json").read_text())
+    assert (said["n_scans"], said["n_ok"], said["n_failed"]) == (len(truth.scans), len(result.successes), 23)
+    assert {one["scan"]: one["error"] for one in said["failures"]} == truth.errors()
+    assert [one["scan"] for one in said["failures"]] == sorted(truth.errors())
+    for one in said["failures"]:
+        assert one["kind"] == ("read" if one["error"] == "StoreReadError" else "calibration")
+        assert f"scan {one['scan']}" in one["message"]
+        if truth.of(one["scan"]).calibration == OWN + one["scan"]:
+            assert one["calibration_scans"] == [OWN + one["scan"]]
+
+
+@pytest.mark.slow
+def test_good_scans_among_bad_ones_are_those_of_a_night_without_faults(worst, contents):
+    place, _, _ = worst
+    # The fingerprint knows the times of the files that were read.
+    clean, among = (contents(place / name, "fingerprint") for name in ("clean.l1.zarr", "worst.l1.zarr"))
+    assert len(clean) == 2
+    assert clean == {name: among[name] for name in clean}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind, meaning in FAULT_KINDS.items() if meaning.error is None])
+def test_a_fault_of_samples_shows_its_flag_where_the_truth_says_and_nowhere_else(worst, group_of, kind):
+    place, truth, _ = worst
+    (one,) = (one for one in truth.scans if one.fault == kind)
+    group = group_of(place / "worst.l1.zarr", one.scan)
+    flag, ta_star = group["flag"][...], group["ta_star"][...]
+    expected = np.zeros(flag.shape, np.uint8)
+    for spot in one.flagged:
+        expected[tuple(slice(None) if index is None else index for index in spot)] = one.flag
+    if kind == "opaque-channels":  # which ones depends on the air
+        expected[:, :, group["tr_s"][0] < 0.02] = Flag.OPAQUE
+        assert 0.25 < np.mean(expected != 0) < 0.75
+    assert np.array_equal(flag, expected)
+    assert np.array_equal(np.isnan(ta_star), flag != 0)
+
+
+# -- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_scans_are_told_as_they_end_and_failures_after_the_last_attempt(l0, l1, config, chunk_of):
+    chunk_of(l0, 2).write_bytes(b"x")
+    begun: list[int] = []
+    told: list[ScanResult | ScanFailure] = []
+    result = calibrate_store(l0, l1, config, on_begin=begun.append, on_scan=told.append)
+    assert begun == [3]
+    assert [(type(one), one.scan) for one in told] == [(ScanResult, 1), (ScanResult, 3), (ScanFailure, 2)]
+    assert (result.successes, result.failures) == (tuple(told[:2]), (told[2],))
+    assert result.successes[0].calibration_scans == (LOADS,)
+    assert result.successes[0].path == l1 / "scans" / "scan_000001"
+    assert set(result.successes[0].timings) == {"load", "resolve", "prepare", "atmosphere", "calibrate", "write"}
+
+
+def test_a_mistake_in_the_program_fails_one_scan_with_a_traceback_after_all_attempts(l0, l1, config, monkeypatch):
+    original = run.MODES["tp"]
+    calls = []
+
+    def mistaken(*given: Any, **more: Any) -> Any:
+        calls.append(given[0].info.scan)
+        raise KeyError("spam")
+
+    monkeypatch.setitem(run.MODES, "tp", mistaken)
+    result = calibrate_store(l0, l1, config)
+    (failure,) = result.failures
+    assert (failure.scan, failure.error, failure.kind, failure.stage) == (2, "KeyError", "internal", "prepare")
+    assert "Traceback" in failure.message
+    assert "mistaken" in failure.message
+    assert calls == [2] * (1 + config.retries)
+    assert result.exit_code == 2
+    with pytest.raises(KeyError, match="spam"):
+        calibrate_single_scan(l0, l1, 2, config)
+    monkeypatch.setitem(run.MODES, "tp", original)
+    assert calibrate_store(l0, l1, config).exit_code == 0
+
+
+def test_nothing_but_failures_is_another_exit_code_than_some(l0, l1, config):
+    assert calibrate_store(l0, l1, replace(config, options=CalibrationOptions(max_cal_age_s=1e-3))).exit_code == 1
+    assert [one.error for one in read_failures(failures_path(l1))] == ["NoCalibrationError"] * 3
+
+
+def test_a_store_without_a_scan_of_a_source_is_no_failure(l0, l1, config, group_of, caplog):
+    for scan in (1, 2, 3):
+        group_of(l0, scan).attrs["obs_type"] = "pointing"
+    result = calibrate_store(l0, l1, config)
+    assert (result.exit_code, result.successes) == (0, ())
+    assert "has no scan of a source" in caplog.text
+
+
+def test_one_scan_alone_gives_what_it_gives_among_others_and_raises_what_is_wrong(
+    l0, l1, config, contents, chunk_of, tmp_path
+):
+    calibrate_store(l0, l1, config)
+    found = calibrate_single_scan(l0, tmp_path / "one.zarr", 2, config)
+    assert (found.scan, found.pwv_source) == (2, "fit")
+    assert contents(tmp_path / "one.zarr") == {"scan_000002": contents(l1)["scan_000002"]}
+    chunk_of(l0, 2).unlink()
+    with pytest.raises(StoreReadError, match="1 of 1 chunks of counts are missing"):
+        calibrate_single_scan(l0, tmp_path / "one.zarr", 2, config)
+    leave_incomplete(l0, 3)
+    with pytest.raises(StoreReadError, match="not complete yet"):
+        calibrate_single_scan(l0, tmp_path / "one.zarr", 3, config)
+
+
+def test_who_asks_for_a_scan_that_is_none_is_told(l0, l1, config):
+    with pytest.raises(MissingError, match="no scan 9"):
+        calibrate_store(l0, l1, replace(config, scans=(9,)))
+    with pytest.raises(UsageError, match=f"scan {LOADS} is a calibration"):
+        calibrate_store(l0, l1, replace(config, scans=(LOADS,)))
+    with pytest.raises(InputError, match="is a store of 'scal-l0'"):
+        calibrate_store(l0, l0, config)
+
+
+# -- again ------------------------------------------------------------------------------------------------------------
+
+
+def numbers(results: tuple[ScanResult, ...]) -> list[int]:
+    return [one.scan for one in results]
+
+
+def test_a_second_run_has_nothing_to_do_and_says_so(l0, l1, config, contents):
+    assert plan_store(l0, l1, config) == [(1, "calibrate"), (2, "calibrate"), (3, "calibrate"), (LOADS, "calibration")]
+    assert not l1.exists()
+    calibrate_store(l0, l1, config)
+    before = {path: path.stat().st_mtime_ns for path in l1.rglob("*")}
+    assert plan_store(l0, l1, config) == [(1, "done"), (2, "done"), (3, "done"), (LOADS, "calibration")]
+    again = calibrate_store(l0, l1, config)
+    assert (again.successes, again.skipped, again.exit_code) == ((), (1, 2, 3), 0)
+    assert {path: path.stat().st_mtime_ns for path in l1.rglob("*")} == before
+    first = contents(l1)
+    forced = calibrate_store(l0, l1, replace(config, force=True, scans=(3, 1, 3)))
+    assert (numbers(forced.successes), forced.skipped) == ([1, 3], ())
+    assert contents(l1) == first
+
+
+def test_every_option_but_the_way_to_run_has_all_done_again(l0, l1, config):
+    config = replace(config, scans=(2,))
+    calibrate_store(l0, l1, config)
+    other = replace(config, memory_budget_bytes=20_000, retries=0, failures=l1.with_name("f.json"))
+    assert calibrate_store(l0, l1, other).skipped == (2,)
+    for changed in (
+        {"scale": "load"},
+        {"sky": "off"},
+        {"exclude_ghz": ((809.0, 809.1),)},
+        {"limits": ScanLimits(tr_min=0.03)},
+    ):
+        other = replace(config, options=CalibrationOptions(**changed))  # type: ignore[arg-type]
+        assert plan_store(l0, l1, other) == [(2, "calibrate")], changed
+    assert numbers(calibrate_store(l0, l1, other).successes) == [2]
+    assert plan_store(l0, l1, config) == [(2, "calibrate")]
+
+
+def test_a_scan_that_has_changed_is_done_again_and_no_other(l0, l1, config, group_of):
+    calibrate_store(l0, l1, config)
+    group_of(l0, 1).attrs["temperature_k"] = 266.0
+    counts = group_of(l0, 3)["counts"]
+    counts[0, 0, 0] = counts[0, 0, 0] * 1.001
+    again = calibrate_store(l0, l1, config)
+    assert (numbers(again.successes), again.skipped) == ([1, 3], (2,))
+
+
+def test_calibrations_that_change_are_worse_or_are_better_decide_what_is_done_again(l0, l1, config, group_of):
+    calibrate_store(l0, l1, config)
+    store = RawStore(l0)
+    loads, scan = store.read(LOADS), store.read(2)
+    shift = scan.time_s[0] - 20.0 - loads.time_s[-1]
+
+    def observe(number: int, by_s: float) -> None:
+        write_raw_scan(l0, replace(loads, info=replace(loads.info, scan=number), time_s=loads.time_s + by_s))
+
+    observe(150_000, -600.0)  # before the one that was used
+    assert calibrate_store(l0, l1, config).skipped == (1, 2, 3)
+    observe(150_001, 4000.0)  # after all scans
+    assert calibrate_store(l0, l1, config).skipped == (1, 2, 3)
+    observe(150_002, shift)  # between the first scan and the second
+    better = calibrate_store(l0, l1, config)
+    assert [(one.scan, one.calibration_scans) for one in better.successes] == [(2, (150_002,)), (3, (150_002,))]
+    group_of(l0, 150_002).attrs["t_hot_k"] = 294.0
+    assert numbers(calibrate_store(l0, l1, config).successes) == [2, 3]
+    group_of(l0, LOADS).attrs["t_hot_k"] = 294.0
+    assert numbers(calibrate_store(l0, l1, config).successes) == [1]
+
+
+@pytest.mark.parametrize("mode", ["past-then-future", "linear"])
+def test_a_calibration_that_was_passed_over_and_is_mended_has_its_scans_done_again(l0, l1, config, group_of, mode):
+    store = RawStore(l0)
+    loads = store.read(LOADS)
+    late = replace(
+        loads,
+        info=replace(loads.info, scan=150_000),
+        time_s=store.read(3).time_s[-1] + 10.0 + loads.time_s - loads.time_s[0],
+    )
+    write_raw_scan(l0, late)
+    spoilt = LOADS if mode == "past-then-future" else 150_000
+    group_of(l0, spoilt).attrs["t_hot_k"] = 93.0
+    config = replace(config, options=CalibrationOptions(cal_mode=mode))
+    first = calibrate_store(l0, l1, config)
+    assert {one.calibration_scans for one in first.successes} == {(LOADS + 150_000 - spoilt,)}
+    assert all(f"calibration {spoilt} was passed over" in one.warnings[0] for one in first.successes)
+    assert calibrate_store(l0, l1, config).skipped == (1, 2, 3)
+    group_of(l0, spoilt).attrs["t_hot_k"] = 293.0
+    again = calibrate_store(l0, l1, config)
+    expected = (LOADS,) if mode == "past-then-future" else (LOADS, 150_000)
+    assert [one.calibration_scans for one in again.successes] == [expected] * 3
+
+
+def test_a_calibration_that_is_not_valid_is_read_once_and_told_once(l0, l1, config, group_of, caplog, monkeypatch):
+    store = RawStore(l0)
+    loads = store.read(LOADS)
+    write_raw_scan(l0, replace(loads, info=replace(loads.info, scan=150_000), time_s=loads.time_s + 15.0))
+    group_of(l0, 150_000).attrs["t_hot_k"] = 93.0
+    asked = []
+    original = run.load_of_counts
+    monkeypatch.setattr(
+        run, "load_of_counts", lambda scan, *a, **k: (asked.append(scan.info.scan), original(scan, *a, **k))[1]
+    )
+    result = calibrate_store(l0, l1, config)
+    assert asked == [150_000, LOADS]
+    assert caplog.text.count("calibration 150000 is not used: the hot load has 93.0 K") == 1
+    assert [one.warnings[0].split(":")[0] for one in result.successes] == ["calibration 150000 was passed over"] * 3
+    assert [len(one.warnings) for one in result.successes] == [1, 1, 1]
+
+
+def test_a_scan_in_the_making_waits_and_so_does_a_calibration(l0, l1, config, group_of):
+    leave_incomplete(l0, 2)
+    first = calibrate_store(l0, l1, config)
+    assert (numbers(first.successes), first.incomplete, first.exit_code) == ([1, 3], (2,), 0)
+    assert (2, "incomplete") in plan_store(l0, l1, config)
+    group_of(l0, 2).attrs["complete"] = True
+    assert numbers(calibrate_store(l0, l1, config).successes) == [2]
+    leave_incomplete(l0, LOADS)
+    assert {one.error for one in calibrate_store(l0, l1, replace(config, force=True)).failures} == {
+        "NoCalibrationError"
+    }
+
+
+def test_failures_of_others_are_kept_until_those_are_tried_again(l0, l1, config, group_of, contents):
+    for scan in (1, 2):
+        group_of(l0, scan).attrs["t_cold_k"] = "cold"
+    calibrate_store(l0, l1, config)
+    path = failures_path(l1)
+    assert path.name == "l1.failures.json"
+    assert [one.scan for one in read_failures(path)] == [1, 2]
+    calibrate_store(l0, l1, replace(config, scans=(3,)))
+    assert [one.scan for one in read_failures(path)] == [1, 2]
+    group_of(l0, 1).attrs["t_cold_k"] = 78.0
+    calibrate_store(l0, l1, replace(config, scans=(1,)))
+    assert [one.scan for one in read_failures(path)] == [2]
+    group_of(l0, 2).attrs["t_cold_k"] = 78.0
+    assert calibrate_single_scan(l0, l1, 2, config).scan == 2
+    calibrate_store(l0, l1, replace(config, scans=(3,)))
+    assert not path.exists()
+
+
+def test_a_scan_whose_old_result_stands_is_a_failure_as_long_as_its_last_try_has_failed(l0, l1, config, group_of):
+    calibrate_store(l0, l1, config)
+    group_of(l0, 2).attrs["t_cold_k"] = "cold"
+    assert calibrate_store(l0, l1, config).exit_code == 2
+    assert (l1 / "scans" / "scan_000002").exists()
+    calibrate_store(l0, l1, replace(config, scans=(1,)))
+    assert [one.scan for one in read_failures(failures_path(l1))] == [2]
+
+
+def test_a_report_of_failures_that_are_none_any_more_is_removed_and_one_of_somebody_else_is_replaced(
+    l0, l1, config, tmp_path
+):
+    path = tmp_path / "elsewhere.json"
+    path.write_text("[1, 2")
+    config = replace(config, failures=path, scans=(1,))
+    calibrate_store(l0, l1, replace(config, options=CalibrationOptions(max_cal_age_s=1e-3)))
+    assert [one.error for one in read_failures(path)] == ["NoCalibrationError"]
+    calibrate_store(l0, l1, config)
+    assert not path.exists()
