@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "groups": ("nightbeam.cli.groups:groups", "List, show, run and reprocess groups of subbands."),
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),
+    "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),
     "simulate": ("nightbeam.cli.simulate:simulate", "Make data whose truth is known."),
     "status": ("nightbeam.cli.platform:status", "Show the servers, workers and queues of the platform."),
     "up": ("nightbeam.cli.platform:up", "Start the platform: server, pools, deployments, workers."),

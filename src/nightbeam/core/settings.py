@@ -27,6 +27,8 @@ __all__ = [
     "ImageSettings",
     "IngestSettings",
     "PlatformSettings",
+    "ScanLimitsSettings",
+    "ScansSettings",
     "Settings",
     "database_url",
     "load_settings",
@@ -252,6 +254,74 @@ class PlatformSettings(_Section):
     )
 
 
+class ScanLimitsSettings(_Section):
+    """What is believed of loads, receivers and air."""
+
+    t_hot_k: tuple[float, float] = Field((200.0, 400.0), description="Lowest and highest temperature of the hot load.")
+    t_cold_k: tuple[float, float] = Field((2.0, 250.0), description="Lowest and highest temperature of the cold load.")
+    least_load_k: float = Field(20.0, gt=0, description="Least difference of the loads (Rayleigh-Jeans).")
+    t_rec_k: float = Field(20_000.0, gt=0, description="Highest receiver temperature (DSB).")
+    gain_factor: float = Field(20.0, gt=1, description="How far a channel's gain may be from its neighbours'.")
+    tr_min: float = Field(0.02, gt=0, lt=1, description="Channels with less transmission are opaque.")
+    pwv_rms_k: float = Field(20.0, gt=0, description="What the fit of the water may leave of the sky (median pixel).")
+    load_span_s: float = Field(300.0, gt=0, description="A calibration that took longer is warned of.")
+    elevation_deg: float = Field(3.0, gt=0, description="A reference farther up or down is warned of.")
+
+    @field_validator("t_hot_k", "t_cold_k")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1]:
+            raise ValueError("the lowest, then the highest, above 0 K")
+        return value
+
+
+class ScansSettings(_Section):
+    """Single-dish scans: where raw ones arrive, where calibrated ones go, and how they are calibrated."""
+
+    input_dir: Path | None = Field(None, description="Where stores of raw scans (L0) arrive.")
+    output_dir: Path | None = Field(None, description="Where stores of calibrated scans (L1) go.")
+    cache_dir: Path | None = Field(
+        None, description="Where layers of air are kept; None: in the user's cache directory."
+    )
+    atmosphere: Literal["casa", "closed-form"] = Field("casa", description="closed-form is for simulations only.")
+    scale: Literal["off", "load"] = Field("off", description="What gives the scale: the reference, or the loads.")
+    off_mode: Literal["linear", "nearest", "mean"] = Field("linear", description="How references serve a dump.")
+    sideband_mode: Literal["line", "continuum"] = Field(
+        "line", description="continuum: the source shines in both sidebands."
+    )
+    elevation_correction: Literal["none", "model"] = Field(
+        "none", description="model: take away what the air differs between source and reference."
+    )
+    common_pwv: bool = Field(True, description="One amount of water for all pixels.")
+    bandwidth_factor: float = Field(1.0, gt=0, description="Noise bandwidth of a channel in units of its width.")
+    sky: Literal["cal", "off"] = Field("cal", description="Water from the calibration's sky, or the scan's reference.")
+    cal_mode: Literal["past-then-future", "nearest", "linear"] = Field(
+        "past-then-future", description="Which load calibration serves; linear: between two."
+    )
+    max_cal_age_s: float = Field(1800.0, gt=0, description="Load calibrations farther away in time are not used.")
+    exclude_ghz: tuple[tuple[float, float], ...] = Field(
+        (), description="Ranges of signal frequency that the water is not found from."
+    )
+    pwv_offset: bool = Field(False, description="Also fit an additive constant for each pixel.")
+    pwv_fallback: tuple[Literal["radiometer", "configured"], ...] = Field(
+        (), description="What may serve, in this order, where the sky cannot be fitted."
+    )
+    pwv_mm: float | None = Field(None, gt=0, lt=30, description="The configured water.")
+    callen_welton: bool = Field(False, description="Receiver temperatures with the zero-point noise at the source.")
+    hot_coupling: float = Field(1.0, gt=0.5, le=1, description="How much of the hot load the receiver sees.")
+    cold_coupling: float = Field(1.0, gt=0.5, le=1, description="How much of the cold load the receiver sees.")
+    spikes: bool = Field(True, description="Flag single samples that stand out.")
+    limits: ScanLimitsSettings = ScanLimitsSettings()
+    memory_budget_gb: float | None = Field(
+        None, gt=0, description="For scans in work; None: 40 % of the machine's memory."
+    )
+    retries: int = Field(2, ge=0, description="How often a scan that could not be read is tried again.")
+    interval_s: float = Field(5.0, gt=0, description="The service looks for new scans this often.")
+    settle_s: float = Field(
+        60.0, ge=0, description="A scan that does not say whether it is complete must not have changed for so long."
+    )
+
+
 class Settings(_Section):
     """All settings of a site."""
 
@@ -263,6 +333,7 @@ class Settings(_Section):
     contimg: ContimgSettings = ContimgSettings()
     elog: ElogSettings = ElogSettings()
     platform: PlatformSettings = PlatformSettings()
+    scans: ScansSettings = ScansSettings()
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -298,7 +369,16 @@ class Settings(_Section):
                 "log_file": self.elog.log_file and self.elog.log_file.expanduser().absolute(),
             }
         )
-        return self.model_copy(update={"state_dir": state, "calib": calib, "contimg": contimg, "elog": elog})
+        s = self.scans
+        scans = s.model_copy(
+            update={
+                "input_dir": _absolute(s.input_dir, state / "scans" / "l0"),
+                "output_dir": _absolute(s.output_dir, state / "scans" / "l1"),
+                "cache_dir": s.cache_dir and s.cache_dir.expanduser().absolute(),
+            }
+        )
+        sections = {"calib": calib, "contimg": contimg, "elog": elog, "scans": scans}
+        return self.model_copy(update={"state_dir": state, **sections})
 
     def to_yaml(self) -> str:
         """Return the settings as the YAML that `load_settings` reads."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from nightbeam.atmosphere import AtmosphereModel, ClosedFormAtmosphere, airmass_of, transmission
+from nightbeam.atmosphere import AtmosphereModel, ClosedFormAtmosphere, Weather, airmass_of, transmission
+from nightbeam.atmosphere.remote import casa_atmosphere
 from nightbeam.core.errors import InputError, UsageError
 from nightbeam.scans.files import create_raw_store, scan_name, write_raw_scan
 from nightbeam.testing.dish import Dish
@@ -40,6 +41,7 @@ __all__ = [
     "NightPlan",
     "NightTruth",
     "ScanTruth",
+    "casa_air",
     "leave_incomplete",
     "read_truth",
     "simulate_night",
@@ -102,6 +104,26 @@ def simulate_night(
     truth = NightTruth(plan, type(air).__name__, tuple(scans))
     write_truth(out, truth)
     return truth
+
+
+def casa_air(plan: NightPlan, *, cache_dir: Path | None = None) -> AtmosphereModel:
+    """Return CASA's air above a night, for both sidebands of all its tunings.
+
+    Parameters
+    ----------
+    cache_dir
+        Where its layers are kept; None: in the user's cache directory.
+
+    Raises
+    ------
+    ToolError
+        If CASA cannot be asked.
+    """
+    half = 0.5 * max(plan.channels * plan.width_hz, _BAND_HZ) + _LO_STEP_HZ * plan.scans
+    offset = np.array([plan.if_hz - half, plan.if_hz + half])
+    bands = [(plan.lo_hz + sign * offset) / 1e9 for sign in (1, -1)]
+    weather = Weather(plan.altitude_m, plan.pressure_hpa, plan.temperature_k)
+    return casa_atmosphere(weather, bands, cache_dir=cache_dir or Path.home() / ".cache" / "nightbeam" / "air")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nightbeam.scans.model import Phase, RawScan, ScanInfo
+from nightbeam.scans.results import ResultStore, arrays_of
+from nightbeam.scans.stages import calibrate_full, determine_atmosphere_full, load_of_scan, prepare_otf
+from nightbeam.testing.dish import Dish, Line
 
 LO_HZ = 803.3e9
 
@@ -44,3 +49,36 @@ def make_scan() -> Callable[..., RawScan]:
         return RawScan(**(usual | parts))  # type: ignore[arg-type]
 
     return make
+
+
+def calibrated(dish: Dish, number: int, at_s: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays of a scan, and what is said of it."""
+    scan, load = dish.otf(number, at_s=at_s), load_of_scan(dish.calibration(1))
+    prepared = prepare_otf(scan)
+    air = determine_atmosphere_full(scan, load, dish.air, prepared)
+    result = calibrate_full(scan, prepared, load, air, dish.air)
+    assert air.pwv is not None
+    said = {
+        "obs_type": "otf", "source": "OMC1", "fingerprint": "abc", "calibration_scans": [1], "pwv_mm": air.pwv_mm,
+        "pwv_source": air.source, "warnings": ["it was late"], "seconds": 0.25, "timings": {"load": 0.1},
+        "quality": {
+            "t_sys_k": float(np.nanmedian(result.t_sys)), "t_rec_k": 180.0, "flagged": 0.125,
+            "scatter": float(np.nanmedian(result.scatter)), "pwv_error_mm": float(air.pwv.error_mm[0]),
+        },
+        "finished": "2025-11-25T01:02:03Z",
+    }  # fmt: skip
+    return arrays_of(scan, prepared, load, air, result), said
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two calibrated scans, 2 (a pixel is dead in one channel) and 3; not to be changed."""
+    dish = Dish(pixels=2, channels=32, lines=(Line(5.0, 809.3e9, 8e6),))
+    store = ResultStore(tmp_path_factory.mktemp("results") / "l1.zarr", l0="/data/l0.zarr")
+    for number in (2, 3):
+        arrays, said = calibrated(dish, number, 100.0 * number)
+        if number == 2:
+            arrays["ta_star"][:, :, 5] = np.nan
+            arrays["ta_star"][:, 1, 9] = np.nan
+        store.write(number, arrays, said)
+    return store.path
