@@ -12,12 +12,12 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "flag_bytes", "seen_at"]
+__all__ = ["QUIET_NAN", "average", "calibrate_pixel", "flag_bytes", "known_steps", "seen_at"]
 
 #: Bits of a float32 that is not a number; flags are added to it.
 QUIET_NAN = 0x7FC00000
 #: Channels worked on at a time: what the dumps of a pixel share stays in the cache.
-_STRIP = 4096
+_STRIP = 8192
 #: Channels of a spectrum that the median of its system temperature is taken of, at most.
 _SAMPLE = 256
 
@@ -110,6 +110,28 @@ def flag_bytes(bits: Any, out: Any) -> int:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def known_steps(spectra: Any, some: Any, sigma: Any, out: Any) -> int:
+    """Fill ``out`` with the steps between neighbours, over their spectrum's noise, and return how many are numbers.
+
+    Parameters
+    ----------
+    spectra : (dump, channel), float32
+    some : (n,)
+        Dumps that are looked at.
+    sigma : (dump,), float32
+    out : (at least n (channel - 1),), float32
+    """
+    known = 0
+    for n in some:
+        row, noise = spectra[n], sigma[n]
+        for c in range(row.size - 1):
+            step = abs(row[c + 1] - row[c]) / noise
+            out[known] = step
+            known += step == step
+    return int(known)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def seen_at(t_rec: Any, part_s: Any, part_i: Any, sky_s: Any, sky_i: Any, ground: Any, out: Any) -> None:
     """Fill ``T_rec + J_sky`` of a pixel at each visit: (visit, channel); the parts are ``F g`` of the sidebands."""
     for v in range(out.shape[0]):
@@ -190,12 +212,12 @@ def calibrate_pixel(
     has_zero = np.any(zero != np.float32(0.0))
     by_line = not np.any(through_i != np.float32(0.0))
     step_off, first_seen = np.empty(_STRIP, np.float32), np.empty(_STRIP, np.float32)
-    step_seen, made = np.empty(_STRIP, np.float32), np.empty(_STRIP, np.float32)
+    step_seen, made, nothing = np.empty(_STRIP, np.float32), np.empty(_STRIP, np.float32), np.zeros(_STRIP, np.float32)
     found, spots, least_of_all = 0, np.empty((64, 2), np.int64), np.float32(np.inf)
     for start in range(0, channels, _STRIP):
         size = min(_STRIP, channels - start)
         stop = start + size
-        last_b, last_a, least_seen = -1, -1, np.float32(0.0)
+        last_b, last_a, last_air, least_seen, least_made = -1, -1, -1, np.float32(0.0), np.float32(0.0)
         zeros, part_s, part_i = zero[start:stop], through_s[start:stop], through_i[start:stop]
         for n in range(number):
             b, a, air, w = before[n], after[n], air_row[n], np.float32(weight_after[n])
@@ -206,11 +228,10 @@ def calibrate_pixel(
                     seen[b, start:stop], seen[a, start:stop], part_s, by_line, first_seen[:size], step_seen[:size]
                 )
                 least_seen, last_b, last_a = _least(first_seen[:size], step_seen[:size]), b, a
-            if by_line:
-                inverse = inverse_s[air, start:stop]
-            else:
+            if air != last_air and not by_line:
                 _of_both(part_s, inverse_s[air, start:stop], part_i, tr_i[air, start:stop], made[:size])
-                inverse = made[:size]
+                least_made, last_air = _least(made[:size], nothing[:size]), air
+            inverse = inverse_s[air, start:stop] if by_line else made[:size]
             spectrum, values = counts[on[n], p, start:stop], out[n, p, start:stop]
             kept = spectrum.copy() if _has_odd_counts(spectrum, ceiling) else spectrum[:0]
             if by_loads:
@@ -235,7 +256,7 @@ def calibrate_pixel(
             else:
                 _of_reference(spectrum, off_b, step_off[:size], w, first_seen[:size], step_seen[:size], inverse, values)
             if spike_sigma > 0.0:
-                least = np.float32(noise[n]) * least_seen * (least_inverse[air] if by_line else np.float32(1.0))
+                least = np.float32(noise[n]) * least_seen * (least_inverse[air] if by_line else least_made)
                 least_of_all = min(least_of_all, least)
                 limit = np.float32(spike_sigma) * least
                 if _suspects(values, limit) > np.float32(0.0):
