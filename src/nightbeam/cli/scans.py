@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import sys
@@ -163,7 +164,7 @@ def _calibrate(l0: Path, l1: Path, config: PipelineConfig, *, as_json: bool) -> 
     from nightbeam.scans.worker import calibrate_store
 
     stop = threading.Event()
-    with _stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
+    with _said_here(), _stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
 
         def tell(one: ScanResult | ScanFailure) -> None:
             if as_json:
@@ -189,20 +190,37 @@ def _as_json(one: ScanResult | ScanFailure) -> dict[str, Any]:
 
 
 def _complaint(one: ScanFailure) -> str:
-    lines = one.message.strip().splitlines()
-    # What is a mistake in the program ends with the exception; the whole of it is in the list of failures.
-    said = (lines[-1] if one.kind == "internal" else lines[0]) if lines else ""
+    # A mistake in the program has its traceback from the second line on; that is in the list of failures.
+    said = one.message.strip().partition("\n")[0]
     return printable(f"scan {one.scan} failed ({one.stage}, {one.error}): {said}", keep="")
 
 
+@contextmanager
+def _said_here() -> Iterator[None]:
+    """Keep failed scans out of the log on the terminal, where they would be told twice."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.name == "nightbeam.scans.pipeline" and record.levelno == logging.ERROR)
+
+    handlers = list(logging.getLogger("nightbeam").handlers)
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
+
+
 def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code: int, *, as_json: bool) -> None:
-    from nightbeam.scans.summary import failures_path
+    from nightbeam.scans.report import failures_path
 
     failures = (config.failures or failures_path(l1)) if result.failures else None
     counts = {
         "calibrated": len(result.successes),
         "failed": len(result.failures),
         "skipped": len(result.skipped),
+        "incomplete": len(result.incomplete),
     }
     if as_json:
         whole = {"kind": "run", **counts, "stopped": result.stopped, "failures": failures, "exit_code": code}
@@ -210,12 +228,16 @@ def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code:
         return
     if result.successes:
         show([_line(one) for one in result.successes], title=str(l1))
+    for one in result.successes:
+        for warning in one.warnings:
+            talk(f"scan {one.scan}: {warning}")
     talk(
         f"{counts['calibrated']} calibrated, {counts['failed']} failed, {counts['skipped']} were there already"
+        + (f", {counts['incomplete']} are still being written" if result.incomplete else "")
         + ("; stopped before the end" if result.stopped else "")
     )
     if not any(counts.values()) and not result.stopped:
-        talk("nothing to do: the store has no complete scan of a source")
+        talk("nothing to do: the store has no scan of a source")
     if failures is not None:
         talk(f"what failed, and why: {failures}")
 
@@ -224,14 +246,13 @@ def _line(one: ScanResult) -> dict[str, Any]:
     quality = one.quality
     return {
         "scan": one.scan,
-        "calibration": ", ".join(map(str, one.calibration_scans)),
-        "pwv_mm": one.pwv_mm,
+        "cal": ", ".join(map(str, one.calibration_scans)),
+        "pwv mm": _digits(one.pwv_mm, "{:.3f}"),
         "from": one.pwv_source,
-        "t_sys_k": quality.get("t_sys_k"),
-        "t_rec_k": quality.get("t_rec_k"),
-        "scatter": quality.get("scatter"),
-        "seconds": round(one.seconds, 2),
-        "warnings": "\n".join(one.warnings) or None,
+        "Tsys K": _digits(quality.get("t_sys_k"), "{:.0f}"),
+        "Trec K": _digits(quality.get("t_rec_k"), "{:.0f}"),
+        "noise": _digits(quality.get("scatter"), "{:.2f}"),
+        "seconds": _digits(one.seconds, "{:.1f}"),
     }
 
 
@@ -288,6 +309,10 @@ def _progress(what: str, *, as_json: bool) -> Iterator[_Bar]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
 
+        # The log writes where the terminal was before the bar came; its lines would cut through it.
+        handlers = [one for one in logging.getLogger("nightbeam").handlers if type(one) is logging.StreamHandler]
+        before = [handler.setStream(sys.stderr) for handler in handlers]
+
         class Bar(_Bar):
             def begin(self, total: int) -> None:
                 progress.update(task, total=total)
@@ -296,9 +321,13 @@ def _progress(what: str, *, as_json: bool) -> Iterator[_Bar]:
                 progress.update(task, advance=1, description=printable(what))
 
             def say(self, message: str) -> None:
-                progress.console.print(Text(message))
+                progress.console.print(Text(message), soft_wrap=True)
 
-        yield Bar()
+        try:
+            yield Bar()
+        finally:
+            for handler, stream in zip(handlers, before, strict=True):
+                handler.setStream(stream or sys.__stderr__)
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
@@ -328,7 +357,7 @@ def status(l1: Path, failures: Path | None, as_json: bool) -> None:
         scan_rows = ({"kind": "scan"} | plain(one) for one in found)
         show([*scan_rows, *(_failed(one) for one in failed), whole], as_json=True)
         return
-    show([_summary_line(one) for one in found], title=str(l1))
+    _show_summary(found, l1)
     if failed:
         show([_failure_line(one) for one in failed], title="failed in the last run")
     talk(f"{len(found)} scans calibrated, {len(failed)} failed in the last run")
@@ -341,32 +370,28 @@ def _failed(one: ScanFailure) -> dict[str, Any]:
     return _as_json(one) | {"kind": "failure"}
 
 
-def _summary_line(one: ScanSummary) -> dict[str, Any]:
-    begin = one.begin and f"{one.begin:%Y-%m-%d %H:%M:%S}"
-    calibrations = ", ".join(map(str, one.calibration_scans)) or None
-    if one.status != "complete":
-        return {"scan": one.scan, "source": one.status}
+def _show_summary(found: list[ScanSummary], l1: Path) -> None:
+    begins = [one.begin for one in found if one.begin is not None]
+    one_night = not begins or (max(begins) - min(begins)).days == 0
+    form = "%H:%M" if one_night else "%m-%d %H:%M"
+    show([_summary_line(one, form) for one in found], title=f"{l1}" + (f", {min(begins):%Y-%m-%d}" if begins else ""))
+    if notes := [{"scan": one.scan, "warning": warning} for one in found for warning in one.warnings]:
+        show(notes, title="to look at")
+
+
+def _summary_line(one: ScanSummary, form: str) -> dict[str, Any]:
+    # Short, so that a line of it is one on a terminal of 80 columns; --json has all of it.
     return {
         "scan": one.scan,
-        "source": one.source,
-        "type": one.obs_type,
-        "begin (UTC)": begin,
-        "calibration": calibrations,
-        "pwv_mm": _with_error(one),
-        "from": one.pwv_source,
-        "t_sys_k": _digits(one.t_sys_k, "{:.0f}"),
-        "t_rec_k": _digits(one.t_rec_k, "{:.0f}"),
-        "flagged_%": _digits(one.flagged and 100 * one.flagged, "{:.2f}"),
-        "scatter": _digits(one.scatter, "{:.3f}"),
-        "seconds": _digits(one.seconds, "{:.1f}"),
-        "warnings": "\n".join(one.warnings) or None,
+        "source": one.source if one.status == "complete" else one.status,
+        "UTC": one.begin and one.begin.strftime(form),
+        "cal": ", ".join(map(str, one.calibration_scans)) or None,
+        "pwv mm": _digits(one.pwv_mm, "{:.3f}"),
+        "Tsys K": _digits(one.t_sys_k, "{:.0f}"),
+        "Trec K": _digits(one.t_rec_k, "{:.0f}"),
+        "flag%": _digits(one.flagged and 100 * one.flagged, "{:.2f}"),
+        "noise": _digits(one.scatter, "{:.2f}"),
     }
-
-
-def _with_error(one: ScanSummary) -> str | None:
-    if one.pwv_mm is None or one.pwv_error_mm is None:
-        return _digits(one.pwv_mm, "{:.3f}")
-    return f"{one.pwv_mm:.3f} ± {one.pwv_error_mm:.1g}"
 
 
 def _digits(value: float | None, form: str) -> str | None:

@@ -126,6 +126,19 @@ def resolve_calibration_load_full(
     ------
     CalibrationError
         That of the best one, if none is valid.
+
+    Examples
+    --------
+    >>> from nightbeam.scans.stages import load_of_scan
+    >>> from nightbeam.testing.dish import Dish
+    >>> good, swapped = Dish(), Dish(t_hot_k=293.0, gamma=-2e4)
+    >>> def load_of(number):
+    ...     return load_of_scan((good if number == 1 else swapped).calibration(number))
+    >>> load, failed = resolve_calibration_load_full(6, 1300.0, [(5,), (1,)], load_of)
+    >>> load.scans, {number: type(error).__name__ for number, error in failed.items()}
+    ((1,), {5: 'GainError'})
+    >>> load.gain.t_rec.shape
+    (4, 256)
     """
     failed: dict[int, CalibrationError] = {}
     for numbers in choices:

@@ -37,6 +37,8 @@ __all__ = [
     "PWV_RANGE_MM",
     "SPIKE_SIGMA",
     "SkyTable",
+    "bin_mean",
+    "bin_sky",
     "both_sidebands",
     "fit_pwv",
     "flag_spikes",
@@ -308,6 +310,47 @@ class SkyTable:
     def step(self) -> float:
         """Between two amounts, in the logarithm."""
         return float(self.log_pwv[1] - self.log_pwv[0])
+
+
+def bin_mean(values: NDArray[np.float64], together: int) -> NDArray[np.float64]:
+    """Return the mean of so many neighbours each; the last mean may be of fewer."""
+    if together == 1:
+        return values
+    begins = np.arange(0, values.shape[-1], together)
+    return np.asarray(np.add.reduceat(values, begins, axis=-1) / np.add.reduceat(np.ones(values.shape[-1]), begins))
+
+
+def bin_sky(
+    j_sky: Floats, sigma_k: Floats, gain_signal: NDArray[np.floating[Any]], together: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the brightness of the sky in bins of channels, weighted by its noise; its noise; the sideband gain.
+
+    Parameters
+    ----------
+    j_sky, sigma_k : (pixel, channel), K
+        NaN where a channel is not to be used.
+    gain_signal : (pixel, 1) or (pixel, channel)
+    together
+        Channels of a bin; the last one may have fewer.
+
+    Returns
+    -------
+    (pixel, bin), (pixel, bin), (pixel, 1) or (pixel, bin)
+        A bin without a good channel is NaN.
+    """
+    gains = np.asarray(gain_signal, float)
+    if together == 1:
+        return np.asarray(j_sky, float), np.asarray(sigma_k, float), gains
+    begins = np.arange(0, j_sky.shape[-1], together)
+    means, noise = (np.empty((j_sky.shape[0], begins.size)) for _ in range(2))
+    for pixel, (seen, sigma) in enumerate(zip(j_sky, sigma_k, strict=True)):  # of each, to need little memory
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weight = 1.0 / np.square(sigma)
+            weight = np.where(np.isfinite(seen) & np.isfinite(weight), weight, 0.0)
+            total = np.add.reduceat(weight, begins)
+            means[pixel] = np.add.reduceat(weight * np.where(weight > 0, seen, 0.0), begins) / total
+            noise[pixel] = 1.0 / np.sqrt(total)
+    return means, noise, gains if gains.shape[-1] == 1 else bin_mean(gains, together)
 
 
 def fit_pwv(

@@ -28,7 +28,9 @@ _NOT_FINITE, _DEAD, _SATURATED, _OPAQUE, _SPIKE = 1, 2, 4, 32, 64
 def average(
     counts: Any, dumps: Any, weights: Any, usable: Any, ceiling: float, zero_is_dead: bool, mean: Any, flag: Any
 ) -> None:
-    """Average some dumps of each pixel; samples that are not finite, dead or saturated are left out.
+    """Average some dumps of each pixel; samples that are not finite or dead are left out.
+
+    Where one is saturated there is no mean: those that just escaped the ceiling are too low as a rule.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def average(
                 x = np.float64(row[c])
                 good = (x - x == 0.0) & (x < ceiling) & ((x != 0.0) | (not zero_is_dead))
                 total[c] += w * x if good else 0.0
-                weight[c] += w if good else 0.0
+                weight[c] += w if good else (-np.inf if x >= ceiling else 0.0)
         for c in range(channels):
             mean[p, c] = total[c] / weight[c] if weight[c] > 0.0 else np.nan
             flag[p, c] = 0
@@ -73,7 +75,7 @@ def average(
                         flag[p, c] |= _NOT_FINITE
                     elif x >= ceiling:
                         flag[p, c] |= _SATURATED
-                    else:
+                    elif x == 0.0 and zero_is_dead:
                         flag[p, c] |= _DEAD
 
 

@@ -200,15 +200,18 @@ def draw_scan(view: ScanView, *, rest_ghz: float | None = None) -> Any:
     spectrum.set_ylabel(r"$T_A^*$ [K]")
     if rest_ghz is not None:
         _velocity_axis(spectrum, rest_ghz)
-    receiver.plot(freq, view.t_sys_k, drawstyle="steps-mid", color="tab:blue", linewidth=0.7, label=r"$T_{sys}$")
-    receiver.plot(freq, view.t_rec_k, drawstyle="steps-mid", color="tab:red", linewidth=0.7, label=r"$T_{rec}$ (DSB)")
-    receiver.set(ylabel=r"$T_{sys}$, $T_{rec}$ [K]", yscale="log")
+    for axes, kelvin, name, colour in (
+        (receiver, view.t_sys_k, r"$T_{sys}$ [K]", "tab:blue"),
+        (receiver.twinx(), view.t_rec_k, r"$T_{rec}$ (DSB) [K]", "tab:red"),
+    ):
+        axes.plot(freq, kelvin, drawstyle="steps-mid", color=colour, linewidth=0.7)
+        axes.set_ylabel(name, color=colour)
+        axes.ticklabel_format(axis="y", useOffset=False)
     image = f"image, {view.image_ghz.min():.2f} to {view.image_ghz.max():.2f} GHz"
     air.plot(freq, view.tau_s, color="tab:blue", linewidth=0.9, label="signal")
     air.plot(freq, view.tau_i, color="tab:orange", linewidth=0.9, label=image)
     air.set(ylabel=r"$\tau$ [Np]", ylim=(0, None))
-    for axes in (receiver, air):
-        axes.legend(fontsize="x-small", loc="best")
+    air.legend(fontsize="x-small", loc="best")
     _draw_dumps(figure, dumps, view)
     dumps.set_xlabel("signal frequency [GHz]")
     dumps.ticklabel_format(axis="x", useOffset=False)

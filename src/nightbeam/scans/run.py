@@ -208,8 +208,8 @@ class Run:
             begin, end = ends(head)
             choices = self._choices(scan)
             load, passed_over = resolve_calibration_load_full(scan, 0.5 * (begin + end), choices, self.load)
-            flat = [number for numbers in choices for number in numbers]
-            tried = tuple(flat[: flat.index(load.scans[-1]) + 1])
+            used = choices.index(load.scans)
+            tried = tuple(number for numbers in choices[: used + 1] for number in numbers)
         sky = None
         if self.options.sky == "off" or load.sky is None:
             with span(timings, "load"):

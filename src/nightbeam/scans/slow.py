@@ -26,13 +26,13 @@ def average(
             full, dead = finite & (x >= ceiling), finite & (x == 0) & zero_is_dead
         good = used & finite & ~full & ~dead
         total += np.where(good, seconds * np.where(good, x, 0.0), 0.0)
-        weight += np.where(good, seconds, 0.0)
+        weight += np.where(good, seconds, np.where(used & full, -np.inf, 0.0))
         for bad, why in ((~finite, Flag.NOT_FINITE), (full, Flag.SATURATED), (dead, Flag.DEAD)):
             flag[used & bad] |= np.uint8(why)
     flag[weight > 0] = 0
     with np.errstate(invalid="ignore"):
         mean[...] = total / weight
-    mean[weight == 0] = np.nan
+    mean[weight <= 0] = np.nan
 
 
 def seen_at(t_rec: Any, part_s: Any, part_i: Any, sky_s: Any, sky_i: Any, ground: Any, out: Any) -> None:

@@ -15,6 +15,8 @@ from nightbeam.scans import kernel, slow
 from nightbeam.scans.compute import (
     SPIKE_SIGMA,
     SkyTable,
+    bin_mean,
+    bin_sky,
     fit_pwv,
     load_gain,
     match_references,
@@ -65,6 +67,8 @@ _GHZ = 1e9
 _ENGINES: dict[str, Any] = {"numba": kernel, "numpy": slow}
 #: Spectra of each pixel that its scatter is measured in, at most.
 _SPECTRA = 8
+#: Channels are fitted together to about this width: the finest structure of the air, ozone's lines, has 20 MHz.
+_FIT_BIN_HZ = 5e6
 
 
 def channel_width_hz(scan: RawScan) -> float:
@@ -323,12 +327,14 @@ def _fit(
     out = np.zeros(freq.size, bool)
     for low, high in options.exclude_ghz:
         out |= (freq >= low) & (freq <= high)
-    spill = _spill_k(scan)
+    spill, together = _spill_k(scan), max(1, round(_FIT_BIN_HZ / channel_width_hz(scan)))
+    seen, sigma, gain_signal = bin_sky(np.where(out, np.nan, seen), sky.sigma, load.gain_signal, together)
+    freq, image = bin_mean(freq, together), bin_mean(image, together)
     fit = fit_pwv(
-        np.where(out, np.nan, seen),
-        sky.sigma,
+        seen,
+        sigma,
         SkyTable(model, freq, image, airmass=sky.airmass),
-        gain_signal=load.gain_signal,
+        gain_signal=gain_signal,
         forward_eff=scan.info.forward_eff,
         spill_signal=planck_j(freq, spill),
         spill_image=planck_j(image, spill),
@@ -375,6 +381,17 @@ def prepare_otf(
         If there is nothing but the one or the other.
     UnsupportedModeError
         If the scan was chopped.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish
+    >>> prepared = prepare_otf(Dish(pixels=2, channels=64).otf(2, rows=3, dumps=10))
+    >>> prepared.on.size, prepared.off_counts.shape
+    (30, (4, 2, 64))
+    >>> prepared.references.before[0, :12].tolist()  # the visits before and after each row of ten
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    >>> prepared.references.weight_after[0, :3].round(3).tolist()
+    [0.179, 0.25, 0.321]
     """
     return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 
@@ -390,6 +407,13 @@ def prepare_tp(
     """Return the dumps of a total-power scan and the references about them, in whatever order they come.
 
     Parameters and errors as of `prepare_otf`.
+
+    Examples
+    --------
+    >>> from nightbeam.testing.dish import Dish
+    >>> prepared = prepare_tp(Dish(pixels=2, channels=64).tp(2, "OFF ON ON OFF", seconds=10.0))
+    >>> prepared.on.tolist(), prepared.references.weight_after[0].round(3).tolist()
+    ([1, 2], [0.333, 0.667])
     """
     return _prepare(scan, options or CalibrationOptions(), zero, whole, engine)
 

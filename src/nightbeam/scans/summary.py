@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from nightbeam.core.locks import is_held, lock_holder
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
 from nightbeam.scans.files import scan_name
 from nightbeam.scans.model import ScanFailure
+from nightbeam.scans.report import failures_path
 from nightbeam.scans.results import ResultStore
 
 __all__ = [
     "FailureReport",
     "ScanSummary",
-    "failures_path",
     "failure_report",
     "running",
     "store_attributes",
@@ -42,7 +42,7 @@ class ScanSummary:
     status
         ``complete``, or ``damaged`` where what is said of the scan cannot be read.
     begin, end
-        Of its dumps on the source.
+        References included, where that is said; else of the dumps on the source.
     calibration_scans
         The load calibration it used; two between which was interpolated.
     pwv_mm, pwv_error_mm, pwv_source
@@ -125,7 +125,13 @@ def summarize_store(l1: Path) -> list[ScanSummary]:
         As `store_attributes`.
     """
     store_attributes(l1)
-    return [summarize_scan(l1, scan) for scan in sorted(ResultStore(l1).scans())]
+    try:
+        numbers = sorted(ResultStore(l1).scans())
+    except ValueError as error:
+        raise InputError(
+            f"something in {l1 / 'scans'} is called like a scan and is none: {error}", fix="move it elsewhere"
+        ) from error
+    return [summarize_scan(l1, scan) for scan in numbers]
 
 
 def summarize_scan(l1: Path, scan: int) -> ScanSummary:
@@ -141,10 +147,10 @@ def summarize_scan(l1: Path, scan: int) -> ScanSummary:
         raise MissingError(f"{l1} has no result of scan {scan}", fix="nightbeam scans status lists those it has")
     try:
         said = json.loads((place / "zarr.json").read_text())["attributes"]
-        begin, end = _span(place)
+        begin, end = _when(said, "begin"), _when(said, "end")
+        if begin is None or end is None:
+            begin, end = _span(place)
     except (BaseZarrError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ScanSummary(scan, "damaged")
-    if not isinstance(said, dict):
         return ScanSummary(scan, "damaged")
     quality = said.get("quality")
     quality = quality if isinstance(quality, dict) else {}
@@ -179,6 +185,12 @@ def _span(place: Path) -> tuple[datetime | None, datetime | None]:
     return begin, end
 
 
+def _when(said: Mapping[str, Any], name: str) -> datetime | None:
+    text = said.get(name)
+    when = datetime.fromisoformat(text) if isinstance(text, str) else None
+    return when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
+
+
 def _number(said: Mapping[str, Any], name: str) -> float | None:
     value = said.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -204,11 +216,6 @@ def running(l1: Path) -> dict[str, str | int] | None:
     """Return who writes to a store just now (pid, host, since); None where nobody does."""
     lock = l1.with_name(f"{l1.name}.lock")
     return lock_holder(lock) if is_held(lock) else None
-
-
-def failures_path(l1: Path) -> Path:
-    """Return where a run says what failed, unless it was told another place."""
-    return l1.with_name(f"{l1.name.removesuffix('.zarr')}.failures.json")
 
 
 def failure_report(l1: Path, path: Path | None = None) -> FailureReport | None:

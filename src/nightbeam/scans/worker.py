@@ -80,6 +80,18 @@ def calibrate_store(
         If results cannot be written; those that are there stay.
     UsageError
         If a scan that was asked for is none of a source.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from nightbeam.testing.night import Fault, NightPlan, simulate_night
+    >>> plan = NightPlan(scans=3, pixels=2, channels=64, dumps=4, faults=(Fault("no-off", 2),))
+    >>> with TemporaryDirectory() as place:
+    ...     l0, l1 = Path(place, "night.zarr"), Path(place, "calibrated.zarr")
+    ...     truth = simulate_night(l0, plan)
+    ...     found = calibrate_store(l0, l1, PipelineConfig(atmosphere="closed-form"))
+    >>> [one.scan for one in found.successes], [(one.scan, one.error) for one in found.failures], found.exit_code
+    ([1, 3], [(2, 'MissingOffError')], 2)
     """
     config = config or PipelineConfig()
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
@@ -223,6 +235,21 @@ def write_calibration_result(
     ------
     StorageError
         If it cannot be written; what was there stays.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from nightbeam.scans.stages import calibrate_full, determine_atmosphere_full, load_of_scan, prepare_tp
+    >>> from nightbeam.testing.dish import Dish
+    >>> dish = Dish(pixels=2, channels=64)
+    >>> scan, load = dish.tp(7), load_of_scan(dish.calibration(1))
+    >>> prepared = prepare_tp(scan)
+    >>> air = determine_atmosphere_full(scan, load, dish.air, prepared)
+    >>> result = calibrate_full(scan, prepared, load, air, dish.air)
+    >>> with TemporaryDirectory() as place:
+    ...     path = write_calibration_result(ResultStore(Path(place, "l1.zarr")), scan, prepared, load, air, result)
+    ...     path.name, zarr.open_group(path, mode="r")["ta_star"].shape
+    ('scan_000007', (2, 2, 64))
     """
     said: dict[str, Any] = {
         "obs_type": scan.info.obs_type,

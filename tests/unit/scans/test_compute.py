@@ -11,6 +11,8 @@ from nightbeam.atmosphere import BACKGROUND_K, ClosedFormAtmosphere, airmass_of,
 from nightbeam.core.errors import ConfigError, UsageError
 from nightbeam.scans.compute import (
     SkyTable,
+    bin_mean,
+    bin_sky,
     both_sidebands,
     fit_pwv,
     flag_spikes,
@@ -287,6 +289,20 @@ def test_each_pixel_may_have_its_own_sideband_gain(table):
     gain_signal = np.array([[0.4], [0.5], [0.62]])
     seen = np.concatenate([np.atleast_2d(sky_of(0.8, gain_signal=g[0])) for g in gain_signal])
     assert fit(seen, table, gain_signal=gain_signal, common=False).pwv_mm == pytest.approx(0.8, rel=1e-4)
+
+
+@pytest.mark.parametrize("together", [1, 3, 7, 1000])
+def test_bins_keep_what_all_channels_say_by_their_weights(together):
+    rng = np.random.default_rng(4)
+    seen, sigma = rng.normal(100, 5, (2, 100)), rng.uniform(0.5, 2.0, (2, 100))
+    seen[0, 10:20], sigma[1, 50] = np.nan, np.inf
+    means, noise, gains = bin_sky(seen, sigma, np.full((2, 100), 0.4), together)
+    weight = np.where(np.isfinite(seen), 1 / sigma**2, 0.0)
+    good = np.isfinite(means)
+    assert np.sum(1 / noise[good] ** 2) == pytest.approx(weight.sum())
+    assert np.sum(means[good] / noise[good] ** 2) == pytest.approx(np.nansum(weight * np.nan_to_num(seen)))
+    assert gains == pytest.approx(0.4)
+    assert bin_mean(np.arange(10.0), 4).tolist() == [1.5, 5.5, 8.5]
 
 
 def test_an_offset_is_found_beside_the_water(table):

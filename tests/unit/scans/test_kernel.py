@@ -134,6 +134,10 @@ def test_a_mean_is_of_the_good_dumps_by_their_time(engine):
     engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, False, mean, flag)
     assert mean[0, [0, 2]].tolist() == [3.5, 0.0]
     assert flag.tolist() == [[0, Flag.SATURATED | Flag.NOT_FINITE, 0]]
+    counts[1, 0, 1] = 3.0
+    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, True, mean, flag)
+    assert np.isnan(mean[0, 1]), "the one that escaped the ceiling says nothing"
+    assert flag[0, 1] == Flag.SATURATED
 
 
 def test_flags_survive_in_what_is_no_number():

@@ -16,8 +16,9 @@ from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans.files import create_raw_store, scan_name
 from nightbeam.scans.model import ScanFailure
+from nightbeam.scans.report import failures_path
 from nightbeam.scans.results import ResultStore
-from nightbeam.scans.summary import ScanSummary, failure_report, failures_path, running, summarize_scan, summarize_store
+from nightbeam.scans.summary import ScanSummary, failure_report, running, summarize_scan, summarize_store
 
 
 @pytest.fixture
@@ -38,6 +39,12 @@ def test_a_scan_is_a_line_of_what_its_store_says(results: Path):
     assert first.begin == datetime(2025, 11, 21, 0, 3, 24, tzinfo=UTC)
     assert first.end == first.begin + timedelta(seconds=3 * 10 + 2 * 4)
     assert first.middle == first.begin + timedelta(seconds=19)
+
+
+def test_begin_and_end_are_those_that_are_said(tmp_path: Path):
+    store = ResultStore(tmp_path / "l1.zarr")
+    store.write(4, {"tau_s": np.zeros(3)}, {"begin": "2025-11-21T00:03:20Z", "end": "2025-11-21T00:04:20"})
+    assert summarize_scan(store.path, 4).middle == datetime(2025, 11, 21, 0, 3, 50, tzinfo=UTC)
 
 
 def test_what_a_store_does_not_say_is_not_known(tmp_path: Path):
@@ -70,6 +77,12 @@ def test_what_is_no_store_of_results_is_refused_and_left_alone(tmp_path: Path):
     zarr.create_group(tmp_path / "two.zarr", zarr_format=2)
     with pytest.raises(InputError):
         summarize_store(tmp_path / "two.zarr")
+
+
+def test_a_copy_that_somebody_put_beside_the_scans_is_named(own: Path):
+    shutil.copytree(own / "scans" / scan_name(2), own / "scans" / "scan_000002_old")
+    with pytest.raises(InputError, match="000002_old"):
+        summarize_store(own)
 
 
 def test_a_scan_that_is_not_there_is_missing(results: Path):
