@@ -106,11 +106,13 @@ class _Work:
     l1: Path
     done: set[int] = field(default_factory=set)
     trouble: dict[int, _Trouble] = field(default_factory=dict)
+    loads: frozenset[int] = frozenset()
+    told: set[int] = field(default_factory=set)
     due_s: float = -math.inf
     wait_s: float = 0.0
 
     def waiting(self, now_s: float) -> list[int]:
-        """Return the scans whose turn it is, those that have failed before last."""
+        """Return the scans whose turn it is; those that have failed before come last."""
         found = [scan for scan in self.watch.sources() if scan not in self.done and self._is_due(scan, now_s)]
         return sorted(found, key=lambda scan: (scan in self.trouble, scan))
 
@@ -225,9 +227,17 @@ class ScanService:
             for scan in work.watch.look(now_s):
                 work.done.discard(scan)
                 work.trouble.pop(scan, None)
+            self._look_for_loads(work)
             self._say(("store", work.watch.path), work.watch.problem, f"{work.watch.path} is a store of raw scans now")
         self._look_at_failed(now_s)
         self._count()
+
+    def _look_for_loads(self, work: _Work) -> None:
+        """Where loads after a scan serve it as well as those before it, have new ones looked at by the library."""
+        loads = frozenset(work.watch.calibrations())
+        if self._config.options.cal_mode != "past-then-future" and loads - work.loads:
+            work.done.clear()
+        work.loads = loads
 
     def _paths(self) -> list[Path] | None:
         """Return the stores that are there; None where nobody can tell."""
@@ -298,7 +308,8 @@ class ScanService:
         for scan in result.skipped:
             work.done.add(scan)
             work.trouble.pop(scan, None)
-            if output is not None:
+            if output is not None and scan not in work.told:
+                work.told.add(scan)
                 self._tally.found(work.l1.name, scan, output.attributes(scan))
         for scan in result.incomplete:
             work.watch.forget(scan)
@@ -307,6 +318,7 @@ class ScanService:
 
     def _succeeded(self, work: _Work, one: ScanResult) -> None:
         work.done.add(one.scan)
+        work.told.add(one.scan)
         work.trouble.pop(one.scan, None)
         self._tally.calibrated(work.l1.name, one, ResultStore(work.l1).attributes(one.scan))
 

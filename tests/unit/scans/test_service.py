@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
 from nightbeam.scans.files import RawStore, create_raw_store, scan_name
-from nightbeam.scans.model import PipelineConfig, PipelineResult, ScanFailure, ScanResult
+from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
 from nightbeam.scans.service import ScanService
 from nightbeam.scans.worker import calibrate_store
@@ -385,6 +386,21 @@ def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog):
     assert "drained: 0 scans calibrated, 0 failed, 2 wait" in caplog.text
 
 
+def test_where_later_loads_serve_too_a_scan_has_another_turn_when_they_come(tmp_path):
+    config = PipelineConfig(atmosphere="closed-form", options=CalibrationOptions(cal_mode="linear"))
+    place = Place(tmp_path)
+    place.store()
+    service = ScanService(place.l0, place.l1, config, calibrate=place.canned, clock=place.clock)
+    place.scan(100, obs_type="calibration")
+    place.scan(1)
+    assert service.poll()
+    assert not service.poll()
+    place.scan(101, obs_type="calibration")
+    assert service.poll()
+    assert not service.poll()
+    assert place.canned.calls == [(1,), (1,)]
+
+
 # -- with real scans ----------------------------------------------------------------------------------------------
 
 
@@ -441,6 +457,19 @@ def test_a_night_that_trickles_in_gives_what_one_run_gives_and_a_second_service_
     assert (found.done, found.skipped, found.failed) == (0, 3, 1)
     assert len(found.water) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_between_two_loads_is_interpolated_as_soon_as_the_second_has_come(tmp_path, drop):
+    store = tmp_path / "l0" / "night.zarr"
+    config = replace(CONFIG, options=CalibrationOptions(cal_mode="linear"))
+    service = ScanService(store.parent, tmp_path / "l1", config, clock=Clock())
+    used = []
+    for scans in ((100_001, 1), (100_003,)):
+        drop(store, *scans)
+        while service.poll():
+            pass
+        used.append(ResultStore(tmp_path / "l1" / "night.zarr").attributes(1)["calibration_scans"])
+    assert used == [[100_001], [100_001, 100_003]]
 
 
 def test_a_scan_is_calibrated_when_its_damaged_chunk_has_been_copied_again(tmp_path, drop):
