@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ CRASH_WINDOW_S = 600.0
 
 Loop = Callable[[threading.Event], Any]
 Counters = Callable[[], Mapping[str, Any]]
+Rows = Callable[[], Sequence[Mapping[str, Any]]]
 
 
 def run_service(
@@ -52,6 +53,7 @@ def run_service(
     lock: Path,
     name: str,
     counters: Counters | None = None,
+    tables: Mapping[str, Rows] | None = None,
     counters_every_s: float = 60.0,
     fence_s: float = 10.0,
 ) -> State[Any]:
@@ -67,7 +69,9 @@ def run_service(
     name
         What people call the service.
     counters
-        Numbers to show at the run, asked for every ``counters_every_s``.
+        Numbers to show at the run, asked for every ``counters_every_s`` and at the end.
+    tables
+        More to show in the same way, by the end of its key.
     fence_s
         How often to ask the server whether this run is still supposed to run.
 
@@ -92,15 +96,18 @@ def run_service(
     stop = threading.Event()
     fence = _Fence(stop, every_s=fence_s)
     fence.start()
+    rows: dict[str, Rows] = {} if counters is None else {f"service-{name}": lambda: [counters()]}
+    rows |= {f"service-{name}-{what}": table for what, table in (tables or {}).items()}
+    boards = [_Board(key, table, counters_every_s) for key, table in rows.items()]
     try:
         with sole_owner(lock, wait_s=TAKEOVER_S, what=f"the output of {name}"):
-            _work(loop, stop, name=name, counters=counters, counters_every_s=counters_every_s)
+            _work(loop, stop, name=name, boards=boards)
     finally:
         stop.set()
     return fence.verdict()
 
 
-def _work(loop: Loop, stop: threading.Event, *, name: str, counters: Counters | None, counters_every_s: float) -> None:
+def _work(loop: Loop, stop: threading.Event, *, name: str, boards: Sequence[_Board]) -> None:
     failed: list[BaseException] = []
 
     def body() -> None:
@@ -112,11 +119,11 @@ def _work(loop: Loop, stop: threading.Event, *, name: str, counters: Counters | 
     # A bare thread has no run context, and its log records would not reach the server.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(body,), name=name)
     thread.start()
-    board = _Board(name, counters, counters_every_s)
     try:
         while thread.is_alive():
             thread.join(0.5)
-            board.show()
+            for board in boards:
+                board.show()
     except TerminationSignal:
         logger.warning("%s was asked to stop and drains", name)
         raise
@@ -125,6 +132,8 @@ def _work(loop: Loop, stop: threading.Event, *, name: str, counters: Counters | 
         thread.join(DRAIN_S)
         if thread.is_alive():
             logger.error("%s did not drain within %.0f s", name, DRAIN_S)
+        for board in boards:
+            board.show(last=True)
     if failed:
         raise failed[0]
 
@@ -173,26 +182,24 @@ class _Fence(threading.Thread):
 
 
 class _Board:
-    """One table at the run that is brought up to date, not a new one each minute."""
+    """One table at the run that is brought up to date, not a new one each minute; none while it has no rows."""
 
-    def __init__(self, name: str, counters: Counters | None, every_s: float) -> None:
-        self._key = f"service-{name}"
-        self._counters = counters
-        self._every_s = every_s
+    def __init__(self, key: str, table: Rows, every_s: float) -> None:
+        self._key, self._table, self._every_s = key, table, every_s
         self._next = 0.0
         self._id: Any = None
 
-    def show(self) -> None:
-        if self._counters is None or time.monotonic() < self._next:
+    def show(self, *, last: bool = False) -> None:
+        if not last and time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._every_s
-        rows = [dict(self._counters())]
+        rows = [dict(row) for row in self._table()]
         try:
-            if self._id is None:
-                self._id = create_table_artifact(rows, key=self._key)
-            else:
+            if self._id is not None:
                 with get_client(sync_client=True) as api:
                     api.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
+            elif rows:
+                self._id = create_table_artifact(rows, key=self._key)
         except Exception as error:  # the server may be away; the service goes on
             logger.warning("the counters cannot be shown: %s", error)
 

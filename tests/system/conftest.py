@@ -33,6 +33,8 @@ SMALL_GROUPS = {
     "contimg.image.gridder": "standard",
     "contimg.image.chanbin": 4,
 }
+#: Simulated scans are of this air; the service looks for them often.
+SIMULATED_SCANS = {"scans.atmosphere": "closed-form", "scans.interval_s": 0.5}
 
 
 @dataclass
@@ -90,6 +92,7 @@ def platform_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         "platform.auth_string": PASSWORD,
         "platform.port": unused_port(),
         **SMALL_GROUPS,
+        **SIMULATED_SCANS,
     }
     return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
 

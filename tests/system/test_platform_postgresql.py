@@ -121,4 +121,5 @@ def _workers_alone_serve_it_and_leave_it_running(settings: Settings, api: platfo
         "batch": True,
         "casa": False,
         "example-service": False,
+        "scan-calibrator": False,
     }

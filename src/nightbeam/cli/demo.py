@@ -52,9 +52,10 @@ def demo(
     """Run the main jobs end to end and compare what comes out with the truth.
 
     A platform is started. Detector constants are prefetched from a calibration service of the demo. A logbook of the
-    demo is mirrored, changes, and is mirrored again. Three groups of simulated subbands trickle in (one with a
-    calibrator, one with a late subband), and each must become an image that shows the simulated sky. Then real
-    observations go through the same calibration and imaging. Exit code 1 when anything is wrong.
+    demo is mirrored, changes, and is mirrored again. A night of single-dish scans, one of them damaged, is calibrated
+    while it is observed. Three groups of simulated subbands trickle in (one with a calibrator, one with a late
+    subband), and each must become an image that shows the simulated sky. Then real observations go through the same
+    calibration and imaging. Exit code 1 when anything is wrong.
     """
     from nightbeam.demo import run_demo
 
@@ -75,6 +76,7 @@ def demo(
         show([{"group": g.group_id, **g.seconds} for g in report.groups], title="seconds of each step")
         show(report.constants, title="detector constants")
         show(report.logbook, title="mirror of the electronic logbook")
+        show(report.scans, title="scans of a single dish: recovered beside the truth")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:

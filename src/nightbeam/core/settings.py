@@ -249,7 +249,7 @@ class PlatformSettings(_Section):
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
     pools: dict[str, PositiveInt] = Field(
-        default={"batch": 4, "casa": 1, "example-service": 1},
+        default={"batch": 4, "casa": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
     )
 

@@ -143,12 +143,15 @@ class Run:
         if self._output is None:
             return False
         said = self._output.attributes(scan)
-        tried = said.get("calibrations_tried")
-        if said.get("status") != "complete" or not isinstance(tried, list):
+        tried, used = said.get("calibrations_tried"), said.get("calibration_scans")
+        if said.get("status") != "complete" or not isinstance(tried, list) or not isinstance(used, list):
             return False
         try:
-            first = [number for numbers in self._choices(scan) for number in numbers]
-            return first[: len(tried)] == tried and said.get("fingerprint") == self._mark(scan, tuple(tried))
+            choices = self._choices(scan)
+            if tuple(used) not in choices:
+                return False
+            first = [number for numbers in choices[: choices.index(tuple(used)) + 1] for number in numbers]
+            return first == tried and said.get("fingerprint") == self._mark(scan, tuple(tried))
         except CalibrationError:
             return False
 
