@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,10 @@ __all__ = ["L0_SCHEMA", "RawStore", "create_raw_store", "scan_name", "write_raw_
 
 L0_SCHEMA: Final = "scal-l0"
 _VERSION: Final = 1
+#: What a damaged store has made Zarr raise.
+_DAMAGE: Final = (
+    BaseZarrError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
 _NAME = re.compile(r"scan_(\d{6,9})")
 #: Attributes of a scan by our names, and what type they are; `_OPTIONAL` may be missing.
 _ATTRIBUTES: Final[Mapping[str, tuple[str, type]]] = {
@@ -54,6 +59,9 @@ _ATTRIBUTES: Final[Mapping[str, tuple[str, type]]] = {
     "radiometer_pwv_mm": ("radiometer_pwv_mm", float),
 }
 _OPTIONAL: Final = frozenset({"humidity_pct", "forward_eff", "adc_ceiling", "spill_k", "complete", "radiometer_pwv_mm"})
+_POSITIVE: Final = frozenset({"lo_hz", "temperature_k", "forward_eff", "adc_ceiling", "spill_k", "radiometer_pwv_mm"})
+#: No quantity of a telescope is as large.
+_HUGE: Final = 1e30
 #: Of arrays: dimensions, type as it is written, units.
 _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str, str]]] = {
     "counts": (("dump", "pixel", "channel"), "f4", "counts"),
@@ -80,6 +88,11 @@ _OURS: Final = {
 _LO_TOLERANCE_HZ: Final = 1e3
 #: Of Unix's begin, in seconds of MJD.
 _UNIX_BEGIN_S: Final = 40_587 * 86_400.0
+#: 1900 and 2200, in seconds of MJD.
+_FIRST_S: Final = 15_020 * 86_400.0
+_LAST_S: Final = 124_593 * 86_400.0
+#: No writer makes larger ones; whose metadata claim it has not written that.
+_LARGEST_CHUNK: Final = 1 << 31
 #: Of chunks of spectra, in bytes, about.
 _CHUNK_BYTES: Final = 8 << 20
 
@@ -112,7 +125,7 @@ class RawStore:
         try:
             self._root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
             attributes = dict(self._root.attrs)
-        except (BaseZarrError, OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise InputError(f"{path} is no Zarr store: {error}", fix="name a directory that ends in .zarr") from error
         if (schema := attributes.get("schema")) != L0_SCHEMA:
             raise InputError(f"{path} is a store of {schema!r}, not of {L0_SCHEMA!r}", fix="name a store of raw scans")
@@ -155,7 +168,7 @@ class RawStore:
         """
         try:
             found = dict(self._group(scan).attrs).get("obs_type")
-        except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+        except _DAMAGE:
             return ""
         return found if isinstance(found, str) else ""
 
@@ -183,6 +196,8 @@ class RawStore:
         """Return dumps, pixels and channels of a scan, and the pixels of a chunk."""
         with _reading(scan):
             counts = self._group(scan)["counts"]
+            if not isinstance(counts, zarr.Array):
+                raise ScanSchemaError(f"scan {scan}: counts is no array")
             if counts.ndim != 3:
                 raise ScanSchemaError(
                     f"scan {scan}: counts has the shape {counts.shape}, (dump, pixel, channel) is wanted"
@@ -220,14 +235,14 @@ class RawStore:
         found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
             group = self._group(scan)
-            arrays = {name: group[name] for name in _ARRAYS if name in group}
-        _check_arrays(scan, arrays)
+            arrays = {name: array for name in _ARRAYS if isinstance(array := group.get(name), zarr.Array)}
+            _check_arrays(scan, arrays)
         chosen = {"pixel": pixels, "dump": dumps}
         with _reading(scan):
             for name, array in arrays.items():
                 where = tuple(chosen.get(dim, slice(None)) for dim in _ARRAYS[name][0][: array.ndim])
                 if name == "counts":
-                    _check_chunks(scan, array)
+                    _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
                     found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
                 else:
                     found[name] = np.asarray(array[where])
@@ -244,7 +259,7 @@ def _reading(scan: int) -> Iterator[None]:
     """Turn what a damaged store can raise into one error."""
     try:
         yield
-    except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise StoreReadError(
             f"scan {scan} cannot be read: {type(error).__name__}: {str(error)[:300]}",
             fix="copy it again from where it was written; if it is still being written, wait",
@@ -260,7 +275,11 @@ def _counts(array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | No
         # Fresh memory for every scan would cost more than reading it.
         array.get_basic_selection(where, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
     else:
-        target[...] = array[where]
+        first, rows = where[0].indices(array.shape[0])[0], array.chunks[0]
+        for begin in range(0, shape[0], rows):  # not all at once: that would be a second scan in memory
+            end = min(begin + rows, shape[0])
+            with np.errstate(over="ignore"):  # what is too large for float32 is not finite, and flagged
+                target[begin:end] = array[(slice(first + begin, first + end), *where[1:])]
     return target
 
 
@@ -273,7 +292,10 @@ def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, 
         raise ScanSchemaError(f"{where}: the attribute {name} is missing", fix="was it written by an older program?")
     good = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not good or (isinstance(value, bool) and kind is not bool):
-        raise ScanSchemaError(f"{where}: {name} is {value!r}, a {kind.__name__} is wanted")
+        raise ScanSchemaError(f"{where}: {name} is {repr(value)[:80]}, a {kind.__name__} is wanted")
+    if kind is float and not (abs(value) < _HUGE and (value > 0 or name not in _POSITIVE)):
+        wanted = "a number above zero" if name in _POSITIVE else "a number"
+        raise ScanSchemaError(f"{where}: {name} is {float(np.clip(value, -_HUGE, _HUGE)):g}, {wanted} is wanted")
     return kind(value)
 
 
@@ -290,6 +312,8 @@ def _check_arrays(scan: int, arrays: Mapping[str, Any]) -> None:
             raise ScanSchemaError(f"scan {scan}: {name} has the shape {array.shape}, {shape} is wanted")
         if 0 in shape:
             raise ScanSchemaError(f"scan {scan}: {name} is empty")
+        if (size := math.prod(array.chunks) * array.dtype.itemsize) > _LARGEST_CHUNK:
+            raise ScanSchemaError(f"scan {scan}: {name} claims chunks of {size / 1e9:.3g} GB")
         integer = np.dtype(kind).kind in "ui"
         if array.dtype.kind not in ("ui" if integer else "fui"):
             raise ScanSchemaError(f"scan {scan}: {name} has the type {array.dtype}, {np.dtype(kind)} is wanted")
@@ -309,15 +333,19 @@ _SPELLINGS: Final = {
 def _check_units(scan: int, name: str, said: Any) -> None:
     """Refuse an array whose units are others; one that says nothing is believed."""
     wanted = _ARRAYS[name][2]
-    if said is not None and said not in _SPELLINGS[wanted]:
+    if said is not None and not (isinstance(said, str) and said in _SPELLINGS[wanted]):
         raise ScanSchemaError(
             f"scan {scan}: {name} is in {said!r}, {wanted!r} is wanted", fix="convert it, or its units"
         )
 
 
-def _check_chunks(scan: int, array: Any) -> None:
+def _check_chunks(scan: int, array: Any, place: Path) -> None:
     """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
-    if (there := array.nchunks_initialized) < array.nchunks:
+    grid = array.shards or array.chunks
+    wanted = math.prod(-(-size // of_chunk) for size, of_chunk in zip(array.shape, grid, strict=True))
+    there = sum(name != "zarr.json" for _, _, names in os.walk(place) for name in names)
+    # Zarr looks for each chunk by its name, which takes for ever where the metadata claim ever so many.
+    if there < wanted or (there := array.nchunks_initialized) < array.nchunks:
         raise StoreReadError(
             f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of counts are missing",
             fix="copy it again from where it was written; if it is still being written, wait",
@@ -349,6 +377,10 @@ def _plausible(scan: RawScan) -> RawScan:
     _check_frequencies(scan)
     if not np.all(np.isfinite(scan.time_s)) or np.any(np.diff(scan.time_s) <= 0):
         raise ScanSchemaError(f"scan {number}: the times of its dumps do not increase")
+    if not _FIRST_S < scan.time_s[0] <= scan.time_s[-1] < _LAST_S:
+        raise ScanSchemaError(
+            f"scan {number}: its times are not of these centuries", fix="are they in seconds, and is their epoch right?"
+        )
     if not np.all(np.isfinite(scan.duration_s)) or np.any(scan.duration_s <= 0):
         raise ScanSchemaError(f"scan {number}: a dump of {np.min(scan.duration_s):g} s")
     if strange := sorted(set(np.unique(scan.phase).tolist()) - {int(phase) for phase in Phase}):

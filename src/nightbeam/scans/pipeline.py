@@ -324,8 +324,8 @@ class Pipeline:
                     return
                 work.failed = True
             self._to_write.put(work)
-        self._run.error = error
         failure = _failure_of(scan, error, begun, tried)
+        self._run.error = _without_frames(error, failure.message)
         _log.error("scan %d failed (%s, %s): %s", scan, failure.error, failure.stage, failure.message)
         self._outcomes.put(failure)
 
@@ -411,6 +411,16 @@ def _failure_of(scan: int, error: Exception, begun: float, tried: tuple[int, ...
         scan, type(error).__name__, kind, stage, message + fix, getattr(error, "pixel", None), tried,  # type: ignore[arg-type]
         round(time.monotonic() - begun, 3),
     )  # fmt: skip
+
+
+def _without_frames(error: Exception, message: str) -> Exception:
+    """Have an error forget the functions it came through, which would keep their arrays in memory."""
+    if not isinstance(error, NightbeamError):
+        error.add_note(message)
+    one: BaseException | None = error
+    while one is not None:
+        one = one.with_traceback(None).__cause__ or one.__context__
+    return error
 
 
 def _discard(work: ScanWork | None) -> None:

@@ -83,7 +83,7 @@ class Run:
         self.store, self.config, self.options = store, config, config.options
         self._output = output
         self.stop = stop or threading.Event()
-        #: Of the scan that failed last; of all of them would keep their data in memory.
+        #: Of the scan that failed last.
         self.error: Exception | None = None
         self.read = read or store.read
         self._air, self._loads, self._airs = air, _Kept[int, CalibrationLoadFull](), _Kept[Any, AtmosphereModel]()

@@ -18,8 +18,10 @@ import pytest
 from nightbeam.core.errors import BusyError, StorageError
 from nightbeam.scans import pipeline, results
 from nightbeam.scans.files import RawStore
-from nightbeam.scans.model import PipelineResult, RawScan, ScanResult
+from nightbeam.scans.model import CalibrationOptions, PipelineResult, RawScan, ScanResult
 from nightbeam.scans.results import ResultStore, StagedScan
+from nightbeam.scans.run import MODES
+from nightbeam.scans.stages import prepare_otf
 from nightbeam.scans.worker import calibrate_store
 
 #: Long enough for any machine; only a test that hangs waits for it.
@@ -121,6 +123,28 @@ def test_no_more_than_two_scans_are_raw_while_a_third_is_written(l0, l1, config,
     result = calibrate_store(l0, l1, replace(config, memory_budget_bytes=blocks, retries=0), read=read)
     assert numbers(result) == [1, 2, 3, 4, 5, 6]
     assert len(begun) == len(written) == total
+
+
+def test_scans_that_fail_are_not_kept_in_memory_by_what_was_wrong_with_them(l0, l1, config, monkeypatch):
+    twice(l0)
+    kept, most = [], []
+
+    def prepared(*given: Any, **more: Any) -> Any:
+        found = prepare_otf(*given, **more)
+        kept.append(weakref.ref(found.off_counts))
+        return found
+
+    for mode in ("otf", "tp"):
+        monkeypatch.setitem(MODES, mode, prepared)
+    # Nothing is left to find the water from: an error after the references have been made.
+    options = CalibrationOptions(exclude_ghz=((0.0, 2000.0),))
+    result = calibrate_store(
+        l0, l1, replace(config, options=options),
+        on_scan=lambda one: most.append(sum(array() is not None for array in kept)),
+    )  # fmt: skip
+    assert [one.error for one in result.failures] == ["AtmosphereFitError"] * 6
+    assert len(most) == 6
+    assert max(most) <= 1
 
 
 def test_a_scan_is_read_one_calibrated_and_one_written_at_the_same_time(l0, l1, config, hook):

@@ -103,3 +103,18 @@ def test_what_is_no_store_of_results_is_left_alone(tmp_path: Path):
     with pytest.raises(InputError, match="is no Zarr store"):
         ResultStore(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_result_that_was_about_to_be_replaced_by_who_was_killed_comes_back(
+    store: ResultStore, made: dict[str, np.ndarray]
+):
+    """Killed between two names: the old one was aside already, and the new one not yet there."""
+    store.write(2, made, {"fingerprint": "a"})
+    store.write(3, made, {"fingerprint": "b"})
+    place = store.place(2)
+    place.rename(place.with_name(f".{place.name}.17.0123abcd.part"))
+    (place.with_name(".scan_000003.17.0123abcd.part") / "ta_star").mkdir(parents=True)
+    with store.sole_writer():
+        assert store.done(2, "a")
+        assert store.done(3, "b")
+    assert not list(store.path.rglob("*.part"))
