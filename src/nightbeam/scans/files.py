@@ -6,8 +6,9 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,7 +203,8 @@ class RawStore:
                 raise ScanSchemaError(
                     f"scan {scan}: counts has the shape {counts.shape}, (dump, pixel, channel) is wanted"
                 )
-            return (*counts.shape, counts.chunks[1])
+            dumps, pixels, channels = counts.shape
+            return dumps, pixels, channels, int(counts.chunks[1])
 
     def read(
         self,
@@ -212,6 +214,7 @@ class RawStore:
         dumps: slice = slice(None),
         into: NDArray[np.float32] | None = None,
         counts: bool = True,
+        head: RawScan | None = None,
     ) -> RawScan:
         """Return a scan, or some of its pixels and dumps.
 
@@ -221,6 +224,8 @@ class RawStore:
             Flat memory for the counts, which become float32; None: new memory, and the type they have.
         counts
             False: leave them out, they get no channels.
+        head
+            The whole scan as it was read without its counts: what it has is not read again.
 
         Raises
         ------
@@ -231,6 +236,8 @@ class RawStore:
         FrequencyAxisError, ElevationError
             If the frequencies are no spectrum's, or the telescope points at nothing.
         """
+        if head is not None:
+            return self._read_counts(scan, head, pixels, dumps, into)
         info = self.info(scan)
         found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
@@ -249,6 +256,25 @@ class RawStore:
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
         return _plausible(_raw_scan(info, found))
+
+    def _read_counts(
+        self, scan: int, head: RawScan, pixels: slice, dumps: slice, into: NDArray[np.float32] | None
+    ) -> RawScan:
+        with _reading(scan):
+            array = self._group(scan)["counts"]
+            _check_arrays(scan, {"counts": array}, only=("counts",))
+            dumps_, pixels_ = head.lon_off_deg.shape
+            if array.shape != (dumps_, pixels_, head.freq_hz.size):
+                raise ScanSchemaError(f"scan {scan}: counts has the shape {array.shape} now")
+            _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / "counts")
+            counts = _counts(array, (dumps, pixels, slice(None)), into)
+        of_both = {name: getattr(head, name)[dumps, pixels] for name in ("lon_off_deg", "lat_off_deg", "flag")}
+        of_dumps = {
+            name: getattr(head, name)[dumps]
+            for name in ("phase", "time_s", "duration_s", "elevation_deg", "azimuth_deg", "row")
+        }
+        of_pixels = {name: getattr(head, name)[pixels] for name in ("gain_signal", "main_beam_eff")}
+        return replace(head, counts=counts, **of_both, **of_dumps, **of_pixels)
 
     def _group(self, scan: int) -> Any:
         return self._root[f"scans/{scan_name(scan)}"]
@@ -299,8 +325,8 @@ def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, 
     return kind(value)
 
 
-def _check_arrays(scan: int, arrays: Mapping[str, Any]) -> None:
-    wanted = _ARRAYS.keys() - {"flag", "row"}
+def _check_arrays(scan: int, arrays: Mapping[str, Any], *, only: Collection[str] = ()) -> None:
+    wanted = {*only} or _ARRAYS.keys() - {"flag", "row"}
     if missing := sorted(wanted - arrays.keys()):
         raise ScanSchemaError(f"scan {scan}: {', '.join(missing)} missing", fix="was it written by an older program?")
     sizes = dict(zip(_ARRAYS["counts"][0], arrays["counts"].shape, strict=False))

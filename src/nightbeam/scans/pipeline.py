@@ -238,7 +238,7 @@ class Pipeline:
             return False
         try:
             with span(work.timings, "load"):
-                raw = run.read(work.scan, pixels=pixels, into=memory)
+                raw = run.read(work, pixels, memory)
                 if last:
                     run.require_unchanged(work.scan)
         except BaseException:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,8 @@ _CHUNK_BYTES: Final = 8 << 20
 CHUNK_PIXELS: Final = 8
 #: Written at a time.
 _PART_BYTES: Final = 256 << 20
+#: Files brought to the disk at a time.
+_SYNCS: Final = 8
 #: Dimensions and units of what is written.
 _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "ta_star": (("dump", "pixel", "channel"), "K"),
@@ -265,7 +268,8 @@ class StagedScan:
         """Have it on the disk, and then under its name; one that was there is replaced. Returns its place."""
         store, place = self._store, self._store.place(self._scan)
         with storage_errors(store.path):
-            self._group.attrs.update(
+            # All in one; one by one each would be a new file.
+            self._group.update_attributes(
                 {**attributes, "scan": self._scan, "coordinates": _COORDINATES, "status": _COMPLETE}
             )
             _on_disk(self._part)
@@ -377,10 +381,11 @@ def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
 
 
 def _on_disk(directory: Path) -> None:
-    """Have every file below a directory, and their names, on the disk."""
-    for place, _, names in os.walk(directory):
-        for one in (*(Path(place) / name for name in names), Path(place)):
-            _sync(one)
+    """Have every file below a directory, and then their names, on the disk: many at a time, as each waits for it."""
+    found = [(Path(place), names) for place, _, names in os.walk(directory)]
+    with ThreadPoolExecutor(_SYNCS, thread_name_prefix="scans-sync") as pool:
+        for paths in ([place / name for place, names in found for name in names], [place for place, _ in found]):
+            list(pool.map(_sync, paths))
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from nightbeam import __version__
 from nightbeam.atmosphere import AtmosphereModel, ClosedFormAtmosphere, Weather
@@ -85,7 +86,7 @@ class Run:
         self.stop = stop or threading.Event()
         #: Of the scan that failed last.
         self.error: Exception | None = None
-        self.read = read or store.read
+        self._read = read
         self._air, self._loads, self._airs = air, _Kept[int, CalibrationLoadFull](), _Kept[Any, AtmosphereModel]()
         self._stats: dict[int, str] = {}
         self._calibrations: list[CalibrationScan] | None = None
@@ -166,8 +167,8 @@ class Run:
             self._stats[scan] = self.store.stat(scan)
         return self._stats[scan]
 
-    def _choices(self, scan: int) -> list[tuple[int, ...]]:
-        head = self.store.read(scan, counts=False)
+    def _choices(self, scan: int, head: RawScan | None = None) -> list[tuple[int, ...]]:
+        head = head or self.store.read(scan, counts=False)
         return candidates(scan, self._tuning(head), ends(head), self._all_calibrations(), options=self.options)
 
     def _tuning(self, head: RawScan) -> Tuning:
@@ -214,7 +215,7 @@ class Run:
                 )
         with span(timings, "resolve"):
             begin, end = ends(head)
-            choices = self._choices(scan)
+            choices = self._choices(scan, head)
             load, passed_over = resolve_calibration_load_full(scan, 0.5 * (begin + end), choices, self.load)
             tried = tuple(number for numbers in choices[: choices.index(load.scans) + 1] for number in numbers)
         sky = None
@@ -226,6 +227,12 @@ class Run:
         for number in load.scans:
             work.warnings += self._load_warnings.get(number, [])
         return work
+
+    def read(self, work: ScanWork, pixels: slice, into: NDArray[np.float32]) -> RawScan:
+        """Return some pixels of a scan that was begun, with their counts in ``into``."""
+        if self._read is not None:
+            return self._read(work.scan, pixels=pixels, into=into)
+        return self.store.read(work.scan, pixels=pixels, into=into, head=work.head)
 
     def load(self, scan: int) -> CalibrationLoadFull:
         """Return a load calibration, or raise what is wrong with it; either is kept for the next scans."""
@@ -273,7 +280,7 @@ class Run:
             first -= 1
         while last + 1 < head.phase.size and head.phase[last + 1] == Phase.OFF:
             last += 1
-        visit = self.store.read(scan, dumps=slice(first, last + 1))
+        visit = self.store.read(scan, dumps=slice(first, last + 1), head=head)
         one_on = replace(
             visit,
             phase=np.append(visit.phase, np.uint8(Phase.ON)),

@@ -578,7 +578,7 @@ def _scatter(spectra: NDArray[np.float32], sigma: NDArray[np.float32]) -> float:
     if steps.size == 0 or not np.isfinite(steps.min()):
         return float("nan")
     # Of a normal distribution the median of |x| is 0.6745 sigma; a difference has twice the variance.
-    return _median(steps) / (0.674490 * 2.0**0.5)
+    return float(_median(steps) / (0.674490 * np.sqrt(2.0)))
 
 
 def _median(values: NDArray[np.floating]) -> float:
