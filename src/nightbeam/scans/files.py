@@ -175,18 +175,9 @@ class RawStore:
 
     def stat(self, scan: int) -> str:
         """Return what changes when a scan does: a digest of its metadata, and of its files' sizes and times."""
-        digest = hashlib.blake2b(digest_size=16)
-        top = self.path / "scans" / scan_name(scan)
+        digest, top = hashlib.blake2b(digest_size=16), str(self.path / "scans" / scan_name(scan))
         try:
-            for place, directories, names in os.walk(top):
-                directories.sort()
-                for name in sorted(names):
-                    path = Path(place) / name
-                    if name == "zarr.json":
-                        digest.update(path.read_bytes())
-                    else:
-                        found = path.stat()
-                        digest.update(f"{path.relative_to(top)} {found.st_size} {found.st_mtime_ns}".encode())
+            _digest_directory(digest, top, "")
         except OSError as error:
             raise StoreReadError(
                 f"scan {scan} cannot be looked at: {error}", fix="is it still being written?"
@@ -278,6 +269,21 @@ class RawStore:
 
     def _group(self, scan: int) -> Any:
         return self._root[f"scans/{scan_name(scan)}"]
+
+
+def _digest_directory(digest: Any, top: str, below: str) -> None:
+    """Take in the metadata, and the other files' names, sizes and times, of a directory and those in it."""
+    with os.scandir(f"{top}/{below}") as entries:
+        found = sorted(entries, key=lambda one: one.name)
+    for entry in found:
+        name = f"{below}{entry.name}"
+        if entry.is_dir():
+            _digest_directory(digest, top, f"{name}/")
+        elif entry.name == "zarr.json":
+            digest.update(Path(entry.path).read_bytes())
+        else:
+            status = entry.stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
 
 
 @contextmanager

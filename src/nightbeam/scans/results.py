@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -382,13 +382,19 @@ def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
 
 def _on_disk(directory: Path) -> None:
     """Have every file below a directory, and then their names, on the disk: many at a time, as each waits for it."""
-    found = [(Path(place), names) for place, _, names in os.walk(directory)]
+    found = [(place, names) for place, _, names in os.walk(directory)]
+    files = [f"{place}/{name}" for place, names in found for name in names]
     with ThreadPoolExecutor(_SYNCS, thread_name_prefix="scans-sync") as pool:
-        for paths in ([place / name for place, names in found for name in names], [place for place, _ in found]):
-            list(pool.map(_sync, paths))
+        for paths in (files, [place for place, _ in found]):
+            list(pool.map(_sync_all, [paths[n::_SYNCS] for n in range(_SYNCS)]))
 
 
-def _sync(path: Path) -> None:
+def _sync_all(paths: Iterable[str]) -> None:
+    for path in paths:
+        _sync(path)
+
+
+def _sync(path: str | Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
