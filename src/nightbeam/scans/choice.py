@@ -101,7 +101,7 @@ def candidates(
 def _words(tuning: Tuning) -> str:
     return (
         f"{tuning.lo_hz / 1e9:.6f} GHz {tuning.signal_sideband}, {tuning.backend}, {tuning.pixels} pixels of "
-        f"{tuning.channels} channels"
+        f"{tuning.channels} channels from {tuning.first_hz / 1e9:.6f} to {tuning.last_hz / 1e9:.6f} GHz"
     )
 
 

@@ -63,6 +63,10 @@ Floats = NDArray[np.floating[Any]]
 PWV_RANGE_MM = (0.02, 8.0)
 #: Channels over which a gain is compared with its neighbours'.
 _NEIGHBOURS = 65
+#: Of the sum of squares over the water, that are followed.
+_MOST_MINIMA = 3
+#: Neighbours that stand out so many sigma make a line of what else would be a spike.
+LINE_SIGMA = 3.0
 #: Of single samples that stand out.
 SPIKE_SIGMA = 8.0
 
@@ -255,7 +259,7 @@ def sky_brightness(sky: Floats, hot: Floats, gain: LoadGain) -> NDArray[np.float
 
 
 def sky_noise(
-    j_sky: Floats, gain: LoadGain, *, bandwidth_hz: float, sky_s: float, hot_s: float, cold_s: float
+    j_sky: Floats, gain: LoadGain, *, bandwidth_hz: float, sky_s: ArrayLike, hot_s: ArrayLike, cold_s: ArrayLike
 ) -> NDArray[np.float64]:
     """Return the radiometer noise of `sky_brightness` in K, that of both loads included.
 
@@ -263,9 +267,10 @@ def sky_noise(
     load's and ``1 - x`` times the cold load's add in squares.
     """
     x = (j_sky - gain.j_cold) / (gain.j_hot - gain.j_cold)
-    squares = (gain.t_rec + j_sky) ** 2 / sky_s
-    squares = squares + (x * (gain.t_rec + gain.j_hot)) ** 2 / hot_s
-    squares = squares + ((1.0 - x) * (gain.t_rec + gain.j_cold)) ** 2 / cold_s
+    with np.errstate(divide="ignore", invalid="ignore"):  # a dead pixel has no time
+        squares = (gain.t_rec + j_sky) ** 2 / np.asarray(sky_s)
+        squares = squares + (x * (gain.t_rec + gain.j_hot)) ** 2 / np.asarray(hot_s)
+        squares = squares + ((1.0 - x) * (gain.t_rec + gain.j_cold)) ** 2 / np.asarray(cold_s)
     return np.asarray(np.sqrt(squares / bandwidth_hz))
 
 
@@ -396,23 +401,18 @@ def fit_pwv(
     good = np.isfinite(seen) & np.isfinite(weight) & (weight > 0)
     weight, seen = np.where(good, weight, 0.0), np.where(good, seen, 0.0)
     channels = good.sum(axis=1)
-    blind = channels <= 1 + int(offset)
+    blind = channels <= int(offset)
     if blind.all():
-        raise AtmosphereFitError(f"no pixel has more than {channels.max()} channels to find the water from")
+        raise AtmosphereFitError(f"no pixel has more than {channels.max()} bins of channels to find the water from")
     weight[blind] = 0.0
     problem = _WaterProblem(
         seen, weight, table, gain_signal, forward_eff, np.asarray(spill_signal), np.asarray(spill_image), offset
     )
-    u = problem.best_of_table(common)
     low, high = table.log_pwv[0], table.log_pwv[-1]
-    for step in range(1, most_steps + 1):  # noqa: B007
-        slope, curvature, _, _ = problem.normal(u, common)
-        with np.errstate(invalid="ignore"):
-            move = np.where(curvature > 0, np.clip(slope / curvature, -table.step, table.step), 0.0)
-        after = np.clip(u + move, low, high)
-        done, u = np.max(np.abs(after - u)) < 1e-10, after
-        if done:
-            break
+    found = [_descend(problem, begin, common, table.step, (low, high), most_steps) for begin in problem.begins(common)]
+    chi2 = np.stack([problem.chi2(u, common) for u, _ in found])
+    step = max(steps for _, steps in found)
+    u = np.take_along_axis(np.stack([u for u, _ in found]), np.argmin(chi2, axis=0)[None], axis=0)[0]
     _, curvature, rms, shift = problem.normal(u, common)
     at_bound = (u <= low + 1e-9) | (u >= high - 1e-9)
     _check_bounds(u[~blind], low, high)
@@ -438,6 +438,26 @@ def _check_bounds(u: NDArray[np.float64], low: float, high: float) -> None:
         )
 
 
+def _descend(
+    problem: _WaterProblem,
+    u: NDArray[np.float64],
+    common: bool,
+    most: float,
+    between: tuple[float, float],
+    most_steps: int,
+) -> tuple[NDArray[np.float64], int]:
+    """Follow Newton's steps, none longer than ``most``, to the minimum nearest to a beginning."""
+    for step in range(1, most_steps + 1):  # noqa: B007
+        slope, curvature, _, _ = problem.normal(u, common)
+        with np.errstate(invalid="ignore"):
+            move = np.where(curvature > 0, np.clip(slope / curvature, -most, most), 0.0)
+        after = np.clip(u + move, *between)
+        done, u = np.max(np.abs(after - u)) < 1e-10, after
+        if done:
+            break
+    return u, step
+
+
 class _WaterProblem:
     """The sums of the fit; ``u`` is the logarithm of the water, one for each pixel."""
 
@@ -459,12 +479,29 @@ class _WaterProblem:
         self.signal = CubicSpline(table.log_pwv, table.signal, axis=0).c
         self.image = CubicSpline(table.log_pwv, table.image, axis=0).c
 
-    def best_of_table(self, common: bool) -> NDArray[np.float64]:
-        """Return the best amount of the table for each pixel, or for all."""
+    def begins(self, common: bool) -> list[NDArray[np.float64]]:
+        """Return where to begin: at the best amount of the table for each pixel, or for all.
+
+        With an offset there can be two minima, because more water makes the band's slope smaller again; then at the
+        best of each.
+        """
         chi2 = np.stack([self._chi2(self._residual_at_knot(n)) for n in range(self.table.log_pwv.size)])
         if common:
             chi2 = np.broadcast_to(chi2.sum(axis=1, keepdims=True), chi2.shape)
-        return np.asarray(self.table.log_pwv[np.argmin(chi2, axis=0)])
+        if not self.offset:
+            return [np.asarray(self.table.log_pwv[np.argmin(chi2, axis=0)])]
+        walls = np.full((1, chi2.shape[1]), np.inf)
+        around = np.minimum(np.concatenate([walls, chi2[:-1]]), np.concatenate([chi2[1:], walls]))
+        order = np.argsort(np.where(chi2 <= around, chi2, np.inf), axis=0, kind="stable")[:_MOST_MINIMA]
+        return [np.asarray(self.table.log_pwv[knots]) for knots in order]
+
+    def chi2(self, u: NDArray[np.float64], common: bool) -> NDArray[np.float64]:
+        """Return what a fit leaves, in squares of the noise; of each pixel, or of all."""
+        left = self.seen - self._model(u)[0]
+        if self.offset:
+            left = left - self._mean(left)[:, None]
+        of_pixels = self._chi2(left)
+        return np.full_like(of_pixels, of_pixels.sum()) if common else of_pixels
 
     def normal(
         self, u: NDArray[np.float64], common: bool
@@ -668,7 +705,8 @@ def flag_spikes(spectra: Floats, sigma: Floats, times: float = SPIKE_SIGMA) -> N
     Returns
     -------
     (dump, channel)
-        Never where three or more channels that touch each other stand out in time: that may be a line.
+        Never where three or more channels that touch each other stand out in time, the others by three sigma: that
+        may be a line.
     """
     noise = np.asarray(sigma, float)
     noise = noise[:, None] if noise.ndim == 1 else noise
@@ -679,10 +717,12 @@ def flag_spikes(spectra: Floats, sigma: Floats, times: float = SPIKE_SIGMA) -> N
     around = np.stack([padded[:, 3 + shift : 3 + shift + width] for shift in (-3, -2, 2, 3)])
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # a channel without a single number has no median
-        in_time = np.abs(seen - np.nanmedian(seen, axis=0, keepdims=True)) > times * noise
+        aside = np.abs(seen - np.nanmedian(seen, axis=0, keepdims=True))
+        in_time, beside = aside > times * noise, aside > LINE_SIGMA * noise
         in_frequency = np.abs(seen - np.nanmedian(around, axis=0)) > times * noise
     enough = np.isfinite(around).sum(axis=0) >= 2
-    return np.asarray(in_time & in_frequency & enough & ~_in_runs_of_three(in_time))
+    # What stands beside a line's peak need not stand out as far as the peak.
+    return np.asarray(in_time & in_frequency & enough & ~_in_runs_of_three(beside))
 
 
 def _in_runs_of_three(out: NDArray[np.bool_]) -> NDArray[np.bool_]:

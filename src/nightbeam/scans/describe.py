@@ -92,17 +92,22 @@ def early_warnings(
         found.append(
             f"the calibration took {load.span_s:.0f} s from loads to sky, more than {limits.load_span_s:.0f} s"
         )
-    on, off = (head.elevation_deg[head.phase == phase] for phase in (Phase.ON, Phase.OFF))
-    if on.size and off.size:
-        apart = float(np.max(np.abs(on[:, None] - np.array([off.min(), off.max()])[None]).min(axis=1)))
-        if apart > limits.elevation_deg:
-            found.append(
-                f"source and reference are up to {apart:.1f} degrees apart in elevation, more than "
-                f"{limits.elevation_deg:g}: expect a baseline"
-            )
+    if (apart := elevations_apart(head)) > limits.elevation_deg:
+        found.append(
+            f"source and reference are up to {apart:.1f} degrees apart in elevation, more than "
+            f"{limits.elevation_deg:g}: expect a baseline"
+        )
     if head.gain_signal.shape != load.gain_signal.shape or not np.allclose(head.gain_signal, load.gain_signal):
         found.append("the sideband gains of the scan are not those of its calibration")
     return found
+
+
+def elevations_apart(head: RawScan) -> float:
+    """Return the largest distance in elevation of a dump on the source from the nearer end of its references, deg."""
+    on, off = (head.elevation_deg[head.phase == phase] for phase in (Phase.ON, Phase.OFF))
+    if not (on.size and off.size):
+        return 0.0
+    return float(np.max(np.abs(on[:, None] - np.array([off.min(), off.max()])[None]).min(axis=1)))
 
 
 def begin_result(store: ResultStore, work: ScanWork, prepared: PreparedData, options: CalibrationOptions) -> StagedScan:
@@ -164,6 +169,7 @@ def attributes_of(
             "pressure_hpa": info.pressure_hpa,
             "temperature_k": info.temperature_k,
             "humidity_pct": info.humidity_pct,
+            "spill_k": info.temperature_k if info.spill_k is None else info.spill_k,
         },
         "quality": quality,
         "warnings": warnings,
@@ -190,6 +196,7 @@ def _quality(work: ScanWork, prepared: PreparedData) -> dict[str, float]:
         "calibration_age_s": max(0.0, begin - load.time_s, load.time_s - end),
         "calibration_span_s": load.span_s,
         "elevation_deg": float(np.mean(head.elevation_deg[prepared.on])),
+        "off_elevation_difference_deg": elevations_apart(head),
     }
     if fit is not None:
         found |= {

@@ -243,6 +243,8 @@ class RawStore:
                     _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
                     found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
                 else:
+                    if array.dtype.kind == "f" and np.isnan(array.fill_value):  # else a writer may leave out zeros
+                        _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
                     found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
@@ -379,7 +381,7 @@ def _check_chunks(scan: int, array: Any, place: Path) -> None:
     # Zarr looks for each chunk by its name, which takes for ever where the metadata claim ever so many.
     if there < wanted or (there := array.nchunks_initialized) < array.nchunks:
         raise StoreReadError(
-            f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of counts are missing",
+            f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of {place.name} are missing",
             fix="copy it again from where it was written; if it is still being written, wait",
         )
 
@@ -419,7 +421,12 @@ def _plausible(scan: RawScan) -> RawScan:
         raise ScanSchemaError(f"scan {number}: phases {strange} mean nothing")
     if not np.all((scan.gain_signal > 0) & (scan.gain_signal <= 1)):
         raise ScanSchemaError(f"scan {number}: a signal sideband gain that is not between 0 and 1")
-    elevation = scan.elevation_deg
+    if not 0 < scan.info.forward_eff <= 1:
+        raise ScanSchemaError(
+            f"scan {number}: forward_eff is {scan.info.forward_eff:g}, more than 0 and at most 1 is wanted"
+        )
+    # Where the telescope points while it sees a load does not matter, and may not be known.
+    elevation = scan.elevation_deg[~np.isin(scan.phase, (Phase.HOT, Phase.COLD, Phase.ZERO))]
     if not np.all((elevation >= 5.0) & (elevation <= 90.0)):
         worst = elevation[~((elevation >= 5.0) & (elevation <= 90.0))][0]
         raise ElevationError(f"scan {number}: an elevation of {worst:g} degrees, between 5 and 90 is wanted")

@@ -21,13 +21,17 @@ _STRIP = 8192
 #: Channels of a spectrum that the median of its system temperature is taken of, at most.
 _SAMPLE = 256
 
+#: Neighbours that stand out so many sigma make a line of what else would be a spike.
+LINE_SIGMA = 3.0
+
 _NOT_FINITE, _DEAD, _SATURATED, _OPAQUE, _SPIKE = 1, 2, 4, 32, 64
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def average(
-    counts: Any, dumps: Any, weights: Any, usable: Any, ceiling: float, zero_is_dead: bool, mean: Any, flag: Any
-) -> None:
+    counts: Any, dumps: Any, weights: Any, usable: Any, ceiling: float, zero_is_dead: bool, mean: Any, flag: Any,
+    seconds: Any,
+) -> None:  # fmt: skip
     """Average some dumps of each pixel; samples that are not finite or dead are left out.
 
     Where one is saturated there is no mean: those that just escaped the ceiling are too low as a rule.
@@ -43,6 +47,8 @@ def average(
         Result; NaN where nothing was left.
     flag : (pixel, channel), uint8
         Result: why nothing was left.
+    seconds : (pixel,)
+        Result: integration time of what was left, as the mean over the channels that have some.
     """
     pixels, channels = mean.shape
     total, weight = np.empty(channels), np.empty(channels)
@@ -59,10 +65,14 @@ def average(
                 x = np.float64(row[c])
                 good = (x - x == 0.0) & (x < ceiling) & ((x != 0.0) | (not zero_is_dead))
                 total[c] += w * x if good else 0.0
-                weight[c] += w if good else (-np.inf if x >= ceiling else 0.0)
+                weight[c] += w if good else (-np.inf if (x >= ceiling) & (x - x == 0.0) else 0.0)
+        some, number = 0.0, 0
         for c in range(channels):
             mean[p, c] = total[c] / weight[c] if weight[c] > 0.0 else np.nan
             flag[p, c] = 0
+            some += max(weight[c], 0.0)
+            number += weight[c] > 0.0
+        seconds[p] = some / number if number > 0 else 0.0
         if not any_used:
             continue
         for c in range(channels):
@@ -80,8 +90,8 @@ def average(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def flag_bytes(bits: Any, out: Any) -> int:
-    """Take the flags out of samples (see `nightbeam.scans.model.flags_of`), and count those that are flagged.
+def flag_bytes(bits: Any, out: Any) -> Any:
+    """Take the flags out of samples (see `nightbeam.scans.model.flags_of`), and count the flagged and saturated ones.
 
     Parameters
     ----------
@@ -89,7 +99,7 @@ def flag_bytes(bits: Any, out: Any) -> int:
         The samples' own memory.
     out : (dump, pixel, channel), uint8
     """
-    flagged = 0
+    flagged, saturated = 0, 0
     for n in range(bits.shape[0]):
         for p in range(bits.shape[1]):
             source, target = bits[n, p], out[n, p]
@@ -106,7 +116,8 @@ def flag_bytes(bits: Any, out: Any) -> int:
             if odd != 0:
                 for c in range(target.size):
                     flagged += target[c] != 0
-    return int(flagged)
+                    saturated += (target[c] & _SATURATED) != 0
+    return flagged, saturated
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -292,6 +303,9 @@ def calibrate_pixel(
         user,
         sigma,
     )
+    for n in range(number):
+        if not _has_a_number(out[n, p]):
+            sigma[n] = np.inf
     if spike_sigma <= 0.0 or number < 2:
         return
     limit = np.float32(spike_sigma) * least_of_all
@@ -488,12 +502,17 @@ def _weigh(
     n = 0
     while n < number:
         last = n
-        while last + 1 < number and before[last + 1] == before[n] and after[last + 1] == after[n]:
+        while (
+            last + 1 < number
+            and before[last + 1] == before[n]
+            and after[last + 1] == after[n]
+            and air_row[last + 1] == air_row[n]
+        ):
             last += 1
         middle = np.empty(2)
         for end, at in enumerate((n, last)):
             kelvin, used = np.empty(_SAMPLE), 0
-            step = max(1, channels // _SAMPLE)
+            step = (channels + _SAMPLE - 1) // _SAMPLE
             while used == 0 and step > 0:
                 for c in range(0, channels, step):
                     if used < _SAMPLE and base_flag[c] == 0:
@@ -541,8 +560,9 @@ def _flag_spikes(
         for b in range(max(0, c - 2), min(channels, c + 3)):
             if not known[b]:
                 middle[b], known[b] = _middle_in_time(out, p, b), True
+            # What stands beside a line's peak need not stand out as far as the peak.
             far = (
-                spike_sigma
+                (spike_sigma if b == c else LINE_SIGMA)
                 * noise[n]
                 * _t_sys(n, b, inverse_s, through_s, tr_i, through_i, air_row, seen, before, after, weight_after)
             )
@@ -554,6 +574,14 @@ def _flag_spikes(
     for k in range(spots.shape[0]):
         if sure[k]:
             out_bits[spots[k, 0], p, spots[k, 1]] = np.uint32(QUIET_NAN | _SPIKE)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _has_a_number(values: Any) -> bool:
+    for c in range(values.size):  # noqa: SIM110 - the compiler knows no any() of a generator
+        if np.isfinite(values[c]):
+            return True
+    return False
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]

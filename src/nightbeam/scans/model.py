@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nightbeam.core.errors import ConfigError, RejectedError
 
 __all__ = [
+    "MOST_PWV_MM",
     "Atmosphere",
     "AtmosphereFitError",
     "CalMode",
@@ -58,6 +59,9 @@ __all__ = [
     "UnsupportedModeError",
     "flags_of",
 ]
+
+#: No place that is observed from has more water above it.
+MOST_PWV_MM = 30.0
 
 OffMode = Literal["linear", "nearest", "mean"]
 Scale = Literal["off", "load"]
@@ -278,6 +282,11 @@ class CalibrationOptions:
     limits: ScanLimits = ScanLimits()
 
     def __post_init__(self) -> None:
+        if self.pwv_mm is not None and not 0 < self.pwv_mm < MOST_PWV_MM:
+            raise ConfigError(
+                f"a configured water of {self.pwv_mm:g} mm, between 0 and {MOST_PWV_MM:g} is wanted",
+                fix="correct scans.pwv_mm",
+            )
         if "configured" in self.pwv_fallback and self.pwv_mm is None:
             raise ConfigError("the configured water may serve, and none is configured", fix="set scans.pwv_mm")
         if not (0.5 < self.hot_coupling <= 1 and 0.5 < self.cold_coupling <= 1):
@@ -374,20 +383,28 @@ class RawScan:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What a calibration must have in common with the scan that uses it, the local oscillator to 1 kHz."""
+    """What a calibration must have in common with the scan that uses it.
+
+    The local oscillator to 1 kHz, the ends of the band to a tenth of a channel.
+    """
 
     lo_hz: float
     signal_sideband: str
     backend: str
     channels: int
     pixels: int
+    first_hz: float = 0.0
+    last_hz: float = 0.0
 
     def matches(self, other: Tuning) -> bool:
         """Say whether the two belong together."""
         same = (self.signal_sideband, self.backend, self.channels, self.pixels) == (
             other.signal_sideband, other.backend, other.channels, other.pixels,
         )  # fmt: skip
-        return same and abs(self.lo_hz - other.lo_hz) <= 1e3
+        near = 0.1 * abs(self.last_hz - self.first_hz) / max(1, self.channels - 1)
+        ends = max(abs(self.first_hz - other.first_hz), abs(self.last_hz - other.last_hz))
+        # The band moves with the oscillator.
+        return same and abs(self.lo_hz - other.lo_hz) <= 1e3 and ends <= near + 1e3
 
 
 # -- what stages hand on ------------------------------------------------------------------------------------------
@@ -476,15 +493,17 @@ class LoadCounts:
         NaN where no sample is good.
     flag : phase -> (pixel, channel), uint8
         Why not.
-    seconds, airmass : phase -> number
-        Integration time (median over the pixels), and mean airmass.
+    seconds : phase -> (pixel,)
+        Integration time.
+    airmass : phase -> number
+        Mean, of the sky.
     time_s, span_s
         Middle of all dumps, and from the first to the last.
     """
 
     counts: Mapping[Phase, NDArray[np.float64]]
     flag: Mapping[Phase, NDArray[np.uint8]]
-    seconds: Mapping[Phase, float]
+    seconds: Mapping[Phase, NDArray[np.float64]]
     airmass: Mapping[Phase, float]
     time_s: float
     span_s: float

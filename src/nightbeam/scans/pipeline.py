@@ -24,9 +24,11 @@ from nightbeam.scans.describe import ScanWork, attributes_of, begin_result, resu
 from nightbeam.scans.model import (
     CalibrationError,
     CalibrationResult,
+    Flag,
     PipelineResult,
     PreparedData,
     RawScan,
+    SaturationError,
     ScanFailure,
     ScanResult,
     StoreReadError,
@@ -299,7 +301,8 @@ class Pipeline:
         options, engine = run.options, run.config.engine
         zero = None if work.load.zero is None else work.load.zero[pixels]
         with span(work.timings, "prepare"):
-            prepared = MODES[raw.info.obs_type](raw, options=options, zero=zero, whole=False, engine=engine)
+            whole = pixels == slice(0, work.head.lon_off_deg.shape[1])
+            prepared = MODES[raw.info.obs_type](raw, options=options, zero=zero, whole=whole, engine=engine)
         if work.air is None or work.model is None:
             with span(work.timings, "atmosphere"):
                 work.model = run.model_of(work)
@@ -312,6 +315,10 @@ class Pipeline:
             )
             work.usable |= bool(np.any(result.weight > 0))
             if block.last and not work.usable:
+                if _mostly_saturated(result):
+                    raise SaturationError(
+                        f"scan {work.scan}: most of its samples are saturated", fix="attenuate the receiver"
+                    )
                 raise CalibrationError(
                     f"scan {work.scan}: no sample of any pixel can be used", fix="look at its flags and references"
                 )
@@ -384,6 +391,7 @@ class Pipeline:
                 return True
             staged.put("weight", np.concatenate(work.weights, axis=1))
             staged.put("tsys", np.concatenate(work.t_sys))
+            _require_unsaturated(work, prepared)
         if self._too_late():
             return False
         said = attributes_of(work, prepared, self._run.options, self._run.atmosphere)
@@ -391,6 +399,22 @@ class Pipeline:
             path = staged.finish(said)
         self._outcomes.put(result_of(work, path, said))
         return True
+
+
+def _mostly_saturated(result: CalibrationResult) -> bool:
+    return bool(np.mean((result.flag & Flag.SATURATED) != 0) > 0.5)
+
+
+def _require_unsaturated(work: ScanWork, prepared: PreparedData) -> None:
+    assert work.staged is not None
+    samples = prepared.on.size * work.head.lon_off_deg.shape[1] * work.head.freq_hz.size
+    if 2 * work.staged.saturated > samples:
+        error = SaturationError(
+            f"scan {work.scan}: {work.staged.saturated / samples:.0%} of its samples are saturated",
+            fix="attenuate the receiver",
+        )
+        error.stage = "calibrate"  # type: ignore[attr-defined]
+        raise error
 
 
 def _failure_of(scan: int, error: Exception, begun: float, tried: tuple[int, ...]) -> ScanFailure:

@@ -209,7 +209,7 @@ class StagedScan:
     def __init__(self, store: ResultStore, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._store, self._scan = store, scan
         self._part = scratch_directory(store.staging, owner=scan_name(scan))
-        self.flagged = 0
+        self.flagged = self.saturated = 0
         try:
             self._group = zarr.create_group(self._part, zarr_format=3, overwrite=True)
             self._arrays = {name: _create(self._group, name, shape) for name, shape in shapes.items()}
@@ -260,7 +260,8 @@ class StagedScan:
                 if stop is not None and stop():
                     return False
                 end = min(begin + step, values.shape[0])
-                self.flagged += flag_bytes(bits[begin:end], part[: end - begin])
+                flagged, saturated = flag_bytes(bits[begin:end], part[: end - begin])
+                self.flagged, self.saturated = self.flagged + flagged, self.saturated + saturated
                 array[begin:end, pixels, :] = part[: end - begin]
         return True
 

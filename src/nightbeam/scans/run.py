@@ -173,7 +173,9 @@ class Run:
 
     def _tuning(self, head: RawScan) -> Tuning:
         info = head.info
-        return Tuning(info.lo_hz, info.signal_sideband, info.backend, head.freq_hz.size, head.lon_off_deg.shape[1])
+        ends_hz = float(head.freq_hz[0]), float(head.freq_hz[-1])
+        pixels = head.lon_off_deg.shape[1]
+        return Tuning(info.lo_hz, info.signal_sideband, info.backend, head.freq_hz.size, pixels, *ends_hz)
 
     def _all_calibrations(self) -> list[CalibrationScan]:
         if self._calibrations is None:
@@ -359,8 +361,8 @@ class _Kept(Generic[Key, Value]):
 def _joined(parts: Sequence[LoadCounts]) -> LoadCounts:
     """Return the counts of all pixels from those of some at a time."""
     first = parts[0]
-    return LoadCounts(
-        {phase: np.concatenate([part.counts[phase] for part in parts]) for phase in first.counts},
-        {phase: np.concatenate([part.flag[phase] for part in parts]) for phase in first.flag},
-        first.seconds, first.airmass, first.time_s, first.span_s,
-    )  # fmt: skip
+
+    def of(name: str) -> dict[Phase, NDArray[Any]]:
+        return {phase: np.concatenate([getattr(part, name)[phase] for part in parts]) for phase in first.counts}
+
+    return LoadCounts(of("counts"), of("flag"), of("seconds"), first.airmass, first.time_s, first.span_s)

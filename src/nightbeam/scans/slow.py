@@ -14,25 +14,28 @@ __all__ = ["average", "calibrate_pixel", "seen_at"]
 
 
 def average(
-    counts: Any, dumps: Any, weights: Any, usable: Any, ceiling: float, zero_is_dead: bool, mean: Any, flag: Any
-) -> None:
+    counts: Any, dumps: Any, weights: Any, usable: Any, ceiling: float, zero_is_dead: bool, mean: Any, flag: Any,
+    seconds: Any,
+) -> None:  # fmt: skip
     """Average some dumps of each pixel (see `nightbeam.scans.kernel.average`)."""
     total, weight = np.zeros(mean.shape), np.zeros(mean.shape)
     flag[...] = 0
-    for dump, seconds, of_pixel in zip(dumps, weights, usable, strict=True):
+    for dump, of_dump, of_pixel in zip(dumps, weights, usable, strict=True):
         x = counts[dump].astype(float)
         finite, used = np.isfinite(x), np.broadcast_to(of_pixel[:, None], x.shape)
         with np.errstate(invalid="ignore"):
             full, dead = finite & (x >= ceiling), finite & (x == 0) & zero_is_dead
         good = used & finite & ~full & ~dead
-        total += np.where(good, seconds * np.where(good, x, 0.0), 0.0)
-        weight += np.where(good, seconds, np.where(used & full, -np.inf, 0.0))
+        total += np.where(good, of_dump * np.where(good, x, 0.0), 0.0)
+        weight += np.where(good, of_dump, np.where(used & full, -np.inf, 0.0))
         for bad, why in ((~finite, Flag.NOT_FINITE), (full, Flag.SATURATED), (dead, Flag.DEAD)):
             flag[used & bad] |= np.uint8(why)
     flag[weight > 0] = 0
     with np.errstate(invalid="ignore"):
         mean[...] = total / weight
     mean[weight <= 0] = np.nan
+    left = np.maximum(weight, 0.0)
+    seconds[...] = left.sum(axis=1) / np.maximum((weight > 0).sum(axis=1), 1)
 
 
 def seen_at(t_rec: Any, part_s: Any, part_i: Any, sky_s: Any, sky_i: Any, ground: Any, out: Any) -> None:
@@ -66,6 +69,7 @@ def calibrate_pixel(
     flag[(flag == 0) & ~np.isfinite(ta_star)] = np.uint8(Flag.NOT_FINITE)
     ta_star[flag != 0] = np.nan
     sigma[...] = _noise_of(system, base_flag, np.asarray(noise), np.asarray(user))
+    sigma[~np.isfinite(ta_star).any(axis=1)] = np.inf
     if spike_sigma > 0 and on.size > 1:
         flag[flag_spikes(ta_star, system * np.asarray(noise)[:, None], spike_sigma)] |= np.uint8(Flag.SPIKE)
     out[: on.size, p] = ta_star

@@ -28,6 +28,7 @@ from nightbeam.scans.compute import (
     visits,
 )
 from nightbeam.scans.model import (
+    MOST_PWV_MM,
     Atmosphere,
     AtmosphereFitError,
     CalibrationLoadFull,
@@ -87,21 +88,20 @@ def _mean_of(
     """Return mean counts, flags and integration time of some dumps of one phase: (pixel, channel) twice, (pixel,)."""
     shape = scan.counts.shape[1:]
     mean, flag, usable = np.empty(shape), np.zeros(shape, np.uint8), scan.flag[dumps] == 0
+    seconds = np.zeros(shape[0])
     ceiling = np.inf if scan.info.adc_ceiling is None else scan.info.adc_ceiling
     dead = not bool(np.all(scan.phase[dumps] == Phase.ZERO))
     weights = scan.duration_s[dumps]
-    _ENGINES[engine].average(scan.counts, dumps, weights, usable, ceiling, dead, mean, flag)
-    there = np.isfinite(mean).any(axis=1)
+    _ENGINES[engine].average(scan.counts, dumps, weights, usable, ceiling, dead, mean, flag, seconds)
     flag[~usable.any(axis=0)] = np.uint8(Flag.USER)
-    return mean, flag, np.where(there, weights @ usable, 0.0)
+    return mean, flag, seconds
 
 
 def _zero_of(scan: RawScan, engine: str) -> NDArray[np.float64] | None:
     at = np.flatnonzero(scan.phase == Phase.ZERO)
     if at.size == 0:
         return None
-    # A channel whose zero level was never good has none to take away.
-    return np.nan_to_num(_mean_of(scan, at, engine)[0], nan=0.0)
+    return _mean_of(scan, at, engine)[0]
 
 
 # -- loads --------------------------------------------------------------------------------------------------------
@@ -115,14 +115,15 @@ def load_counts(scan: RawScan, *, engine: str = "numba") -> LoadCounts:
     MissingOffError
         If a load was not observed.
     """
-    counts, flag, seconds, airmass = {}, {}, {}, {}
+    counts, flag, seconds = {}, {}, {}
+    airmass: dict[Phase, float] = {}
     for phase in (Phase.HOT, Phase.COLD, Phase.SKY, Phase.ZERO):
         at = np.flatnonzero(scan.phase == phase)
         if at.size == 0:
             continue
-        counts[phase], flag[phase], of_pixel = _mean_of(scan, at, engine)
-        seconds[phase] = float(np.sum(scan.duration_s[at])) if not of_pixel.any() else float(np.median(of_pixel))
-        airmass[phase] = float(np.average(airmass_of(scan.elevation_deg[at]), weights=scan.duration_s[at]))
+        counts[phase], flag[phase], seconds[phase] = _mean_of(scan, at, engine)
+        if phase == Phase.SKY:
+            airmass[phase] = float(np.average(airmass_of(scan.elevation_deg[at]), weights=scan.duration_s[at]))
     for phase in (Phase.HOT, Phase.COLD):
         if phase not in counts:
             raise MissingOffError(
@@ -153,7 +154,6 @@ def load_of_counts(
     """
     options, info = options or CalibrationOptions(), scan.info
     zero = found.counts.get(Phase.ZERO)
-    zero = None if zero is None else np.nan_to_num(zero, nan=0.0)
     hot, cold, sky = (
         None if phase not in found.counts else found.counts[phase] - (0.0 if zero is None else zero)
         for phase in (Phase.HOT, Phase.COLD, Phase.SKY)
@@ -174,15 +174,15 @@ def load_of_counts(
         limits=options.limits,
     )
     measured = None
-    if sky is not None:
+    if sky is not None and np.isfinite(sky).any():
         j_sky = sky_brightness(sky, hot, gain)
         sigma = sky_noise(
             j_sky,
             gain,
             bandwidth_hz=channel_width_hz(scan) * options.bandwidth_factor,
-            sky_s=found.seconds[Phase.SKY],
-            hot_s=found.seconds[Phase.HOT],
-            cold_s=found.seconds[Phase.COLD],
+            sky_s=found.seconds[Phase.SKY][:, None],
+            hot_s=found.seconds[Phase.HOT][:, None],
+            cold_s=found.seconds[Phase.COLD][:, None],
         )
         measured = MeasuredSky(j_sky, sigma, found.airmass[Phase.SKY])
     return CalibrationLoadFull((info.scan,), gain, gain_signal, measured, zero, found.time_s, found.span_s)
@@ -290,7 +290,7 @@ def _other_water(scan: RawScan, options: CalibrationOptions, error: AtmosphereFi
     """Return what may serve in place of a fit."""
     values = {"radiometer": scan.info.radiometer_pwv_mm, "configured": options.pwv_mm}
     for source in options.pwv_fallback:
-        if (value := values[source]) is not None:
+        if (value := values[source]) is not None and 0 < value < MOST_PWV_MM:
             return value, source
     raise error
 
@@ -434,7 +434,7 @@ def _prepare(
     if (last := int(visit.max(initial=-1))) < 0:
         raise MissingOffError(f"scan {number} has no dump on a reference", fix="was the reference observed?")
     own = _zero_of(scan, engine)
-    level = zero if own is None else own
+    level = zero if own is None else own if zero is None else np.where(np.isfinite(own), own, zero)
     shape = (last + 1, *scan.counts.shape[1:])
     counts, flag, seconds = np.empty(shape, np.float32), np.empty(shape, np.uint8), np.empty(shape[:2])
     for n in range(last + 1):
@@ -549,6 +549,12 @@ def calibrate_full(
     ((30, 4, 256), 5.0)
     """
     options = options or CalibrationOptions()
+    if (prepared.zero is None) != (load.zero is None):
+        raise ScanSchemaError(
+            f"scan {scan.info.scan}: the zero level of the backend is known to the "
+            f"{'scan' if load.zero is None else 'calibration'} alone, it has to be taken from both",
+            fix="observe it with the loads; give that of the calibration to the stage that prepares",
+        )
     counts = scan.counts if scan.counts.dtype == np.float32 else scan.counts.astype(np.float32)
     number, (_, of_pixels, channels) = prepared.on.size, counts.shape
     target = np.empty((number, of_pixels, channels), np.float32) if out is None else out[:number]

@@ -313,6 +313,24 @@ def test_an_offset_is_found_beside_the_water(table):
     assert fit(seen, table, common=False).pwv_mm[2] != pytest.approx(0.5, rel=0.01)
 
 
+@pytest.mark.parametrize("pwv_mm", [0.3, 0.62, 1.2, 2.5])
+def test_an_offset_that_makes_two_minima_does_not_hide_the_deeper_one(pwv_mm):
+    # The slope of the sky over the band, which is all that an offset leaves, rises with the water and falls again.
+    freq = 807.3 + 5e-3 * np.arange(800)
+    image = 2 * 803.3 - freq
+    wide = SkyTable(AIR, freq, image, airmass=1.35)
+    ground = {"spill_signal": planck_j(freq, 265.0), "spill_image": planck_j(image, 265.0)}
+    seen = sky_input(
+        AIR.sky(freq, pwv_mm, 1.35), AIR.sky(image, pwv_mm, 1.35), gain_signal=0.5, forward_eff=0.95, **ground
+    )
+    for common in (True, False):
+        found = fit_pwv(
+            np.tile(seen, (2, 1)), np.full((2, 800), 0.05), wide, gain_signal=0.5, forward_eff=0.95, common=common,
+            offset=True, **ground,
+        )  # fmt: skip
+        assert found.pwv_mm == pytest.approx(pwv_mm, rel=5e-3)
+
+
 def test_bad_channels_are_left_out(table):
     seen = np.tile(sky_of(0.5), (2, 1))
     seen[0, ::3], seen[1, 100:300] = np.nan, np.inf
@@ -326,7 +344,7 @@ def test_bad_channels_are_left_out(table):
         assert np.isnan(found.rms_k[1]), "a dead pixel does not spoil the others"
     assert np.isnan(found.pwv_mm[1])
     seen[0] = np.nan
-    with pytest.raises(AtmosphereFitError, match="no pixel has more than 0 channels"):
+    with pytest.raises(AtmosphereFitError, match="no pixel has more than 0 bins"):
         fit(seen, table)
 
 
@@ -439,6 +457,16 @@ def test_both_scales_give_the_source_and_a_drift_of_the_gain_spoils_only_one(g_s
 def test_a_continuum_comes_through_both_sidebands():
     both = source_divisor(0.5, 0.3, gain_signal=0.4, forward_eff=0.9, mode="continuum")
     assert both == pytest.approx(0.9 * (0.4 * 0.5 + 0.6 * 0.3))
+
+
+@pytest.mark.parametrize("peak", [9.0, 10.0, 12.0, 15.0, 20.0, 40.0])
+@pytest.mark.parametrize("fwhm", [2.5, 3.0])
+def test_the_peak_of_a_narrow_line_is_no_spike(fwhm, peak):
+    rng = np.random.default_rng(8)
+    line = peak * np.exp(-4 * np.log(2) * ((np.arange(64) - 30) / fwhm) ** 2)
+    outline = np.exp(-0.5 * ((np.arange(40) - 20) / 1.5) ** 2)  # a compact source: most dumps do not see it
+    spectra = outline[:, None] * line + 0.5 * rng.standard_normal((40, 64))
+    assert not flag_spikes(spectra, np.ones(40)).any()
 
 
 def test_a_spike_is_flagged_and_a_line_is_not():

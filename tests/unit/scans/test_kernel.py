@@ -126,16 +126,17 @@ def test_in_place_of_the_counts_is_the_same():
 def test_a_mean_is_of_the_good_dumps_by_their_time(engine):
     counts = np.array([[[2.0, 20.0, 0.0]], [[4.0, np.nan, 0.0]], [[9.0, 90.0, 9.0]], [[np.nan, 5.0, 8.0]]], np.float32)
     usable = np.array([[True], [True], [False]])
-    mean, flag = np.empty((1, 3)), np.zeros((1, 3), np.uint8)
-    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, np.inf, True, mean, flag)
+    mean, flag, seconds = np.empty((1, 3)), np.zeros((1, 3), np.uint8), np.empty(1)
+    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, np.inf, True, mean, flag, seconds)
     assert mean[0, :2].tolist() == [3.5, 20.0]
     assert np.isnan(mean[0, 2])
     assert flag.tolist() == [[0, 0, Flag.DEAD]]
-    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, False, mean, flag)
+    assert seconds[0] == 2.5, "four seconds in one channel, one in another"
+    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, False, mean, flag, seconds)
     assert mean[0, [0, 2]].tolist() == [3.5, 0.0]
     assert flag.tolist() == [[0, Flag.SATURATED | Flag.NOT_FINITE, 0]]
     counts[1, 0, 1] = 3.0
-    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, True, mean, flag)
+    engine.average(counts, np.array([0, 1, 3]), np.array([1.0, 3.0, 2.0]), usable, 15.0, True, mean, flag, seconds)
     assert np.isnan(mean[0, 1]), "the one that escaped the ceiling says nothing"
     assert flag[0, 1] == Flag.SATURATED
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nightbeam.atmosphere import ClosedFormAtmosphere
+from nightbeam.core.errors import ConfigError
 from nightbeam.scans.model import (
     AtmosphereFitError,
     CalibrationOptions,
@@ -18,6 +19,7 @@ from nightbeam.scans.model import (
     OpaqueError,
     Phase,
     RawScan,
+    ScanSchemaError,
     UnsupportedModeError,
 )
 from nightbeam.scans.stages import calibrate_full, determine_atmosphere_full, load_of_scan, prepare_otf, prepare_tp
@@ -203,3 +205,75 @@ def test_without_a_fit_the_configured_water_serves_and_says_so_or_it_is_an_error
     wet = CalibrationOptions(pwv_fallback=("configured",), pwv_mm=7.0)
     with pytest.raises(OpaqueError, match="scan 2: at most"):
         determine_atmosphere_full(scan, bright, ClosedFormAtmosphere(wet=30.0), prepared, options=wet)
+
+
+def with_zero(scan: RawScan, level: float, *, bad: tuple[int, ...] = ()) -> RawScan:
+    """Add a level to all counts, and a dump that shows it; of some pixels it is flagged."""
+    dumps = {name: np.concatenate([getattr(scan, name)[:1], getattr(scan, name)]) for name in (
+        "counts", "phase", "duration_s", "elevation_deg", "azimuth_deg", "lon_off_deg", "lat_off_deg", "row", "flag",
+    )}  # fmt: skip
+    counts, flag, phase = dumps["counts"] + np.float32(level), dumps["flag"].copy(), dumps["phase"].copy()
+    counts[0], phase[0] = level, Phase.ZERO
+    flag[0, list(bad)] = 1
+    time_s = np.concatenate([scan.time_s[:1] - scan.duration_s[0] - 1.0, scan.time_s])
+    return replace(scan, **(dumps | {"counts": counts, "flag": flag, "phase": phase, "time_s": time_s}))
+
+
+def test_the_zero_level_is_taken_from_all_phases_or_the_scan_is_refused():
+    dish = Dish(**QUIET)
+    scan, load = dish.otf(2), dish.calibration(1)
+    lifted, loads = with_zero(scan, 8e5), load_of_scan(with_zero(load, 8e5))
+    prepared = prepare_otf(lifted, zero=loads.zero)
+    air = determine_atmosphere_full(lifted, loads, dish.air, prepared)
+    assert calibrate_full(lifted, prepared, loads, air, dish.air).ta_star == pytest.approx(truth(dish, scan), abs=1e-2)
+    bare = load_of_scan(load)
+    with pytest.raises(ScanSchemaError, match="known to the scan alone"):
+        calibrate_full(lifted, prepared, bare, air, dish.air)
+
+
+def test_where_a_pixels_zero_is_flagged_that_of_the_calibration_serves():
+    dish = Dish(**QUIET)
+    scan, loads = dish.otf(2), load_of_scan(with_zero(dish.calibration(1), 8e5))
+    lifted = with_zero(scan, 8e5, bad=(1,))
+    prepared = prepare_otf(lifted, zero=loads.zero)
+    air = determine_atmosphere_full(lifted, loads, dish.air, prepared)
+    assert calibrate_full(lifted, prepared, loads, air, dish.air).ta_star == pytest.approx(truth(dish, scan), abs=1e-2)
+
+
+@pytest.mark.parametrize("engine", ["numba", "numpy"])
+def test_weights_are_of_the_whole_band_and_of_dumps_that_show_something(engine):
+    dish = Dish(channels=511, width_hz=12e6, lo_hz=455e9, if_hz=5e9, noise=False)
+    scan, load = dish.otf(2), load_of_scan(dish.calibration(1))
+    counts = scan.counts.copy()
+    on = np.flatnonzero(scan.phase == Phase.ON)
+    counts[on[4]] = np.nan
+    scan = replace(scan, counts=counts)
+    prepared = prepare_otf(scan, engine=engine)
+    air = determine_atmosphere_full(scan, load, dish.air, prepared)
+    found = calibrate_full(scan, prepared, load, air, dish.air, engine=engine)
+    assert (found.weight[4] == 0).all()
+    middle = np.median(found.t_sys, axis=1)
+    expected = 1.0 / (middle**2 * (1.0 / 12e6) * (1.0 + 1.0 / prepared.references.effective_s[:, 0]))
+    assert found.weight[0] == pytest.approx(expected, rel=0.01)
+
+
+def test_a_few_good_pixels_among_dead_ones_go_on():
+    dish = Dish(**QUIET)
+    scan, load = dish.otf(2), dish.calibration(1)
+    scan.counts[:, 1:], load.counts[:, 1:] = 0.0, 0.0
+    found = calibrated(dish, scan, load)
+    assert found.ta_star[:, 0] == pytest.approx(truth(dish, scan)[:, 0], abs=5e-3)
+    assert (found.flag[:, 1:] & Flag.DEAD).all()
+
+
+def test_water_that_cannot_be_is_no_fallback():
+    dish = Dish(noise=False)
+    scan, load = dish.otf(2), load_of_scan(dish.calibration(1))
+    bright = replace(load, sky=replace(load.sky, j_sky=np.full_like(load.sky.j_sky, 290.0)))
+    wrong = replace(scan, info=replace(scan.info, radiometer_pwv_mm=-0.5))
+    with pytest.raises(AtmosphereFitError):
+        determine_atmosphere_full(
+            wrong, bright, dish.air, prepare_otf(wrong), options=CalibrationOptions(pwv_fallback=("radiometer",))
+        )
+    with pytest.raises(ConfigError, match=r"-3 mm"):
+        CalibrationOptions(pwv_fallback=("configured",), pwv_mm=-3.0)
