@@ -202,7 +202,8 @@ class RawStore:
                 raise ScanSchemaError(
                     f"scan {scan}: counts has the shape {counts.shape}, (dump, pixel, channel) is wanted"
                 )
-            return (*counts.shape, counts.chunks[1])
+            dumps, pixels, channels = counts.shape
+            return dumps, pixels, channels, counts.chunks[1]
 
     def read(
         self,

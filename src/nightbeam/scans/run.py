@@ -147,7 +147,8 @@ class Run:
         if said.get("status") != "complete" or not isinstance(tried, list):
             return False
         try:
-            first = [number for numbers in self._choices(scan) for number in numbers]
+            head = self.store.read(scan, counts=False)
+            first = [number for numbers in self._choices(head) for number in numbers]
             return first[: len(tried)] == tried and said.get("fingerprint") == self._mark(scan, tuple(tried))
         except CalibrationError:
             return False
@@ -163,9 +164,10 @@ class Run:
             self._stats[scan] = self.store.stat(scan)
         return self._stats[scan]
 
-    def _choices(self, scan: int) -> list[tuple[int, ...]]:
-        head = self.store.read(scan, counts=False)
-        return candidates(scan, self._tuning(head), ends(head), self._all_calibrations(), options=self.options)
+    def _choices(self, head: RawScan) -> list[tuple[int, ...]]:
+        return candidates(
+            head.info.scan, self._tuning(head), ends(head), self._all_calibrations(), options=self.options
+        )
 
     def _tuning(self, head: RawScan) -> Tuning:
         info = head.info
@@ -211,7 +213,7 @@ class Run:
                 )
         with span(timings, "resolve"):
             begin, end = ends(head)
-            choices = self._choices(scan)
+            choices = self._choices(head)
             load, passed_over = resolve_calibration_load_full(scan, 0.5 * (begin + end), choices, self.load)
             tried = tuple(number for numbers in choices[: choices.index(load.scans) + 1] for number in numbers)
         sky = None
