@@ -22,8 +22,8 @@ from nightbeam.testing.night import Fault, NightPlan, simulate_night
 
 PLACE = Path(sys.argv[1])
 CONFIG = PipelineConfig(atmosphere="closed-form", retries=0)
-FAULTS = (Fault("flipped-byte", 3), Fault("nan-samples", 5))
-PLAN = NightPlan(scans=6, pixels=2, channels=64, rows=2, dumps=3, calibration_every=6, faults=FAULTS)
+FAULTS = (Fault("flipped-byte", 2), Fault("nan-samples", 3))
+PLAN = NightPlan(scans=4, pixels=2, channels=64, rows=2, dumps=3, calibration_every=6, faults=FAULTS)
 
 def warm_up():
     """Have the compiled kernel in memory, without a thread."""
@@ -89,16 +89,17 @@ KILLS = 54
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_who_is_killed_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path, contents, leftovers):
     done = subprocess.run(
-        [sys.executable, "-c", SERVER, str(tmp_path), str(KILLS)], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", SERVER, str(tmp_path), str(KILLS)], capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-3000:]
     met = [line.split() for line in done.stdout.splitlines() if line.startswith("killed")]
     assert len(met) == KILLS, "each kill met a living process"
-    assert {line[3] for line in met} >= {"-1", "0", "1", "2", "3", "4"}, "at the begin, in the middle, near the end"
+    assert {line[3] for line in met} >= {"-1", "1", "2", "3"}, "at the begin, in the middle, near the end"
     expected = contents(tmp_path / "whole.zarr")
-    assert sorted(expected) == [f"scan_{scan:06d}" for scan in (1, 2, 4, 5, 6)]
+    assert sorted(expected) == [f"scan_{scan:06d}" for scan in (1, 3, 4)]
     for number in range(KILLS):
         place = tmp_path / f"{number:03d}"
         assert contents(place / "l1.zarr") == expected, number
