@@ -113,6 +113,8 @@ class _Work:
 
     def waiting(self, now_s: float) -> list[int]:
         """Return the scans whose turn it is; those that have failed before come last."""
+        if self.watch.problem:
+            return []
         found = [scan for scan in self.watch.sources() if scan not in self.done and self._is_due(scan, now_s)]
         return sorted(found, key=lambda scan: (scan in self.trouble, scan))
 
@@ -224,13 +226,20 @@ class ScanService:
                 for path in paths
             }
         for work in self._works.values():
-            for scan in work.watch.look(now_s):
-                work.done.discard(scan)
-                work.trouble.pop(scan, None)
-            self._look_for_loads(work)
+            try:
+                self._look_at_store(work, now_s)
+            except Exception as error:  # of one store; the others go on
+                _log.debug("%s", work.watch.path, exc_info=True)
+                work.watch.problem = f"{work.watch.path} cannot be looked at: {type(error).__name__}: {error}"
             self._say(("store", work.watch.path), work.watch.problem, f"{work.watch.path} is a store of raw scans now")
         self._look_at_failed(now_s)
         self._count()
+
+    def _look_at_store(self, work: _Work, now_s: float) -> None:
+        for scan in work.watch.look(now_s):
+            work.done.discard(scan)
+            work.trouble.pop(scan, None)
+        self._look_for_loads(work)
 
     def _look_for_loads(self, work: _Work) -> None:
         """Where loads after a scan serve it as well as those before it, have new ones looked at by the library."""
@@ -241,15 +250,15 @@ class ScanService:
 
     def _paths(self) -> list[Path] | None:
         """Return the stores that are there; None where nobody can tell."""
-        if _is_store(self.input_dir):
-            found = [self.input_dir]
-        else:
-            try:
+        try:
+            if _is_store(self.input_dir):
+                found = [self.input_dir]
+            else:
                 with os.scandir(self.input_dir) as entries:
-                    found = sorted(Path(one.path) for one in entries if one.name.endswith(".zarr") and one.is_dir())
-            except OSError as error:
-                self._say("input", f"{self.input_dir} cannot be listed: {error.strerror}", "")
-                return None
+                    found = sorted(Path(one.path) for one in entries if one.name.endswith(".zarr") and _may_be_dir(one))
+        except OSError as error:
+            self._say("input", f"{self.input_dir} cannot be listed: {error.strerror}", "")
+            return None
         self._say("input", "", f"{self.input_dir} is there")
         return found
 
@@ -284,6 +293,7 @@ class ScanService:
 
         try:
             result = self._calibrate(l0, work.l1, replace(self._config, scans=scans), stop=stop, on_scan=note)
+            self._settle(work, result, set(scans) - told)
         except BusyError as error:
             self._put_off(work, f"{error.what}; it is waited for", once_s=self._interval_s)
         except StorageError as error:
@@ -299,7 +309,6 @@ class ScanService:
             self._say("disk", "", "results can be written again")
             self._say(("work", l0), "", f"{l0} is worked on again")
             self._disk_wait_s = work.wait_s = 0.0
-            self._settle(work, result, set(scans) - told)
         self._count()
 
     def _settle(self, work: _Work, result: PipelineResult, left: set[int]) -> None:
@@ -426,6 +435,14 @@ class _Tally:
 
 def _next_wait(wait_s: float, first_s: float) -> float:
     return min(_LONGEST_WAIT_S, max(first_s, 2.0 * wait_s))
+
+
+def _may_be_dir(entry: os.DirEntry[str]) -> bool:
+    """Say whether something is a directory; what cannot be told is looked at as a store, which says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
 
 
 def _is_store(path: Path) -> bool:

@@ -44,7 +44,7 @@ class WatchedStore:
     Attributes
     ----------
     problem
-        Why it is no store of raw scans; empty where it is one.
+        Why it is no store of raw scans, or cannot be looked at; empty where nothing is wrong.
     touched
         When the directory of its scans was last written to; 0 where there is none.
     """
@@ -92,10 +92,11 @@ class WatchedStore:
 
     def mark(self, scan: int) -> str:
         """Return what changes when a scan does; empty for one that cannot be looked at."""
-        assert self._raw is not None
+        if self._raw is None:
+            return ""
         try:
             return self._raw.stat(scan)
-        except StoreReadError:
+        except (StoreReadError, RecursionError):
             return ""
 
     # ------------------------------------------------------------ looking
@@ -109,18 +110,24 @@ class WatchedStore:
                 self._raw, self.problem = RawStore(self.path), ""
             except NightbeamError as error:
                 self._raw, self.problem = None, error.what
+            except Exception as error:  # noqa: BLE001 (whatever lies there, the other stores are looked at)
+                self._raw, self.problem = None, f"{self.path} cannot be opened: {type(error).__name__}: {error}"
         return self._raw is not None
 
     def _look_for_names(self) -> set[int]:
+        assert self._raw is not None
         top = self.path / "scans"
         try:
             touched, names = top.stat().st_mtime_ns, frozenset(os.listdir(top))  # noqa: PTH208 (names are all we want)
+            there = set() if (touched, names) == (self.touched, self._names) else set(self._raw.scans())
         except FileNotFoundError:
-            touched, names = 0, frozenset()
+            touched, names, there = 0, frozenset(), set()
+        except OSError as error:  # what is known is kept: it may pass
+            self.problem = f"the scans of {self.path} cannot be listed: {error.strerror}"
+            return set()
+        self.problem = ""
         if (touched, names) == (self.touched, self._names):
             return set()
-        assert self._raw is not None
-        there = set(self._raw.scans())
         changed = {
             scan
             for scan, seen in self._scans.items()
@@ -167,6 +174,6 @@ def _attributes(path: Path) -> dict[str, Any] | None:
     """Return what a scan says of itself; None where it cannot be read, or not yet."""
     try:
         said = json.loads(path.read_text()).get("attributes", {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return said if isinstance(said, dict) else None

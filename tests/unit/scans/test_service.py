@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
+from nightbeam.scans import watch
 from nightbeam.scans.files import RawStore, create_raw_store, scan_name
 from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
@@ -308,6 +309,76 @@ def test_a_store_that_is_none_is_told_of_once_and_looked_at_again_when_it_has_ch
     place.store("odd.zarr")
     place.scan(1, "odd.zarr")
     assert place.poll(5) == [(1,)]
+    assert place.service.counters().problems == ()
+
+
+@pytest.mark.parametrize("root", ["null", "5", "[" * 100_000, '{"attributes": 3}'])
+def test_a_store_whose_metadata_are_nonsense_does_not_stop_the_others(place, root):
+    odd = place.l0 / "a-odd.zarr"
+    odd.mkdir()
+    (odd / "zarr.json").write_text(root)
+    place.scan(1)
+    assert place.poll() == [(1,)]
+    (problem,) = place.service.counters().problems
+    assert "a-odd.zarr" in problem
+
+
+def test_scans_that_cannot_be_listed_do_not_stop_the_other_stores(place, caplog):
+    place.store("a-odd.zarr")
+    top = place.l0 / "a-odd.zarr" / "scans"
+    shutil.rmtree(top, ignore_errors=True)
+    top.write_text("a file")
+    (place.l0 / "b-odd.zarr").symlink_to(place.l0 / "b-odd.zarr")
+    place.scan(1)
+    assert place.poll() == [(1,)]
+    assert place.poll(5) == []
+    assert caplog.text.count("cannot be listed") == 1
+    assert len(place.service.counters().problems) == 2
+    top.unlink()
+    place.scan(2, "a-odd.zarr")
+    assert place.poll(5) == [(2,)]
+    assert len(place.service.counters().problems) == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(5, "broken"), OSError(116, "stale")])
+def test_while_scans_cannot_be_listed_what_is_known_is_kept(place, monkeypatch, error):
+    place.scan(1)
+    assert place.poll() == [(1,)]
+
+    def fail(path: Any) -> list[str]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.os, "listdir", fail)
+        assert place.poll(5) == []
+        assert error.strerror in place.service.counters().problems[0]
+    assert place.poll(5) == []
+    assert place.service.counters().problems == ()
+
+
+def test_metadata_of_a_scan_that_are_nonsense_stop_nothing(place):
+    place.scan(1)
+    (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text("[" * 100_000)
+    place.scan(2)
+    assert place.poll() == [(2,)]
+
+
+def test_a_mistake_while_one_store_is_looked_at_is_told_of_once_and_the_others_go_on(place, caplog, monkeypatch):
+    place.store("a-odd.zarr")
+    place.scan(1)
+    original = watch.WatchedStore.look
+
+    def look(self: watch.WatchedStore, now_s: float) -> set[int]:
+        if self.path.name == "a-odd.zarr":
+            raise RuntimeError("a mistake")
+        return original(self, now_s)
+
+    monkeypatch.setattr(watch.WatchedStore, "look", look)
+    assert place.poll() == [(1,)]
+    assert place.poll(5) == []
+    assert caplog.text.count("a mistake") == 1
+    monkeypatch.undo()
+    assert place.poll(5) == []
     assert place.service.counters().problems == ()
 
 
