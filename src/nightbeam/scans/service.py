@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nightbeam.core.errors import BusyError, ConfigError, NightbeamError, StorageError
+from nightbeam.core.errors import BusyError, ConfigError, MissingError, NightbeamError, StorageError, UsageError
 from nightbeam.core.files import write_text
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.scans.model import NoCalibrationError, PipelineConfig, PipelineResult, ScanFailure, ScanResult
@@ -273,8 +273,12 @@ class ScanService:
             for scan, key in keys.items():
                 if key not in seen:
                     seen[key] = work.watch.mark(scan)
-            if {scan: seen[key] for scan, key in keys.items()} != trouble.marks:
-                trouble.tries, trouble.due_s = 0, now_s
+            marks = {scan: seen[key] for scan, key in keys.items()}
+            if marks != trouble.marks:
+                del work.trouble[trouble.failure.scan]
+                for scan in marks.keys() & trouble.marks.keys():
+                    if marks[scan] != trouble.marks[scan]:  # it may be of another kind now
+                        work.watch.forget(scan, now_s)
 
     # ------------------------------------------------------------ working
 
@@ -300,6 +304,12 @@ class ScanService:
             self._disk_wait_s = _next_wait(self._disk_wait_s, self._interval_s)
             self._disk_due_s = self._clock() + self._disk_wait_s
             self._say("disk", f"{error.what}; results wait until it can be written", "")
+        except (UsageError, MissingError) as error:
+            # They are not what they were taken for.
+            for scan in scans:
+                work.watch.forget(scan, self._clock())
+                work.trouble.pop(scan, None)
+            self._put_off(work, error.what, once_s=self._interval_s)
         except NightbeamError as error:
             self._put_off(work, error.what)
         except Exception as error:  # of one store; the others go on
@@ -321,7 +331,7 @@ class ScanService:
                 work.told.add(scan)
                 self._tally.found(work.l1.name, scan, output.attributes(scan))
         for scan in result.incomplete:
-            work.watch.forget(scan)
+            work.watch.forget(scan, self._clock())
         if left - {*result.skipped, *result.incomplete} and not result.stopped:
             work.due_s = self._clock() + self._interval_s
 

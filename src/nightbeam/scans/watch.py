@@ -25,6 +25,7 @@ class _Seen:
     """A scan as it was last seen."""
 
     stamp: _Stamp | None = None
+    readable: bool = False
     kind: str = ""
     complete: bool | None = None
     mark: str = ""
@@ -59,7 +60,7 @@ class WatchedStore:
     _scans: dict[int, _Seen] = field(default_factory=dict)
 
     def look(self, now_s: float) -> set[int]:
-        """Look once; returns the scans that were whole and are not any more: removed, or being written anew.
+        """Look once; returns the scans that are not any more what they were: removed, being written anew, readable now.
 
         Parameters
         ----------
@@ -70,7 +71,10 @@ class WatchedStore:
             return set()
         changed = self._look_for_names()
         for scan, seen in self._scans.items():
-            if not seen.whole:
+            if seen.whole and not seen.readable and _stamp(self._metadata(scan)) != seen.stamp:
+                self.forget(scan, now_s)
+                changed.add(scan)
+            elif not seen.whole:
                 self._look_at(scan, seen, now_s)
         return changed
 
@@ -86,9 +90,11 @@ class WatchedStore:
         """Return how many scans are not whole yet."""
         return sum(not seen.whole for seen in self._scans.values())
 
-    def forget(self, scan: int) -> None:
-        """Look at a scan anew."""
-        self._scans[scan] = _Seen()
+    def forget(self, scan: int, now_s: float) -> None:
+        """Look at a scan anew, if it is there."""
+        if scan in self._scans:
+            self._scans[scan] = seen = _Seen()
+            self._look_at(scan, seen, now_s)
 
     def mark(self, scan: int) -> str:
         """Return what changes when a scan does; empty for one that cannot be looked at."""
@@ -139,13 +145,13 @@ class WatchedStore:
 
     def _look_at(self, scan: int, seen: _Seen, now_s: float) -> None:
         stamp = _stamp(self._metadata(scan))
-        if stamp != seen.stamp:
+        # Half a file is read again.
+        if stamp != seen.stamp or not seen.readable:
             said = _attributes(self._metadata(scan))
             kind, complete = ("", None) if said is None else (said.get("obs_type"), said.get("complete"))
             seen.kind = kind if isinstance(kind, str) else ""
             seen.complete = complete if isinstance(complete, bool) else None
-            # Half a file is read again.
-            seen.stamp = None if said is None else stamp
+            seen.stamp, seen.readable = stamp, said is not None
         if seen.complete is not None:
             seen.whole = seen.complete
         elif now_s >= seen.next_s:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
+from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, StorageError, UsageError
 from nightbeam.scans import watch
 from nightbeam.scans.files import RawStore, create_raw_store, scan_name
 from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
@@ -133,6 +133,56 @@ def test_a_scan_that_says_nothing_at_all_is_tried_when_it_has_settled(place):
     (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text('{"zarr_fo')
     assert place.poll() == []
     assert place.poll(60) == [(1,)]
+
+
+def test_what_turns_out_to_be_loads_when_its_metadata_can_be_read_is_no_source_any_more(place):
+    for number in (1, 100):
+        metadata = place.scan(number) / "zarr.json"
+        metadata.write_text('{"zarr_fo')
+        place.canned.fails[number] = {"error": "ScanSchemaError", "stage": "load"}
+    assert place.poll() == []
+    assert place.poll(60) == [(1, 100)]
+    assert place.poll(60) == []
+    place.scan(100, obs_type="calibration")
+    assert place.poll(5) == []
+    assert [one.scan for _, one in place.service.failures()] == [1]
+    place.scan(1)
+    assert place.poll(5) == [(1,)]
+
+
+def test_new_scans_do_not_have_one_that_cannot_be_read_tried_again(place):
+    place.scan(1)
+    (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text('{"zarr_fo')
+    place.canned.fails[1] = {"error": "ScanSchemaError", "stage": "load"}
+    assert place.poll() == []
+    assert place.poll(60) == [(1,)]
+    place.scan(2)
+    assert place.poll(5) == [(2,)]
+    assert place.poll(60) == place.poll(60) == []
+
+
+def test_a_failed_scan_that_has_become_loads_is_forgotten(place):
+    place.scan(1)
+    place.canned.fails[1] = {}
+    assert place.poll() == [(1,)]
+    place.scan(1, obs_type="calibration")
+    assert place.poll(5) == []
+    assert place.service.counters().failed == 0
+
+
+@pytest.mark.parametrize("error", [UsageError("scan 1 is a calibration"), MissingError("there is no scan 1")])
+def test_scans_that_are_not_what_they_were_taken_for_are_looked_at_again_soon(place, error):
+    place.scan(1)
+    place.scan(2)
+    place.canned.raises = error
+    assert place.poll() == [(1, 2)]
+    assert place.poll(5) == [(1, 2)]
+    metadata = place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json"
+    metadata.write_text(metadata.read_text().replace("otf", "calibration"))
+    assert place.poll(5) == [(1, 2)]
+    place.canned.raises = None
+    assert place.poll(5) == [(2,)]
+    assert place.service.counters().problems == ()
 
 
 def test_a_scan_that_is_written_anew_is_calibrated_anew(place):
