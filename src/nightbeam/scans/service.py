@@ -283,7 +283,7 @@ class ScanService:
     # ------------------------------------------------------------ working
 
     def _work(self, work: _Work, scans: tuple[int, ...], stop: threading.Event) -> None:
-        l0, told = work.watch.path, set[int]()
+        l0, told, before = work.watch.path, set[int](), dict(work.trouble)
         # Marked before they are read: what changes meanwhile is found next time.
         marks = {scan: work.watch.mark(scan) for scan in {*scans, *work.watch.calibrations()}}
 
@@ -295,9 +295,11 @@ class ScanService:
                 self._failed(work, one, marks)
             self._beat()
 
+        whole = False
         try:
             result = self._calibrate(l0, work.l1, replace(self._config, scans=scans), stop=stop, on_scan=note)
             self._settle(work, result, set(scans) - told)
+            whole = True
         except BusyError as error:
             self._put_off(work, f"{error.what}; it is waited for", once_s=self._interval_s)
         except StorageError as error:
@@ -319,7 +321,15 @@ class ScanService:
             self._say("disk", "", "results can be written again")
             self._say(("work", l0), "", f"{l0} is worked on again")
             self._disk_wait_s = work.wait_s = 0.0
+        if not whole:
+            self._have_tried_again(work, told, before)
         self._count()
+
+    def _have_tried_again(self, work: _Work, told: set[int], before: Mapping[int, _Trouble]) -> None:
+        """Give another turn to what failed in a run that did not get to write its failures down."""
+        for scan in told & work.trouble.keys():
+            trouble = work.trouble[scan]
+            trouble.tries, trouble.due_s = before[scan].tries if scan in before else 0, self._clock()
 
     def _settle(self, work: _Work, result: PipelineResult, left: set[int]) -> None:
         """Note those scans of which nothing was told while the store was worked on."""

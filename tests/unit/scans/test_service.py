@@ -329,6 +329,27 @@ def test_a_full_disk_is_told_of_once_and_nothing_is_lost(place, caplog):
     assert place.service.counters().backlog == 0
 
 
+@pytest.mark.parametrize("error", [StorageError("no space left"), RuntimeError("a mistake")])
+def test_what_failed_in_a_run_that_could_not_write_it_down_has_another_turn(place, error):
+    def calibrate(*arguments: Any, **options: Any) -> PipelineResult:
+        result = place.canned(*arguments, **options)
+        if len(place.canned.calls) == 1:
+            raise error
+        return result
+
+    place.scan(1)
+    place.scan(2)
+    place.canned.fails[1] = {"stage": "prepare"}
+    service = ScanService(place.l0, place.l1, CONFIG, calibrate=calibrate, clock=place.clock)
+    assert service.poll()
+    assert service.counters().failed == 1
+    for _ in range(3):
+        place.clock.now_s += 600.0
+        service.poll()
+    assert place.canned.calls == [(1, 2), (1,)]
+    assert service.counters().failed == 1
+
+
 def test_one_store_that_cannot_be_worked_on_does_not_stop_the_others(place, caplog):
     place.scan(1)
 
