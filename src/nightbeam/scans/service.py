@@ -112,11 +112,11 @@ class _Work:
     wait_s: float = 0.0
 
     def waiting(self, now_s: float) -> list[int]:
-        """Return the scans whose turn it is; those that have failed before come last."""
+        """Return the scans whose turn it is: new ones first, those that have failed before last."""
         if self.watch.problem:
             return []
         found = [scan for scan in self.watch.sources() if scan not in self.done and self._is_due(scan, now_s)]
-        return sorted(found, key=lambda scan: (scan in self.trouble, scan))
+        return sorted(found, key=lambda scan: (scan in self.trouble, scan in self.told, scan))
 
     def _is_due(self, scan: int, now_s: float) -> bool:
         return scan not in self.trouble or self.trouble[scan].due_s <= now_s
@@ -242,9 +242,9 @@ class ScanService:
         self._look_for_loads(work)
 
     def _look_for_loads(self, work: _Work) -> None:
-        """Where loads after a scan serve it as well as those before it, have new ones looked at by the library."""
+        """Have the library look at new loads, which may be earlier than the scans; it skips what is still best."""
         loads = frozenset(work.watch.calibrations())
-        if self._config.options.cal_mode != "past-then-future" and loads - work.loads:
+        if loads - work.loads:
             work.done.clear()
         work.loads = loads
 

@@ -16,7 +16,7 @@ import pytest
 
 from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, StorageError, UsageError
 from nightbeam.scans import watch
-from nightbeam.scans.files import RawStore, create_raw_store, scan_name
+from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
 from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
 from nightbeam.scans.service import ScanService
@@ -528,8 +528,9 @@ def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog):
     assert "drained: 0 scans calibrated, 0 failed, 2 wait" in caplog.text
 
 
-def test_where_later_loads_serve_too_a_scan_has_another_turn_when_they_come(tmp_path):
-    config = PipelineConfig(atmosphere="closed-form", options=CalibrationOptions(cal_mode="linear"))
+@pytest.mark.parametrize("mode", ["past-then-future", "linear"])
+def test_a_scan_has_another_turn_when_other_loads_come_and_new_scans_are_first(tmp_path, mode):
+    config = PipelineConfig(atmosphere="closed-form", options=CalibrationOptions(cal_mode=mode))
     place = Place(tmp_path)
     place.store()
     service = ScanService(place.l0, place.l1, config, calibrate=place.canned, clock=place.clock)
@@ -538,9 +539,10 @@ def test_where_later_loads_serve_too_a_scan_has_another_turn_when_they_come(tmp_
     assert service.poll()
     assert not service.poll()
     place.scan(101, obs_type="calibration")
+    place.scan(2)
     assert service.poll()
     assert not service.poll()
-    assert place.canned.calls == [(1,), (1,)]
+    assert place.canned.calls == [(1,), (2, 1)]
 
 
 # -- with real scans ----------------------------------------------------------------------------------------------
@@ -612,6 +614,24 @@ def test_between_two_loads_is_interpolated_as_soon_as_the_second_has_come(tmp_pa
             pass
         used.append(ResultStore(tmp_path / "l1" / "night.zarr").attributes(1)["calibration_scans"])
     assert used == [[100_001], [100_001, 100_003]]
+
+
+def test_loads_that_come_late_but_are_earlier_replace_those_that_were_used(tmp_path, night):
+    source, store = RawStore(night), tmp_path / "l0" / "night.zarr"
+    loads, scan = source.read(100_001), source.read(2)
+    first = scan.time_s[0] - loads.time_s[-1]
+    create_raw_store(store, telescope="FYST", altitude_m=5612.0)
+    service = ScanService(store.parent, tmp_path / "l1", CONFIG, clock=Clock())
+    used = []
+    for number, by_s in ((100_001, 0.0), (100_002, first - 10.0)):
+        write_raw_scan(store, replace(loads, info=replace(loads.info, scan=number), time_s=loads.time_s + by_s))
+        if number == 100_001:
+            write_raw_scan(store, scan)
+        while service.poll():
+            pass
+        used.append(ResultStore(tmp_path / "l1" / "night.zarr").attributes(2)["calibration_scans"])
+    assert used == [[100_001], [100_002]]
+    assert service.counters().done == 2
 
 
 def test_a_scan_is_calibrated_when_its_damaged_chunk_has_been_copied_again(tmp_path, drop):
