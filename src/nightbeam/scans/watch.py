@@ -18,6 +18,8 @@ __all__ = ["WatchedStore"]
 #: A file as it was last seen.
 _Stamp = tuple[int, int, int]
 _CALIBRATIONS = ("calibration", "cal")
+#: After so long what could not be opened is opened again.
+_REOPEN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class WatchedStore:
     touched: int = 0
     _raw: RawStore | None = None
     _root: Any = None
+    _reopen_s: float = 0.0
     _names: frozenset[str] = frozenset()
     _scans: dict[int, _Seen] = field(default_factory=dict)
 
@@ -67,7 +70,7 @@ class WatchedStore:
         now_s
             Of any clock that goes on.
         """
-        if not self._is_store():
+        if not self._is_store(now_s):
             return set()
         changed = self._look_for_names()
         for scan, seen in self._scans.items():
@@ -107,11 +110,11 @@ class WatchedStore:
 
     # ------------------------------------------------------------ looking
 
-    def _is_store(self) -> bool:
-        """Say whether it is a store of raw scans; one that is not is opened again only when it has changed."""
+    def _is_store(self, now_s: float) -> bool:
+        """Say whether it is a store of raw scans; one that is not is opened again when it has changed, or in a while."""
         root = tuple(_stamp(self.path / name) for name in ("zarr.json", ".zgroup", ".zarray"))
-        if root != self._root:
-            self._root = root
+        if root != self._root or (self._raw is None and now_s >= self._reopen_s):
+            self._root, self._reopen_s = root, now_s + _REOPEN_S
             try:
                 self._raw, self.problem = RawStore(self.path), ""
             except NightbeamError as error:

@@ -453,6 +453,21 @@ def test_a_mistake_while_one_store_is_looked_at_is_told_of_once_and_the_others_g
     assert place.service.counters().problems == ()
 
 
+def test_a_store_that_could_not_be_opened_is_opened_again_in_a_while(place, monkeypatch):
+    place.scan(1)
+
+    def fail(path: Path) -> RawStore:
+        raise OSError(5, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "RawStore", fail)
+        assert place.poll() == []
+    assert place.poll(5) == []
+    assert "broken" in place.service.counters().problems[0]
+    assert place.poll(55) == [(1,)]
+    assert place.service.counters().problems == ()
+
+
 def test_a_location_that_is_not_there_is_told_of_once_and_waited_for(tmp_path, caplog):
     canned = Canned()
     service = ScanService(tmp_path / "later", tmp_path / "l1", CONFIG, calibrate=canned, clock=Clock())
