@@ -76,7 +76,7 @@ class ResultStore:
     """A store of calibrated scans, which one run at a time writes to.
 
     Results are written to ``NAME.staging`` beside it, which must be on the same file system, and get their name when
-    they are whole and on the disk. Whoever is killed leaves the last good state.
+    they are whole and on the disk. Whoever is killed leaves the last good state. Symbolic links are followed.
 
     Raises
     ------
@@ -87,6 +87,12 @@ class ResultStore:
     """
 
     def __init__(self, path: Path, **attributes: Any) -> None:
+        #: As it was named; whichever of its names that is, the place is one, and so are its lock and its disk.
+        self.given = path
+        try:
+            path = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path} leads nowhere: {error}", fix="name another place for results") from error
         self.path, self.staging = path, path.with_name(f"{path.name}.staging")
         if path.exists() and not _is_empty(path):
             self._check()

@@ -162,7 +162,7 @@ def _work_through(
     on_scan: Callable[[ScanResult | ScanFailure], None] | None = None,
 ) -> PipelineResult:
     """Do what is to do, as the only one who writes these results, and report what failed."""
-    l0, l1, config = run.store.path, run.output.path, run.config
+    l0, l1, config = run.store.path, run.output.given, run.config
     started, run_id, path = iso_z(utc_now()), uuid.uuid4().hex[:12], config.failures or failures_path(l1)
     with run.output.sole_writer(), _quiet_zarr():
         todo, result = run.plan()

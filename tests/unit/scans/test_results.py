@@ -118,3 +118,26 @@ def test_a_result_that_was_about_to_be_replaced_by_who_was_killed_comes_back(
         assert store.done(2, "a")
         assert store.done(3, "b")
     assert not list(store.path.rglob("*.part"))
+
+
+def test_two_names_of_one_store_are_one_place_with_one_lock(store: ResultStore, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    other = tmp_path / "elsewhere" / "link.zarr"
+    other.symlink_to(store.path)
+    linked = ResultStore(other)
+    assert (linked.path, linked.staging, linked.given) == (store.path, store.staging, other)
+    with store.sole_writer(), pytest.raises(BusyError), linked.sole_writer():
+        pass
+    assert list(other.parent.iterdir()) == [other]
+
+
+def test_a_link_to_a_place_where_nothing_is_yet_becomes_a_store_there(tmp_path: Path):
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "disk" / "l1.zarr")
+    assert ResultStore(tmp_path / "link.zarr").path == tmp_path / "disk" / "l1.zarr"
+    assert (tmp_path / "disk" / "l1.zarr" / "zarr.json").exists()
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path):
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "link.zarr")
+    with pytest.raises((InputError, StorageError)):
+        ResultStore(tmp_path / "link.zarr")

@@ -308,6 +308,16 @@ def test_failures_of_others_are_kept_until_those_are_tried_again(l0, l1, config,
     assert not path.exists()
 
 
+def test_failures_lie_beside_the_name_that_was_given_and_results_where_it_leads(l0, tmp_path, config, group_of):
+    group_of(l0, 2).attrs["t_cold_k"] = "cold"
+    link = tmp_path / "named" / "tonight.zarr"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "disk" / "l1.zarr")
+    assert calibrate_store(l0, link, config).exit_code == 2
+    assert {path.name for path in link.parent.iterdir()} == {"tonight.zarr", "tonight.failures.json"}
+    assert (tmp_path / "disk" / "l1.zarr" / "scans" / "scan_000001").exists()
+
+
 def test_a_scan_whose_old_result_stands_is_a_failure_as_long_as_its_last_try_has_failed(l0, l1, config, group_of):
     calibrate_store(l0, l1, config)
     group_of(l0, 2).attrs["t_cold_k"] = "cold"
