@@ -30,7 +30,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 from nightbeam.scans.pipeline import Pipeline
-from nightbeam.scans.report import failures_path, read_failures, write_failures
+from nightbeam.scans.report import failures_path, read_failures, require_ours, write_failures
 from nightbeam.scans.results import ResultStore, arrays_of
 from nightbeam.scans.run import NOT_OF_A_SOURCE, Run
 
@@ -79,7 +79,7 @@ def calibrate_store(
     StorageError
         If results cannot be written; those that are there stay.
     UsageError
-        If a scan that was asked for is none of a source.
+        If a scan that was asked for is none of a source, or something else lies where failures are to be written.
 
     Examples
     --------
@@ -94,6 +94,7 @@ def calibrate_store(
     ([1, 3], [(2, 'MissingOffError')], 2)
     """
     config = config or PipelineConfig()
+    _check_failures(config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
     result = _work_through(run, on_begin, on_scan)
     if not result.successes and not result.failures and not result.skipped:
@@ -122,6 +123,7 @@ def calibrate_single_scan(
         As of `calibrate_store`; also what else went wrong with the scan.
     """
     config = replace(config or PipelineConfig(), scans=(scan,), force=True)
+    _check_failures(config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop)
     result = _work_through(run)
     if result.successes:
@@ -143,6 +145,11 @@ def plan_store(l0: Path, l1: Path, config: PipelineConfig | None = None) -> list
     if config.scans is not None:
         words = {scan: what for scan, what in words.items() if scan in config.scans}
     return sorted(words.items())
+
+
+def _check_failures(config: PipelineConfig) -> None:
+    if config.failures is not None:
+        require_ours(config.failures)
 
 
 def _about(l0: Path) -> dict[str, Any]:

@@ -327,13 +327,26 @@ def test_a_scan_whose_old_result_stands_is_a_failure_as_long_as_its_last_try_has
     assert [one.scan for one in read_failures(failures_path(l1))] == [2]
 
 
-def test_a_report_of_failures_that_are_none_any_more_is_removed_and_one_of_somebody_else_is_replaced(
-    l0, l1, config, tmp_path
-):
+def test_a_report_of_failures_that_are_none_any_more_is_removed(l0, l1, config, tmp_path):
     path = tmp_path / "elsewhere.json"
-    path.write_text("[1, 2")
+    path.touch()
     config = replace(config, failures=path, scans=(1,))
     calibrate_store(l0, l1, replace(config, options=CalibrationOptions(max_cal_age_s=1e-3)))
     assert [one.error for one in read_failures(path)] == ["NoCalibrationError"]
     calibrate_store(l0, l1, config)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "notes", '{"schema": 2, "failures": []}', '{"schema": 1}', None])
+def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text):
+    path = tmp_path / "elsewhere.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(text)
+    config = replace(config, failures=path)
+    for run_it in (lambda: calibrate_store(l0, l1, config), lambda: calibrate_single_scan(l0, l1, 1, config)):
+        with pytest.raises(UsageError, match="is no list of failures"):
+            run_it()
+    assert path.is_dir() if text is None else path.read_text() == text
+    assert not l1.exists()
