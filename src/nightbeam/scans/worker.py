@@ -178,7 +178,7 @@ def _work_through(
         result = _attempts(run, todo, result, on_scan or (lambda _: None))
         write_failures(
             path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
-            earlier=_others(path, result, config),
+            earlier=_others(path, result, run),
         )  # fmt: skip
     return result
 
@@ -227,12 +227,13 @@ def _by_scan(items: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(items, key=lambda one: int(one.scan)))
 
 
-def _others(path: Path, result: PipelineResult, config: PipelineConfig) -> list[ScanFailure]:
-    """Return the failures that an earlier run left for scans that this one was not about."""
-    if config.scans is None and not result.stopped:
+def _others(path: Path, result: PipelineResult, run: Run) -> list[ScanFailure]:
+    """Return the failures that an earlier run left for scans that this one was not about, and that are still there."""
+    if run.config.scans is None and not result.stopped:
         return []
     now = {one.scan for one in result.successes} | {one.scan for one in result.failures} | set(result.skipped)
-    return [one for one in read_failures(path) if one.scan not in now]
+    left = {*run.store.scans()} - now
+    return [one for one in read_failures(path) if one.scan in left]
 
 
 def write_calibration_result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.scans import run
-from nightbeam.scans.files import RawStore, write_raw_scan
+from nightbeam.scans.files import RawStore, scan_name, write_raw_scan
 from nightbeam.scans.model import (
     CalibrationOptions,
     Flag,
@@ -306,6 +307,15 @@ def test_failures_of_others_are_kept_until_those_are_tried_again(l0, l1, config,
     assert calibrate_single_scan(l0, l1, 2, config).scan == 2
     calibrate_store(l0, l1, replace(config, scans=(3,)))
     assert not path.exists()
+
+
+def test_the_failure_of_a_scan_that_was_removed_is_told_no_longer(l0, l1, config, group_of):
+    for scan in (1, 2):
+        group_of(l0, scan).attrs["t_cold_k"] = "cold"
+    calibrate_store(l0, l1, config)
+    shutil.rmtree(l0 / "scans" / scan_name(2))
+    calibrate_store(l0, l1, replace(config, scans=(3,)))
+    assert [one.scan for one in read_failures(failures_path(l1))] == [1]
 
 
 def test_failures_lie_beside_the_name_that_was_given_and_results_where_it_leads(l0, tmp_path, config, group_of):
