@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError, ContainsGroupError
 
-from nightbeam.core.errors import InputError
+from nightbeam.core.errors import InputError, UsageError
 from nightbeam.core.files import remove, replace_path, scratch_directory, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans.files import scan_name
@@ -80,6 +80,8 @@ class ResultStore:
 
     Raises
     ------
+    UsageError
+        If the place has no name of its own, as ``.`` and ``/``.
     InputError
         If something else is at the place.
     StorageError
@@ -89,6 +91,8 @@ class ResultStore:
     def __init__(self, path: Path, **attributes: Any) -> None:
         #: As it was named; whichever of its names that is, the place is one, and so are its lock and its disk.
         self.given = path
+        if path.name in ("", ".."):
+            raise UsageError(f"{str(path)!r} has no name, and results lie beside it too", fix="name a store of results")
         try:
             path = path.resolve()
         except (OSError, RuntimeError) as error:

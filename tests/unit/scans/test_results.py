@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from nightbeam.core.errors import BusyError, InputError, StorageError
+from nightbeam.core.errors import BusyError, InputError, StorageError, UsageError
 from nightbeam.scans import results
 from nightbeam.scans.files import create_raw_store, scan_name
 from nightbeam.scans.results import ResultStore, arrays_of, fingerprint
@@ -141,3 +141,9 @@ def test_a_link_to_itself_is_refused(tmp_path: Path):
     (tmp_path / "link.zarr").symlink_to(tmp_path / "link.zarr")
     with pytest.raises((InputError, StorageError)):
         ResultStore(tmp_path / "link.zarr")
+
+
+@pytest.mark.parametrize("place", [".", "/", "..", "somewhere/.."])
+def test_a_place_without_a_name_is_refused(place: str):
+    with pytest.raises(UsageError, match="has no name"):
+        ResultStore(Path(place))
