@@ -111,7 +111,7 @@ class WatchedStore:
     # ------------------------------------------------------------ looking
 
     def _is_store(self, now_s: float) -> bool:
-        """Say whether it is a store of raw scans; one that is not is opened again when it has changed, or in a while."""
+        """Say whether it is a store of raw scans; what is none is opened again when it has changed, or later."""
         root = tuple(_stamp(self.path / name) for name in ("zarr.json", ".zgroup", ".zarray"))
         if root != self._root or (self._raw is None and now_s >= self._reopen_s):
             self._root, self._reopen_s = root, now_s + _REOPEN_S
@@ -119,7 +119,7 @@ class WatchedStore:
                 self._raw, self.problem = RawStore(self.path), ""
             except NightbeamError as error:
                 self._raw, self.problem = None, error.what
-            except Exception as error:  # noqa: BLE001 (whatever lies there, the other stores are looked at)
+            except Exception as error:  # whatever lies there; the other stores go on
                 self._raw, self.problem = None, f"{self.path} cannot be opened: {type(error).__name__}: {error}"
         return self._raw is not None
 
