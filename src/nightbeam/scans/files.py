@@ -140,7 +140,9 @@ class RawStore:
             names = [entry.name for entry in (self.path / "scans").iterdir()]
         except FileNotFoundError:
             return []
-        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+        numbers = {name: int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
+        # Of two names with one number, one is a scan's.
+        return sorted(number for name, number in numbers.items() if scan_name(number) == name)
 
     def info(self, scan: int) -> ScanInfo:
         """Return what a scan's attributes say.

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nightbeam.core.errors import UsageError
 from nightbeam.core.files import storage_errors, write_text
 from nightbeam.scans.model import PipelineResult, ScanFailure
 
-__all__ = ["failures_path", "read_failures", "write_failures"]
+__all__ = ["failures_path", "read_failures", "require_ours", "write_failures"]
 
 _SCHEMA = 1
 
@@ -33,7 +34,7 @@ def write_failures(
     finished: str,
     earlier: Iterable[ScanFailure] = (),
 ) -> None:
-    """Write what failed, all at once; without a failure a file of an earlier run is removed.
+    """Write what failed, all at once; without a failure a file of an earlier run is removed, and nobody else's is.
 
     Parameters
     ----------
@@ -49,8 +50,9 @@ def write_failures(
         left.unlink(missing_ok=True)
     failures = sorted([*result.failures, *earlier], key=lambda one: one.scan)
     if not failures:
-        with storage_errors(path):
-            path.unlink(missing_ok=True)
+        if _is_ours(path):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
         return
     ok, skipped, failed = len(result.successes), len(result.skipped), len(failures)
     text = {
@@ -63,6 +65,27 @@ def write_failures(
 
 def _as_json(failure: ScanFailure) -> dict[str, Any]:
     return {**asdict(failure), "calibration_scans": list(failure.calibration_scans)}
+
+
+def require_ours(path: Path) -> None:
+    """Refuse a place for failures where there is something else; an empty file is nothing.
+
+    Raises
+    ------
+    UsageError
+        If there is no file that may be replaced.
+    """
+    if not path.exists() or _is_ours(path) or (path.is_file() and path.stat().st_size == 0):
+        return
+    raise UsageError(f"{path} is no list of failures and is not replaced by one", fix="name another file")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("schema") == _SCHEMA and isinstance(found.get("failures"), list)
 
 
 def read_failures(path: Path) -> list[ScanFailure]:

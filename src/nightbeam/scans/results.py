@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError, ContainsGroupError
 
-from nightbeam.core.errors import InputError
+from nightbeam.core.errors import InputError, UsageError
 from nightbeam.core.files import remove, replace_path, scratch_directory, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans.files import scan_name
@@ -76,10 +76,12 @@ class ResultStore:
     """A store of calibrated scans, which one run at a time writes to.
 
     Results are written to ``NAME.staging`` beside it, which must be on the same file system, and get their name when
-    they are whole and on the disk. Whoever is killed leaves the last good state.
+    they are whole and on the disk. Whoever is killed leaves the last good state. Symbolic links are followed.
 
     Raises
     ------
+    UsageError
+        If the place has no name of its own, as ``.`` and ``/``.
     InputError
         If something else is at the place.
     StorageError
@@ -87,6 +89,14 @@ class ResultStore:
     """
 
     def __init__(self, path: Path, **attributes: Any) -> None:
+        #: As it was named; whichever of its names that is, the place is one, and so are its lock and its disk.
+        self.given = path
+        if path.name in ("", ".."):
+            raise UsageError(f"{str(path)!r} has no name, and results lie beside it too", fix="name a store of results")
+        try:
+            path = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path} leads nowhere: {error}", fix="name another place for results") from error
         self.path, self.staging = path, path.with_name(f"{path.name}.staging")
         if path.exists() and not _is_empty(path):
             self._check()

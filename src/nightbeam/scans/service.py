@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nightbeam.core.errors import BusyError, ConfigError, NightbeamError, StorageError
+from nightbeam.core.errors import BusyError, ConfigError, MissingError, NightbeamError, StorageError, UsageError
 from nightbeam.core.files import write_text
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.scans.model import NoCalibrationError, PipelineConfig, PipelineResult, ScanFailure, ScanResult
@@ -112,9 +112,11 @@ class _Work:
     wait_s: float = 0.0
 
     def waiting(self, now_s: float) -> list[int]:
-        """Return the scans whose turn it is; those that have failed before come last."""
+        """Return the scans whose turn it is: new ones first, those that have failed before last."""
+        if self.watch.problem:
+            return []
         found = [scan for scan in self.watch.sources() if scan not in self.done and self._is_due(scan, now_s)]
-        return sorted(found, key=lambda scan: (scan in self.trouble, scan))
+        return sorted(found, key=lambda scan: (scan in self.trouble, scan in self.told, scan))
 
     def _is_due(self, scan: int, now_s: float) -> bool:
         return scan not in self.trouble or self.trouble[scan].due_s <= now_s
@@ -224,32 +226,39 @@ class ScanService:
                 for path in paths
             }
         for work in self._works.values():
-            for scan in work.watch.look(now_s):
-                work.done.discard(scan)
-                work.trouble.pop(scan, None)
-            self._look_for_loads(work)
+            try:
+                self._look_at_store(work, now_s)
+            except Exception as error:  # of one store; the others go on
+                _log.debug("%s", work.watch.path, exc_info=True)
+                work.watch.problem = f"{work.watch.path} cannot be looked at: {type(error).__name__}: {error}"
             self._say(("store", work.watch.path), work.watch.problem, f"{work.watch.path} is a store of raw scans now")
         self._look_at_failed(now_s)
         self._count()
 
+    def _look_at_store(self, work: _Work, now_s: float) -> None:
+        for scan in work.watch.look(now_s):
+            work.done.discard(scan)
+            work.trouble.pop(scan, None)
+        self._look_for_loads(work)
+
     def _look_for_loads(self, work: _Work) -> None:
-        """Where loads after a scan serve it as well as those before it, have new ones looked at by the library."""
+        """Have the library look at new loads, which may be earlier than the scans; it skips what is still best."""
         loads = frozenset(work.watch.calibrations())
-        if self._config.options.cal_mode != "past-then-future" and loads - work.loads:
+        if loads - work.loads:
             work.done.clear()
         work.loads = loads
 
     def _paths(self) -> list[Path] | None:
         """Return the stores that are there; None where nobody can tell."""
-        if _is_store(self.input_dir):
-            found = [self.input_dir]
-        else:
-            try:
+        try:
+            if _is_store(self.input_dir):
+                found = [self.input_dir]
+            else:
                 with os.scandir(self.input_dir) as entries:
-                    found = sorted(Path(one.path) for one in entries if one.name.endswith(".zarr") and one.is_dir())
-            except OSError as error:
-                self._say("input", f"{self.input_dir} cannot be listed: {error.strerror}", "")
-                return None
+                    found = sorted(Path(one.path) for one in entries if one.name.endswith(".zarr") and _may_be_dir(one))
+        except OSError as error:
+            self._say("input", f"{self.input_dir} cannot be listed: {error.strerror}", "")
+            return None
         self._say("input", "", f"{self.input_dir} is there")
         return found
 
@@ -264,13 +273,17 @@ class ScanService:
             for scan, key in keys.items():
                 if key not in seen:
                     seen[key] = work.watch.mark(scan)
-            if {scan: seen[key] for scan, key in keys.items()} != trouble.marks:
-                trouble.tries, trouble.due_s = 0, now_s
+            marks = {scan: seen[key] for scan, key in keys.items()}
+            if marks != trouble.marks:
+                del work.trouble[trouble.failure.scan]
+                for scan in marks.keys() & trouble.marks.keys():
+                    if marks[scan] != trouble.marks[scan]:  # it may be of another kind now
+                        work.watch.forget(scan, now_s)
 
     # ------------------------------------------------------------ working
 
     def _work(self, work: _Work, scans: tuple[int, ...], stop: threading.Event) -> None:
-        l0, told = work.watch.path, set[int]()
+        l0, told, before = work.watch.path, set[int](), dict(work.trouble)
         # Marked before they are read: what changes meanwhile is found next time.
         marks = {scan: work.watch.mark(scan) for scan in {*scans, *work.watch.calibrations()}}
 
@@ -282,14 +295,23 @@ class ScanService:
                 self._failed(work, one, marks)
             self._beat()
 
+        whole = False
         try:
             result = self._calibrate(l0, work.l1, replace(self._config, scans=scans), stop=stop, on_scan=note)
+            self._settle(work, result, set(scans) - told)
+            whole = True
         except BusyError as error:
             self._put_off(work, f"{error.what}; it is waited for", once_s=self._interval_s)
         except StorageError as error:
             self._disk_wait_s = _next_wait(self._disk_wait_s, self._interval_s)
             self._disk_due_s = self._clock() + self._disk_wait_s
             self._say("disk", f"{error.what}; results wait until it can be written", "")
+        except (UsageError, MissingError) as error:
+            # They are not what they were taken for.
+            for scan in scans:
+                work.watch.forget(scan, self._clock())
+                work.trouble.pop(scan, None)
+            self._put_off(work, error.what, once_s=self._interval_s)
         except NightbeamError as error:
             self._put_off(work, error.what)
         except Exception as error:  # of one store; the others go on
@@ -299,8 +321,15 @@ class ScanService:
             self._say("disk", "", "results can be written again")
             self._say(("work", l0), "", f"{l0} is worked on again")
             self._disk_wait_s = work.wait_s = 0.0
-            self._settle(work, result, set(scans) - told)
+        if not whole:
+            self._have_tried_again(work, told, before)
         self._count()
+
+    def _have_tried_again(self, work: _Work, told: set[int], before: Mapping[int, _Trouble]) -> None:
+        """Give another turn to what failed in a run that did not get to write its failures down."""
+        for scan in told & work.trouble.keys():
+            trouble = work.trouble[scan]
+            trouble.tries, trouble.due_s = before[scan].tries if scan in before else 0, self._clock()
 
     def _settle(self, work: _Work, result: PipelineResult, left: set[int]) -> None:
         """Note those scans of which nothing was told while the store was worked on."""
@@ -312,7 +341,7 @@ class ScanService:
                 work.told.add(scan)
                 self._tally.found(work.l1.name, scan, output.attributes(scan))
         for scan in result.incomplete:
-            work.watch.forget(scan)
+            work.watch.forget(scan, self._clock())
         if left - {*result.skipped, *result.incomplete} and not result.stopped:
             work.due_s = self._clock() + self._interval_s
 
@@ -426,6 +455,14 @@ class _Tally:
 
 def _next_wait(wait_s: float, first_s: float) -> float:
     return min(_LONGEST_WAIT_S, max(first_s, 2.0 * wait_s))
+
+
+def _may_be_dir(entry: os.DirEntry[str]) -> bool:
+    """Say whether something is a directory; what cannot be told is looked at as a store, which says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
 
 
 def _is_store(path: Path) -> bool:

@@ -18,6 +18,8 @@ __all__ = ["WatchedStore"]
 #: A file as it was last seen.
 _Stamp = tuple[int, int, int]
 _CALIBRATIONS = ("calibration", "cal")
+#: After so long what could not be opened is opened again.
+_REOPEN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class _Seen:
     """A scan as it was last seen."""
 
     stamp: _Stamp | None = None
+    readable: bool = False
     kind: str = ""
     complete: bool | None = None
     mark: str = ""
@@ -44,7 +47,7 @@ class WatchedStore:
     Attributes
     ----------
     problem
-        Why it is no store of raw scans; empty where it is one.
+        Why it is no store of raw scans, or cannot be looked at; empty where nothing is wrong.
     touched
         When the directory of its scans was last written to; 0 where there is none.
     """
@@ -55,22 +58,26 @@ class WatchedStore:
     touched: int = 0
     _raw: RawStore | None = None
     _root: Any = None
+    _reopen_s: float = 0.0
     _names: frozenset[str] = frozenset()
     _scans: dict[int, _Seen] = field(default_factory=dict)
 
     def look(self, now_s: float) -> set[int]:
-        """Look once; returns the scans that were whole and are not any more: removed, or being written anew.
+        """Look once; returns the scans that are not any more what they were: removed, being written anew, readable now.
 
         Parameters
         ----------
         now_s
             Of any clock that goes on.
         """
-        if not self._is_store():
+        if not self._is_store(now_s):
             return set()
         changed = self._look_for_names()
         for scan, seen in self._scans.items():
-            if not seen.whole:
+            if seen.whole and not seen.readable and _stamp(self._metadata(scan)) != seen.stamp:
+                self.forget(scan, now_s)
+                changed.add(scan)
+            elif not seen.whole:
                 self._look_at(scan, seen, now_s)
         return changed
 
@@ -86,41 +93,50 @@ class WatchedStore:
         """Return how many scans are not whole yet."""
         return sum(not seen.whole for seen in self._scans.values())
 
-    def forget(self, scan: int) -> None:
-        """Look at a scan anew."""
-        self._scans[scan] = _Seen()
+    def forget(self, scan: int, now_s: float) -> None:
+        """Look at a scan anew, if it is there."""
+        if scan in self._scans:
+            self._scans[scan] = seen = _Seen()
+            self._look_at(scan, seen, now_s)
 
     def mark(self, scan: int) -> str:
         """Return what changes when a scan does; empty for one that cannot be looked at."""
-        assert self._raw is not None
+        if self._raw is None:
+            return ""
         try:
             return self._raw.stat(scan)
-        except StoreReadError:
+        except (StoreReadError, RecursionError):
             return ""
 
     # ------------------------------------------------------------ looking
 
-    def _is_store(self) -> bool:
-        """Say whether it is a store of raw scans; one that is not is opened again only when it has changed."""
+    def _is_store(self, now_s: float) -> bool:
+        """Say whether it is a store of raw scans; what is none is opened again when it has changed, or later."""
         root = tuple(_stamp(self.path / name) for name in ("zarr.json", ".zgroup", ".zarray"))
-        if root != self._root:
-            self._root = root
+        if root != self._root or (self._raw is None and now_s >= self._reopen_s):
+            self._root, self._reopen_s = root, now_s + _REOPEN_S
             try:
                 self._raw, self.problem = RawStore(self.path), ""
             except NightbeamError as error:
                 self._raw, self.problem = None, error.what
+            except Exception as error:  # whatever lies there; the other stores go on
+                self._raw, self.problem = None, f"{self.path} cannot be opened: {type(error).__name__}: {error}"
         return self._raw is not None
 
     def _look_for_names(self) -> set[int]:
+        assert self._raw is not None
         top = self.path / "scans"
         try:
             touched, names = top.stat().st_mtime_ns, frozenset(os.listdir(top))  # noqa: PTH208 (names are all we want)
+            there = set() if (touched, names) == (self.touched, self._names) else set(self._raw.scans())
         except FileNotFoundError:
-            touched, names = 0, frozenset()
+            touched, names, there = 0, frozenset(), set()
+        except OSError as error:  # what is known is kept: it may pass
+            self.problem = f"the scans of {self.path} cannot be listed: {error.strerror}"
+            return set()
+        self.problem = ""
         if (touched, names) == (self.touched, self._names):
             return set()
-        assert self._raw is not None
-        there = set(self._raw.scans())
         changed = {
             scan
             for scan, seen in self._scans.items()
@@ -132,13 +148,13 @@ class WatchedStore:
 
     def _look_at(self, scan: int, seen: _Seen, now_s: float) -> None:
         stamp = _stamp(self._metadata(scan))
-        if stamp != seen.stamp:
+        # Half a file is read again.
+        if stamp != seen.stamp or not seen.readable:
             said = _attributes(self._metadata(scan))
             kind, complete = ("", None) if said is None else (said.get("obs_type"), said.get("complete"))
             seen.kind = kind if isinstance(kind, str) else ""
             seen.complete = complete if isinstance(complete, bool) else None
-            # Half a file is read again.
-            seen.stamp = None if said is None else stamp
+            seen.stamp, seen.readable = stamp, said is not None
         if seen.complete is not None:
             seen.whole = seen.complete
         elif now_s >= seen.next_s:
@@ -167,6 +183,6 @@ def _attributes(path: Path) -> dict[str, Any] | None:
     """Return what a scan says of itself; None where it cannot be read, or not yet."""
     try:
         said = json.loads(path.read_text()).get("attributes", {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return said if isinstance(said, dict) else None

@@ -30,7 +30,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 from nightbeam.scans.pipeline import Pipeline
-from nightbeam.scans.report import failures_path, read_failures, write_failures
+from nightbeam.scans.report import failures_path, read_failures, require_ours, write_failures
 from nightbeam.scans.results import ResultStore, arrays_of
 from nightbeam.scans.run import NOT_OF_A_SOURCE, Run
 
@@ -79,7 +79,7 @@ def calibrate_store(
     StorageError
         If results cannot be written; those that are there stay.
     UsageError
-        If a scan that was asked for is none of a source.
+        If a scan that was asked for is none of a source, or something else lies where failures are to be written.
 
     Examples
     --------
@@ -94,6 +94,7 @@ def calibrate_store(
     ([1, 3], [(2, 'MissingOffError')], 2)
     """
     config = config or PipelineConfig()
+    _check_failures(config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
     result = _work_through(run, on_begin, on_scan)
     if not result.successes and not result.failures and not result.skipped:
@@ -122,6 +123,7 @@ def calibrate_single_scan(
         As of `calibrate_store`; also what else went wrong with the scan.
     """
     config = replace(config or PipelineConfig(), scans=(scan,), force=True)
+    _check_failures(config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop)
     result = _work_through(run)
     if result.successes:
@@ -145,6 +147,11 @@ def plan_store(l0: Path, l1: Path, config: PipelineConfig | None = None) -> list
     return sorted(words.items())
 
 
+def _check_failures(config: PipelineConfig) -> None:
+    if config.failures is not None:
+        require_ours(config.failures)
+
+
 def _about(l0: Path) -> dict[str, Any]:
     return {"l0": str(l0.resolve()), "version": __version__}
 
@@ -162,7 +169,7 @@ def _work_through(
     on_scan: Callable[[ScanResult | ScanFailure], None] | None = None,
 ) -> PipelineResult:
     """Do what is to do, as the only one who writes these results, and report what failed."""
-    l0, l1, config = run.store.path, run.output.path, run.config
+    l0, l1, config = run.store.path, run.output.given, run.config
     started, run_id, path = iso_z(utc_now()), uuid.uuid4().hex[:12], config.failures or failures_path(l1)
     with run.output.sole_writer(), _quiet_zarr():
         todo, result = run.plan()
@@ -171,7 +178,7 @@ def _work_through(
         result = _attempts(run, todo, result, on_scan or (lambda _: None))
         write_failures(
             path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
-            earlier=_others(path, result, config),
+            earlier=_others(path, result, run),
         )  # fmt: skip
     return result
 
@@ -220,12 +227,13 @@ def _by_scan(items: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(items, key=lambda one: int(one.scan)))
 
 
-def _others(path: Path, result: PipelineResult, config: PipelineConfig) -> list[ScanFailure]:
-    """Return the failures that an earlier run left for scans that this one was not about."""
-    if config.scans is None and not result.stopped:
+def _others(path: Path, result: PipelineResult, run: Run) -> list[ScanFailure]:
+    """Return the failures that an earlier run left for scans that this one was not about, and that are still there."""
+    if run.config.scans is None and not result.stopped:
         return []
     now = {one.scan for one in result.successes} | {one.scan for one in result.failures} | set(result.skipped)
-    return [one for one in read_failures(path) if one.scan not in now]
+    left = {*run.store.scans()} - now
+    return [one for one in read_failures(path) if one.scan in left]
 
 
 def write_calibration_result(

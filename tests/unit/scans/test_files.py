@@ -48,7 +48,8 @@ def test_scans_are_listed_by_number_and_other_things_beside_them_are_not(store: 
     assert RawStore(store).scans() == []
     for number in (12, 7, 1_000_000):
         write_raw_scan(store, make_scan(number))
-    (store / "scans" / "notes").mkdir()
+    for other in ("notes", "scan_0000008", "scan_0000007", "scan_00000\u0661", "scan_7"):
+        (store / "scans" / other).mkdir()
     assert RawStore(store).scans() == [7, 12, 1_000_000]
 
 

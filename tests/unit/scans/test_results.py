@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from nightbeam.core.errors import BusyError, InputError, StorageError
+from nightbeam.core.errors import BusyError, InputError, StorageError, UsageError
 from nightbeam.scans import results
 from nightbeam.scans.files import create_raw_store, scan_name
 from nightbeam.scans.results import ResultStore, arrays_of, fingerprint
@@ -118,3 +118,32 @@ def test_a_result_that_was_about_to_be_replaced_by_who_was_killed_comes_back(
         assert store.done(2, "a")
         assert store.done(3, "b")
     assert not list(store.path.rglob("*.part"))
+
+
+def test_two_names_of_one_store_are_one_place_with_one_lock(store: ResultStore, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    other = tmp_path / "elsewhere" / "link.zarr"
+    other.symlink_to(store.path)
+    linked = ResultStore(other)
+    assert (linked.path, linked.staging, linked.given) == (store.path, store.staging, other)
+    with store.sole_writer(), pytest.raises(BusyError), linked.sole_writer():
+        pass
+    assert list(other.parent.iterdir()) == [other]
+
+
+def test_a_link_to_a_place_where_nothing_is_yet_becomes_a_store_there(tmp_path: Path):
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "disk" / "l1.zarr")
+    assert ResultStore(tmp_path / "link.zarr").path == tmp_path / "disk" / "l1.zarr"
+    assert (tmp_path / "disk" / "l1.zarr" / "zarr.json").exists()
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path):
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "link.zarr")
+    with pytest.raises((InputError, StorageError)):
+        ResultStore(tmp_path / "link.zarr")
+
+
+@pytest.mark.parametrize("place", [".", "/", "..", "somewhere/.."])
+def test_a_place_without_a_name_is_refused(place: str):
+    with pytest.raises(UsageError, match="has no name"):
+        ResultStore(Path(place))

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from nightbeam.core.errors import BusyError, ConfigError, InputError, StorageError
-from nightbeam.scans.files import RawStore, create_raw_store, scan_name
+from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, StorageError, UsageError
+from nightbeam.scans import watch
+from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
 from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
 from nightbeam.scans.service import ScanService
@@ -132,6 +133,56 @@ def test_a_scan_that_says_nothing_at_all_is_tried_when_it_has_settled(place):
     (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text('{"zarr_fo')
     assert place.poll() == []
     assert place.poll(60) == [(1,)]
+
+
+def test_what_turns_out_to_be_loads_when_its_metadata_can_be_read_is_no_source_any_more(place):
+    for number in (1, 100):
+        metadata = place.scan(number) / "zarr.json"
+        metadata.write_text('{"zarr_fo')
+        place.canned.fails[number] = {"error": "ScanSchemaError", "stage": "load"}
+    assert place.poll() == []
+    assert place.poll(60) == [(1, 100)]
+    assert place.poll(60) == []
+    place.scan(100, obs_type="calibration")
+    assert place.poll(5) == []
+    assert [one.scan for _, one in place.service.failures()] == [1]
+    place.scan(1)
+    assert place.poll(5) == [(1,)]
+
+
+def test_new_scans_do_not_have_one_that_cannot_be_read_tried_again(place):
+    place.scan(1)
+    (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text('{"zarr_fo')
+    place.canned.fails[1] = {"error": "ScanSchemaError", "stage": "load"}
+    assert place.poll() == []
+    assert place.poll(60) == [(1,)]
+    place.scan(2)
+    assert place.poll(5) == [(2,)]
+    assert place.poll(60) == place.poll(60) == []
+
+
+def test_a_failed_scan_that_has_become_loads_is_forgotten(place):
+    place.scan(1)
+    place.canned.fails[1] = {}
+    assert place.poll() == [(1,)]
+    place.scan(1, obs_type="calibration")
+    assert place.poll(5) == []
+    assert place.service.counters().failed == 0
+
+
+@pytest.mark.parametrize("error", [UsageError("scan 1 is a calibration"), MissingError("there is no scan 1")])
+def test_scans_that_are_not_what_they_were_taken_for_are_looked_at_again_soon(place, error):
+    place.scan(1)
+    place.scan(2)
+    place.canned.raises = error
+    assert place.poll() == [(1, 2)]
+    assert place.poll(5) == [(1, 2)]
+    metadata = place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json"
+    metadata.write_text(metadata.read_text().replace("otf", "calibration"))
+    assert place.poll(5) == [(1, 2)]
+    place.canned.raises = None
+    assert place.poll(5) == [(2,)]
+    assert place.service.counters().problems == ()
 
 
 def test_a_scan_that_is_written_anew_is_calibrated_anew(place):
@@ -278,6 +329,27 @@ def test_a_full_disk_is_told_of_once_and_nothing_is_lost(place, caplog):
     assert place.service.counters().backlog == 0
 
 
+@pytest.mark.parametrize("error", [StorageError("no space left"), RuntimeError("a mistake")])
+def test_what_failed_in_a_run_that_could_not_write_it_down_has_another_turn(place, error):
+    def calibrate(*arguments: Any, **options: Any) -> PipelineResult:
+        result = place.canned(*arguments, **options)
+        if len(place.canned.calls) == 1:
+            raise error
+        return result
+
+    place.scan(1)
+    place.scan(2)
+    place.canned.fails[1] = {"stage": "prepare"}
+    service = ScanService(place.l0, place.l1, CONFIG, calibrate=calibrate, clock=place.clock)
+    assert service.poll()
+    assert service.counters().failed == 1
+    for _ in range(3):
+        place.clock.now_s += 600.0
+        service.poll()
+    assert place.canned.calls == [(1, 2), (1,)]
+    assert service.counters().failed == 1
+
+
 def test_one_store_that_cannot_be_worked_on_does_not_stop_the_others(place, caplog):
     place.scan(1)
 
@@ -308,6 +380,91 @@ def test_a_store_that_is_none_is_told_of_once_and_looked_at_again_when_it_has_ch
     place.store("odd.zarr")
     place.scan(1, "odd.zarr")
     assert place.poll(5) == [(1,)]
+    assert place.service.counters().problems == ()
+
+
+@pytest.mark.parametrize("root", ["null", "5", "[" * 100_000, '{"attributes": 3}'])
+def test_a_store_whose_metadata_are_nonsense_does_not_stop_the_others(place, root):
+    odd = place.l0 / "a-odd.zarr"
+    odd.mkdir()
+    (odd / "zarr.json").write_text(root)
+    place.scan(1)
+    assert place.poll() == [(1,)]
+    (problem,) = place.service.counters().problems
+    assert "a-odd.zarr" in problem
+
+
+def test_scans_that_cannot_be_listed_do_not_stop_the_other_stores(place, caplog):
+    place.store("a-odd.zarr")
+    top = place.l0 / "a-odd.zarr" / "scans"
+    shutil.rmtree(top, ignore_errors=True)
+    top.write_text("a file")
+    (place.l0 / "b-odd.zarr").symlink_to(place.l0 / "b-odd.zarr")
+    place.scan(1)
+    assert place.poll() == [(1,)]
+    assert place.poll(5) == []
+    assert caplog.text.count("cannot be listed") == 1
+    assert len(place.service.counters().problems) == 2
+    top.unlink()
+    place.scan(2, "a-odd.zarr")
+    assert place.poll(5) == [(2,)]
+    assert len(place.service.counters().problems) == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(5, "broken"), OSError(116, "stale")])
+def test_while_scans_cannot_be_listed_what_is_known_is_kept(place, monkeypatch, error):
+    place.scan(1)
+    assert place.poll() == [(1,)]
+
+    def fail(path: Any) -> list[str]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.os, "listdir", fail)
+        assert place.poll(5) == []
+        assert error.strerror in place.service.counters().problems[0]
+    assert place.poll(5) == []
+    assert place.service.counters().problems == ()
+
+
+def test_metadata_of_a_scan_that_are_nonsense_stop_nothing(place):
+    place.scan(1)
+    (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text("[" * 100_000)
+    place.scan(2)
+    assert place.poll() == [(2,)]
+
+
+def test_a_mistake_while_one_store_is_looked_at_is_told_of_once_and_the_others_go_on(place, caplog, monkeypatch):
+    place.store("a-odd.zarr")
+    place.scan(1)
+    original = watch.WatchedStore.look
+
+    def look(self: watch.WatchedStore, now_s: float) -> set[int]:
+        if self.path.name == "a-odd.zarr":
+            raise RuntimeError("a mistake")
+        return original(self, now_s)
+
+    monkeypatch.setattr(watch.WatchedStore, "look", look)
+    assert place.poll() == [(1,)]
+    assert place.poll(5) == []
+    assert caplog.text.count("a mistake") == 1
+    monkeypatch.undo()
+    assert place.poll(5) == []
+    assert place.service.counters().problems == ()
+
+
+def test_a_store_that_could_not_be_opened_is_opened_again_in_a_while(place, monkeypatch):
+    place.scan(1)
+
+    def fail(path: Path) -> RawStore:
+        raise OSError(5, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "RawStore", fail)
+        assert place.poll() == []
+    assert place.poll(5) == []
+    assert "broken" in place.service.counters().problems[0]
+    assert place.poll(55) == [(1,)]
     assert place.service.counters().problems == ()
 
 
@@ -386,8 +543,9 @@ def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog):
     assert "drained: 0 scans calibrated, 0 failed, 2 wait" in caplog.text
 
 
-def test_where_later_loads_serve_too_a_scan_has_another_turn_when_they_come(tmp_path):
-    config = PipelineConfig(atmosphere="closed-form", options=CalibrationOptions(cal_mode="linear"))
+@pytest.mark.parametrize("mode", ["past-then-future", "linear"])
+def test_a_scan_has_another_turn_when_other_loads_come_and_new_scans_are_first(tmp_path, mode):
+    config = PipelineConfig(atmosphere="closed-form", options=CalibrationOptions(cal_mode=mode))
     place = Place(tmp_path)
     place.store()
     service = ScanService(place.l0, place.l1, config, calibrate=place.canned, clock=place.clock)
@@ -396,9 +554,10 @@ def test_where_later_loads_serve_too_a_scan_has_another_turn_when_they_come(tmp_
     assert service.poll()
     assert not service.poll()
     place.scan(101, obs_type="calibration")
+    place.scan(2)
     assert service.poll()
     assert not service.poll()
-    assert place.canned.calls == [(1,), (1,)]
+    assert place.canned.calls == [(1,), (2, 1)]
 
 
 # -- with real scans ----------------------------------------------------------------------------------------------
@@ -470,6 +629,24 @@ def test_between_two_loads_is_interpolated_as_soon_as_the_second_has_come(tmp_pa
             pass
         used.append(ResultStore(tmp_path / "l1" / "night.zarr").attributes(1)["calibration_scans"])
     assert used == [[100_001], [100_001, 100_003]]
+
+
+def test_loads_that_come_late_but_are_earlier_replace_those_that_were_used(tmp_path, night):
+    source, store = RawStore(night), tmp_path / "l0" / "night.zarr"
+    loads, scan = source.read(100_001), source.read(2)
+    first = scan.time_s[0] - loads.time_s[-1]
+    create_raw_store(store, telescope="FYST", altitude_m=5612.0)
+    service = ScanService(store.parent, tmp_path / "l1", CONFIG, clock=Clock())
+    used = []
+    for number, by_s in ((100_001, 0.0), (100_002, first - 10.0)):
+        write_raw_scan(store, replace(loads, info=replace(loads.info, scan=number), time_s=loads.time_s + by_s))
+        if number == 100_001:
+            write_raw_scan(store, scan)
+        while service.poll():
+            pass
+        used.append(ResultStore(tmp_path / "l1" / "night.zarr").attributes(2)["calibration_scans"])
+    assert used == [[100_001], [100_002]]
+    assert service.counters().done == 2
 
 
 def test_a_scan_is_calibrated_when_its_damaged_chunk_has_been_copied_again(tmp_path, drop):

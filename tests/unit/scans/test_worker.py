@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.scans import run
-from nightbeam.scans.files import RawStore, write_raw_scan
+from nightbeam.scans.files import RawStore, scan_name, write_raw_scan
 from nightbeam.scans.model import (
     CalibrationOptions,
     Flag,
@@ -308,6 +309,25 @@ def test_failures_of_others_are_kept_until_those_are_tried_again(l0, l1, config,
     assert not path.exists()
 
 
+def test_the_failure_of_a_scan_that_was_removed_is_told_no_longer(l0, l1, config, group_of):
+    for scan in (1, 2):
+        group_of(l0, scan).attrs["t_cold_k"] = "cold"
+    calibrate_store(l0, l1, config)
+    shutil.rmtree(l0 / "scans" / scan_name(2))
+    calibrate_store(l0, l1, replace(config, scans=(3,)))
+    assert [one.scan for one in read_failures(failures_path(l1))] == [1]
+
+
+def test_failures_lie_beside_the_name_that_was_given_and_results_where_it_leads(l0, tmp_path, config, group_of):
+    group_of(l0, 2).attrs["t_cold_k"] = "cold"
+    link = tmp_path / "named" / "tonight.zarr"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "disk" / "l1.zarr")
+    assert calibrate_store(l0, link, config).exit_code == 2
+    assert {path.name for path in link.parent.iterdir()} == {"tonight.zarr", "tonight.failures.json"}
+    assert (tmp_path / "disk" / "l1.zarr" / "scans" / "scan_000001").exists()
+
+
 def test_a_scan_whose_old_result_stands_is_a_failure_as_long_as_its_last_try_has_failed(l0, l1, config, group_of):
     calibrate_store(l0, l1, config)
     group_of(l0, 2).attrs["t_cold_k"] = "cold"
@@ -317,13 +337,26 @@ def test_a_scan_whose_old_result_stands_is_a_failure_as_long_as_its_last_try_has
     assert [one.scan for one in read_failures(failures_path(l1))] == [2]
 
 
-def test_a_report_of_failures_that_are_none_any_more_is_removed_and_one_of_somebody_else_is_replaced(
-    l0, l1, config, tmp_path
-):
+def test_a_report_of_failures_that_are_none_any_more_is_removed(l0, l1, config, tmp_path):
     path = tmp_path / "elsewhere.json"
-    path.write_text("[1, 2")
+    path.touch()
     config = replace(config, failures=path, scans=(1,))
     calibrate_store(l0, l1, replace(config, options=CalibrationOptions(max_cal_age_s=1e-3)))
     assert [one.error for one in read_failures(path)] == ["NoCalibrationError"]
     calibrate_store(l0, l1, config)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "notes", '{"schema": 2, "failures": []}', '{"schema": 1}', None])
+def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text):
+    path = tmp_path / "elsewhere.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(text)
+    config = replace(config, failures=path)
+    for run_it in (lambda: calibrate_store(l0, l1, config), lambda: calibrate_single_scan(l0, l1, 1, config)):
+        with pytest.raises(UsageError, match="is no list of failures"):
+            run_it()
+    assert path.is_dir() if text is None else path.read_text() == text
+    assert not l1.exists()
