@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import threading
@@ -528,8 +529,11 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     assert caplog.text.count("heartbeat cannot be written") == 1
 
 
-def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog):
-    caplog.set_level("INFO")
+def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog, monkeypatch):
+    # Who configured the log before, as commands do, may have it pass nothing on.
+    logger = logging.getLogger("nightbeam.scans.service")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    caplog.set_level("INFO", logger=logger.name)
     place.scan(1)
     place.scan(2)
     stop = threading.Event()
