@@ -93,7 +93,7 @@ def test_water_that_is_not_fitted_says_so(l0, with_option, group_of):
     nothing_left = {"exclude_ghz": ((0.0, 2000.0),)}
     found = with_option(pwv_fallback=("radiometer", "configured"), pwv_mm=0.7, **nothing_left)
     assert (found.attrs["pwv_source"], found.attrs["pwv_mm"]) == ("configured", 0.7)
-    assert "the water is configured, not fitted: no pixel has more than 0 bins of channels" in found.attrs["warnings"][0]
+    assert "the water is configured, not fitted: no pixel has more than 0 bins" in found.attrs["warnings"][0]
     assert np.isnan(found.pwv_error).all()
     group_of(l0, 1).attrs["radiometer_pwv_mm"] = 0.55
     found = with_option(pwv_fallback=("radiometer", "configured"), pwv_mm=0.7, **nothing_left)
