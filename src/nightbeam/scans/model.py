@@ -446,7 +446,7 @@ class PwvFit:
     iterations
         Of the slowest pixel.
     channels
-        How many were used.
+        How many were used; bins of channels, where they were fitted together.
     at_bound
         Whether the best amount is the least or the most that was tried.
     common
