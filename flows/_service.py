@@ -79,14 +79,14 @@ def run_service(
     -------
     State
         Completed when the loop ended by itself, or (``GaveUp``) after too many crashes; Cancelled when
-        the run was cancelled and no worker was there to say so.
+        the run was cancelled.
 
     Raises
     ------
     BusyError
         If another process still holds the output.
     TerminationSignal
-        When asked to stop, after draining; Prefect decides whether that is Cancelled or Crashed.
+        When asked to stop by anything but a cancel, after draining: Prefect makes it Crashed.
     """
     crashes = _recent_crashes()
     if crashes >= MOST_CRASHES:
@@ -102,6 +102,12 @@ def run_service(
     try:
         with sole_owner(lock, wait_s=TAKEOVER_S, what=f"the output of {name}"):
             _work(loop, stop, name=name, boards=boards)
+    except TerminationSignal:
+        # Whether it comes from a cancel the worker tells Prefect within a second, or not at all where the machine is
+        # busy. Prefect would call the run crashed then, and what has crashed is restarted: the server knows better.
+        if fence.says_cancelled():
+            return Cancelled(message="drained and stopped")
+        raise
     finally:
         stop.set()
     return fence.verdict()
@@ -170,6 +176,18 @@ class _Fence(threading.Thread):
                     self._found = state
                     logger.warning("this run is %s: stopping", state.name)
                     self._stop_loop.set()
+
+    def says_cancelled(self) -> bool:
+        """Ask once whether this run is to be cancelled; False where nobody answers."""
+        if self._run_id is None:
+            return False
+        try:
+            with get_client(sync_client=True) as api:
+                state = api.read_flow_run(self._run_id).state
+        except Exception as error:  # any failure to ask, whatever httpx or Prefect call it
+            logger.warning("the server cannot be asked whether this run was cancelled: %s", error)
+            return False
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
 
     def verdict(self) -> State[Any]:
         """Return the state that this run should end in."""
