@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +19,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.errors import BaseZarrError
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.files import storage_errors
@@ -94,6 +98,10 @@ _FIRST_S: Final = 15_020 * 86_400.0
 _LAST_S: Final = 124_593 * 86_400.0
 #: No writer makes larger ones; whose metadata claim it has not written that.
 _LARGEST_CHUNK: Final = 1 << 31
+#: Arrays whose files have up to so many bytes are read as files, and by zarr from memory: most of what a small array
+#: costs is zarr's way to a file and back.
+_SMALL_BYTES: Final = 1 << 20
+_SMALL_FILES: Final = 64
 #: Of chunks of spectra, in bytes, about.
 _CHUNK_BYTES: Final = 8 << 20
 
@@ -155,7 +163,7 @@ class RawStore:
             If an attribute is missing or of another kind.
         """
         with _reading(scan):
-            attributes = dict(self._group(scan).attrs)
+            attributes = self._attributes(scan)
         values = {ours: _attribute(scan, attributes, name, kind) for ours, (name, kind) in _ATTRIBUTES.items()}
         values = {name: value for name, value in values.items() if value is not None}
         site = self.attributes.get("site")
@@ -170,7 +178,7 @@ class RawStore:
         Who lists scans must not be stopped by one of them.
         """
         try:
-            found = dict(self._group(scan).attrs).get("obs_type")
+            found = self._attributes(scan).get("obs_type")
         except _DAMAGE:
             return ""
         return found if isinstance(found, str) else ""
@@ -189,8 +197,8 @@ class RawStore:
     def shape(self, scan: int) -> tuple[int, int, int, int]:
         """Return dumps, pixels and channels of a scan, and the pixels of a chunk."""
         with _reading(scan):
-            counts = self._group(scan)["counts"]
-            if not isinstance(counts, zarr.Array):
+            counts = self._array(scan, "counts")
+            if counts is None:
                 raise ScanSchemaError(f"scan {scan}: counts is no array")
             if counts.ndim != 3:
                 raise ScanSchemaError(
@@ -234,19 +242,20 @@ class RawStore:
         info = self.info(scan)
         found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
-            group = self._group(scan)
-            arrays = {name: array for name in _ARRAYS if isinstance(array := group.get(name), zarr.Array)}
+            self._attributes(scan)
+            held: dict[str, Buffer] = {}
+            arrays = {name: array for name in _ARRAYS if (array := self._array(scan, name, held)) is not None}
             _check_arrays(scan, arrays)
         chosen = {"pixel": pixels, "dump": dumps}
         with _reading(scan):
             for name, array in arrays.items():
                 where = tuple(chosen.get(dim, slice(None)) for dim in _ARRAYS[name][0][: array.ndim])
                 if name == "counts":
-                    _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
+                    _check_chunks(scan, array, self._place(scan) / name)
                     found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
                 else:
                     if array.dtype.kind == "f" and np.isnan(array.fill_value):  # else a writer may leave out zeros
-                        _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
+                        _check_chunks(scan, array, self._place(scan) / name, held)
                     found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
@@ -256,12 +265,14 @@ class RawStore:
         self, scan: int, head: RawScan, pixels: slice, dumps: slice, into: NDArray[np.float32] | None
     ) -> RawScan:
         with _reading(scan):
-            array = self._group(scan)["counts"]
+            array = self._array(scan, "counts")
+            if array is None:
+                raise ScanSchemaError(f"scan {scan}: counts is no array")
             _check_arrays(scan, {"counts": array}, only=("counts",))
             dumps_, pixels_ = head.lon_off_deg.shape
             if array.shape != (dumps_, pixels_, head.freq_hz.size):
                 raise ScanSchemaError(f"scan {scan}: counts has the shape {array.shape} now")
-            _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / "counts")
+            _check_chunks(scan, array, self._place(scan) / "counts")
             counts = _counts(array, (dumps, pixels, slice(None)), into)
         of_both = {name: getattr(head, name)[dumps, pixels] for name in ("lon_off_deg", "lat_off_deg", "flag")}
         of_dumps = {
@@ -271,8 +282,48 @@ class RawStore:
         of_pixels = {name: getattr(head, name)[pixels] for name in ("gain_signal", "main_beam_eff")}
         return replace(head, counts=counts, **of_both, **of_dumps, **of_pixels)
 
-    def _group(self, scan: int) -> Any:
-        return self._root[f"scans/{scan_name(scan)}"]
+    def _place(self, scan: int) -> Path:
+        return self.path / "scans" / scan_name(scan)
+
+    def _attributes(self, scan: int) -> dict[str, Any]:
+        """Return what a scan's group says; raises whatever reading damaged metadata raises."""
+        said = json.loads((self._place(scan) / "zarr.json").read_bytes())
+        if (said.get("zarr_format"), said.get("node_type")) != (3, "group"):
+            raise ValueError(f"its zarr.json is of {said.get('node_type')!r}, format {said.get('zarr_format')!r}")
+        return dict(said.get("attributes") or {})
+
+    def _array(self, scan: int, name: str, held: dict[str, Buffer] | None = None) -> Any:
+        """Return an array of a scan, or None where there is none; what is small is read at once, into ``held``."""
+        place = self._place(scan) / name
+        try:
+            metadata = _array_metadata((place / "zarr.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        if metadata is None:
+            return None
+        store: MemoryStore | LocalStore = LocalStore(place.parent, read_only=True)
+        if held is not None and name != "counts" and (files := _small_files(place, name)) is not None:
+            held.update(files)
+            store = MemoryStore(held, read_only=True)
+        return zarr.Array(zarr.AsyncArray(metadata, StorePath(store, name)))
+
+
+@lru_cache(maxsize=256)
+def _array_metadata(text: bytes) -> Any:
+    """Return zarr's metadata of an array, None where it is of something else; many arrays have the same."""
+    said = json.loads(text)
+    if said.get("node_type") != "array":
+        return None
+    return zarr.AsyncArray(said, StorePath(MemoryStore(), "")).metadata
+
+
+def _small_files(place: Path, name: str) -> dict[str, Buffer] | None:
+    """Return the files of an array but its metadata, by their place in the scan; None if it is not small."""
+    paths = [f"{top}/{one}" for top, _, names in os.walk(place) for one in names if one != "zarr.json"]
+    if len(paths) > _SMALL_FILES or sum(os.stat(path).st_size for path in paths) > _SMALL_BYTES:  # noqa: PTH116
+        return None
+    buffer, begin = default_buffer_prototype().buffer, len(str(place)) - len(name)
+    return {path[begin:]: buffer.from_bytes(Path(path).read_bytes()) for path in paths}
 
 
 def _digest_directory(digest: Any, top: str, below: str) -> None:
@@ -375,15 +426,23 @@ def _check_units(scan: int, name: str, said: Any) -> None:
         )
 
 
-def _check_chunks(scan: int, array: Any, place: Path) -> None:
+def _check_chunks(scan: int, array: Any, place: Path, held: Mapping[str, Buffer] | None = None) -> None:
     """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
     grid = array.shards or array.chunks
-    wanted = math.prod(-(-size // of_chunk) for size, of_chunk in zip(array.shape, grid, strict=True))
+    numbers = [-(-size // of_chunk) for size, of_chunk in zip(array.shape, grid, strict=True)]
+    wanted = math.prod(numbers)
     there = sum(name != "zarr.json" for _, _, names in os.walk(place) for name in names)
     # Zarr looks for each chunk by its name, which takes for ever where the metadata claim ever so many.
-    if there < wanted or (there := array.nchunks_initialized) < array.nchunks:
+    if there >= wanted:
+        if held is not None and isinstance(array.store, MemoryStore):
+            # Not asked of zarr, which in memory takes files of "frequency_image" for some of "frequency".
+            names = (array.metadata.encode_chunk_key(where) for where in itertools.product(*map(range, numbers)))
+            there = sum(f"{array.path}/{name}" in held for name in names)
+        else:
+            there = array.nchunks_initialized * wanted // array.nchunks
+    if there < wanted:
         raise StoreReadError(
-            f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of {place.name} are missing",
+            f"scan {scan}: {wanted - there} of {wanted} chunks of {place.name} are missing",
             fix="copy it again from where it was written; if it is still being written, wait",
         )
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
 from zarr.errors import BaseZarrError, ContainsGroupError
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from nightbeam.core.errors import InputError, UsageError
 from nightbeam.core.files import remove, replace_path, scratch_directory, storage_errors
@@ -34,6 +37,9 @@ _CHUNK_BYTES: Final = 8 << 20
 CHUNK_PIXELS: Final = 8
 #: Written at a time.
 _PART_BYTES: Final = 256 << 20
+#: Arrays up to so many bytes are made in memory, and become files at the end: most of what a small array costs is
+#: zarr's way to a file and back.
+_SMALL_BYTES: Final = 1 << 20
 #: Files brought to the disk at a time.
 _SYNCS: Final = 8
 #: Dimensions and units of what is written.
@@ -220,12 +226,20 @@ class StagedScan:
         self._store, self._scan = store, scan
         self._part = scratch_directory(store.staging, owner=scan_name(scan))
         self.flagged = self.saturated = 0
-        try:
-            self._group = zarr.create_group(self._part, zarr_format=3, overwrite=True)
-            self._arrays = {name: _create(self._group, name, shape) for name, shape in shapes.items()}
-        except BaseException:
-            self.discard()
-            raise
+        files, empty = _made(tuple(shapes.items()))
+        #: What has been made in memory, by its place in the scan's directory.
+        self._small = dict(files)
+        held, disk = MemoryStore(self._small), LocalStore(self._part)
+        self._arrays = {
+            name: zarr.Array(
+                zarr.AsyncArray(
+                    array.metadata,
+                    StorePath(held if array.nbytes <= _SMALL_BYTES else disk, name),
+                    {"write_empty_chunks": True},
+                )
+            )
+            for name, array in empty.items()
+        }
 
     def put(
         self, name: str, values: NDArray[Any], *, pixels: slice = slice(None), stop: Callable[[], bool] | None = None
@@ -279,16 +293,21 @@ class StagedScan:
         """Have it on the disk, and then under its name; one that was there is replaced. Returns its place."""
         store, place = self._store, self._store.place(self._scan)
         with storage_errors(store.path):
-            # All in one; one by one each would be a new file.
-            self._group.update_attributes(
-                {**attributes, "scan": self._scan, "coordinates": _COORDINATES, "status": _COMPLETE}
-            )
+            said = {**attributes, "scan": self._scan, "coordinates": _COORDINATES, "status": _COMPLETE}
+            zarr.create_group(MemoryStore(self._small), zarr_format=3, attributes=said)
+            self._write_small()
             _on_disk(self._part)
             place.parent.mkdir(parents=True, exist_ok=True)
             store.name_the_group()
             replace_path(self._part, place)
             _sync(place.parent)
         return place
+
+    def _write_small(self) -> None:
+        for place in {os.path.dirname(key) for key in self._small}:  # noqa: PTH120 (keys are no paths yet)
+            (self._part / place).mkdir(parents=True, exist_ok=True)
+        for key, content in self._small.items():
+            (self._part / key).write_bytes(content.to_bytes())
 
     def discard(self) -> None:
         """Remove what is not finished; nothing happens to what is."""
@@ -361,6 +380,16 @@ def scan_arrays(
 def _is_empty(path: Path) -> bool:
     """Say whether a directory holds nothing: whoever made it was killed before it became a store."""
     return path.is_dir() and all(one.name.endswith(".partial") for one in path.iterdir())
+
+
+@lru_cache(maxsize=4)
+def _made(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Mapping[str, Buffer], Mapping[str, Any]]:
+    """Return the files of arrays in which nothing is yet, by their place, and the arrays: many scans have the same."""
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(files), zarr_format=3)
+    arrays = {name: _create(group, name, shape) for name, shape in shapes}
+    del files["zarr.json"]
+    return files, arrays
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...]) -> Any:

@@ -121,16 +121,13 @@ class Run:
 
     def _asked(self) -> list[int]:
         there = self.store.scans()
-        of_source = [scan for scan in there if self.store.kind(scan) not in NOT_OF_A_SOURCE]
         if self.config.scans is None:
-            return of_source
+            return [scan for scan in there if self.store.kind(scan) not in NOT_OF_A_SOURCE]
         for scan in self.config.scans:
             if scan not in there:
                 raise MissingError(f"there is no scan {scan} in {self.store.path}", fix="list those that are there")
-            if scan not in of_source:
-                raise UsageError(
-                    f"scan {scan} is a {self.store.kind(scan)}, which is not calibrated", fix="name others"
-                )
+            if (kind := self.store.kind(scan)) in NOT_OF_A_SOURCE:
+                raise UsageError(f"scan {scan} is a {kind}, which is not calibrated", fix="name others")
         return sorted(set(self.config.scans))
 
     def _is_incomplete(self, scan: int) -> bool:

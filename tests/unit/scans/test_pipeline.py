@@ -420,18 +420,18 @@ def test_a_disk_that_is_full_ends_the_run_and_the_next_one_goes_on(l0, l1, confi
 def test_a_write_that_fails_deep_inside_ends_the_run_whichever_it_is(
     l0, l1, config, leftovers, monkeypatch, number, said, at
 ):
-    import zarr.storage._local as deep
-
     calibrate_store(l0, l1, replace(config, scans=(1,)))
-    original, calls = deep._put, []
+    original, calls, staging = Path.open, [], ResultStore(l1).staging
 
-    def put(path: Path, *given: Any, **more: Any) -> Any:
-        calls.append(path)
-        if len(calls) == at:
-            raise OSError(number, "of the disk", str(path))
-        return original(path, *given, **more)
+    def open_(path: Path, mode: str = "r", *given: Any, **more: Any) -> Any:
+        """Of what we write as of what zarr writes."""
+        if mode == "wb" and staging in path.parents:
+            calls.append(path)
+            if len(calls) == at:
+                raise OSError(number, "of the disk", str(path))
+        return original(path, mode, *given, **more)
 
-    monkeypatch.setattr(deep, "_put", put)
+    monkeypatch.setattr(Path, "open", open_)
     with pytest.raises(StorageError, match=said):
         calibrate_store(l0, l1, replace(config, force=True))
     monkeypatch.undo()
