@@ -119,9 +119,13 @@ class RawStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.exists():
+        try:
+            there, old = path.exists(), (path / ".zgroup").exists() or (path / ".zarray").exists()
+        except OSError as error:
+            raise InputError(f"{path} cannot be looked at: {error.strerror}", fix="let it be read") from error
+        if not there:
             raise MissingError(f"there is no store {path}", fix="correct its name")
-        if (path / ".zgroup").exists() or (path / ".zarray").exists():
+        if old:
             raise InputError(f"{path} is a Zarr store of format 2, raw scans are of format 3", fix="convert it")
         try:
             self._root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
@@ -135,11 +139,23 @@ class RawStore:
         self.attributes: Mapping[str, Any] = attributes
 
     def scans(self) -> list[int]:
-        """Return the numbers of the scans that are there, in order, those that are not complete too."""
+        """Return the numbers of the scans that are there, in order, those that are not complete too.
+
+        Raises
+        ------
+        InputError
+            If ``scans`` is no directory, or cannot be listed.
+        """
         try:
             names = [entry.name for entry in (self.path / "scans").iterdir()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise InputError(
+                f"{self.path / 'scans'} cannot be listed: {error.strerror}; a directory with a group for each scan is "
+                "wanted",
+                fix="let it be read, or copy the store again from where it was written",
+            ) from error
         numbers = {name: int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
         # Of two names with one number, one is a scan's.
         return sorted(number for name, number in numbers.items() if scan_name(number) == name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -51,6 +53,24 @@ def test_scans_are_listed_by_number_and_other_things_beside_them_are_not(store: 
     for other in ("notes", "scan_0000008", "scan_0000007", "scan_00000\u0661", "scan_7"):
         (store / "scans" / other).mkdir()
     assert RawStore(store).scans() == [7, 12, 1_000_000]
+
+
+def test_a_place_of_scans_that_cannot_be_listed_is_said(store: Path, monkeypatch: pytest.MonkeyPatch):
+    (store / "scans").write_text("x")
+    with pytest.raises(InputError, match="scans cannot be listed: Not a directory; a directory with a group") as caught:
+        RawStore(store).scans()
+    assert "copy the store again" in caught.value.fix
+    opened = RawStore(store)
+
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match="scans cannot be listed: Permission denied"):
+        opened.scans()
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError, match="cannot be looked at: Permission denied"):
+        RawStore(store)
 
 
 def test_some_pixels_are_read_alone(store: Path, make_scan: Make):
