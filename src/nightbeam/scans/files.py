@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -9,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -195,8 +197,13 @@ class RawStore:
         """Return what changes when a scan does: a digest of its metadata, and of its files' sizes and times."""
         digest, top = hashlib.blake2b(digest_size=16), str(self.path / "scans" / scan_name(scan))
         try:
-            _digest_directory(digest, top, "")
-        except OSError as error:
+            for name, entry in _files_below(top):
+                if entry.name == "zarr.json":
+                    digest.update(Path(entry.path).read_bytes())
+                else:
+                    status = entry.stat()
+                    digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except (OSError, RecursionError) as error:
             raise StoreReadError(
                 f"scan {scan} cannot be looked at: {error}", fix="is it still being written?"
             ) from error
@@ -291,19 +298,26 @@ class RawStore:
         return self._root[f"scans/{scan_name(scan)}"]
 
 
-def _digest_directory(digest: Any, top: str, below: str) -> None:
-    """Take in the metadata, and the other files' names, sizes and times, of a directory and those in it."""
+def _files_below(
+    top: str, below: str = "", links: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield what is no directory below one, in order, with its name from there; links to directories are followed.
+
+    A loop of links is an OSError: sooner or later it leads through one directory twice.
+    """
     with os.scandir(f"{top}/{below}") as entries:
         found = sorted(entries, key=lambda one: one.name)
     for entry in found:
-        name = f"{below}{entry.name}"
-        if entry.is_dir():
-            _digest_directory(digest, top, f"{name}/")
-        elif entry.name == "zarr.json":
-            digest.update(Path(entry.path).read_bytes())
-        else:
+        name, followed = f"{below}{entry.name}", links
+        if not entry.is_dir():
+            yield name, entry
+            continue
+        if entry.is_symlink():
             status = entry.stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            if (place := (status.st_dev, status.st_ino)) in links:
+                raise OSError(errno.ELOOP, "a loop of links", entry.path)
+            followed = links | {place}
+        yield from _files_below(top, f"{name}/", followed)
 
 
 @contextmanager
@@ -393,13 +407,17 @@ def _check_units(scan: int, name: str, said: Any) -> None:
 
 def _check_chunks(scan: int, array: Any, place: Path) -> None:
     """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
-    grid = array.shards or array.chunks
-    wanted = math.prod(-(-size // of_chunk) for size, of_chunk in zip(array.shape, grid, strict=True))
-    there = sum(name != "zarr.json" for _, _, names in os.walk(place) for name in names)
-    # Zarr looks for each chunk by its name, which takes for ever where the metadata claim ever so many.
-    if there < wanted or (there := array.nchunks_initialized) < array.nchunks:
+    of_file = array.shards or array.chunks
+    grid = [-(-size // of_one) for size, of_one in zip(array.shape, of_file, strict=True)]
+    wanted, there = math.prod(grid), {name for name, _ in _files_below(str(place))}
+    missing = wanted - len(there - {"zarr.json"})
+    # Each is looked for by its name, which takes for ever where the metadata claim ever so many.
+    if missing <= 0:
+        names = (array.metadata.encode_chunk_key(at) for at in product(*map(range, grid)))
+        missing = sum(name not in there for name in names)
+    if missing:
         raise StoreReadError(
-            f"scan {scan}: {array.nchunks - there} of {array.nchunks} chunks of {place.name} are missing",
+            f"scan {scan}: {missing} of {wanted} chunks of {place.name} are missing",
             fix="copy it again from where it was written; if it is still being written, wait",
         )
 

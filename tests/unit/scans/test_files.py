@@ -222,6 +222,56 @@ def test_a_scan_that_is_not_there_is_named(store: Path):
         RawStore(store).read(99)
 
 
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["", "counts", "counts/c", "counts/c/0"])
+def test_what_lies_behind_a_link_is_read_and_watched_like_all_else(
+    store: Path, make_scan: Make, tmp_path: Path, part: str
+):
+    scan = make_scan()
+    write_raw_scan(store, scan)
+    link = store / "scans" / scan_name(7) / part
+    disk = link.rename(tmp_path / "disk")
+    link.symlink_to(disk)
+    raw = RawStore(store)
+    before = raw.stat(7)
+    assert raw.stat(7) == before
+    assert np.array_equal(raw.read(7).counts, scan.counts)
+    chunk = next(path for path in sorted(disk.rglob("*")) if path.is_file() and path.parent.name == "0")
+    chunk.write_bytes(chunk.read_bytes() + b"x")
+    assert raw.stat(7) != before
+    chunk.unlink()
+    with pytest.raises(StoreReadError, match="chunks of counts are missing"):
+        raw.read(7)
+
+
+def test_links_that_lead_in_circles_are_an_error_and_not_followed_for_ever(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    place = store / "scans" / scan_name(7)
+    (place / "a").mkdir()
+    for name in ("one", "two"):  # at every turn there are two ways
+        (place / "a" / name).symlink_to(place)
+    with pytest.raises(StoreReadError, match=r"scan 7 cannot be looked at: .*a loop of links"):
+        RawStore(store).stat(7)
+    shutil.rmtree(place / "a")
+    for name in ("one", "two"):
+        (place / "counts" / name).symlink_to(place / "counts")
+    with pytest.raises(StoreReadError, match="a loop of links"):
+        RawStore(store).read(7)
+
+
+def test_directories_that_are_too_deep_are_an_error(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    deep = [f"{store}/scans/{scan_name(7)}{'/d' * depth}" for depth in range(1, 1500)]
+    for one in deep:
+        os.mkdir(one)  # noqa: PTH102 (pathlib cannot go as deep)
+    with pytest.raises(StoreReadError, match="scan 7 cannot be looked at"):
+        RawStore(store).stat(7)
+    for one in reversed(deep):  # nor can who tidies up
+        os.rmdir(one)  # noqa: PTH106
+
+
 def test_what_is_no_store_of_raw_scans_is_said(tmp_path: Path, store: Path):
     with pytest.raises(MissingError, match="there is no store"):
         RawStore(tmp_path / "nowhere.zarr")
