@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -33,7 +33,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 
-__all__ = ["L0_SCHEMA", "RawStore", "create_raw_store", "scan_name", "write_raw_scan"]
+__all__ = ["L0_SCHEMA", "RawStore", "ReadingStopped", "create_raw_store", "scan_name", "write_raw_scan"]
 
 L0_SCHEMA: Final = "scal-l0"
 _VERSION: Final = 1
@@ -98,6 +98,8 @@ _LAST_S: Final = 124_593 * 86_400.0
 _LARGEST_CHUNK: Final = 1 << 31
 #: Of chunks of spectra, in bytes, about.
 _CHUNK_BYTES: Final = 8 << 20
+#: Of counts, read at a time: who asks for an end waits for so much, or for one row of chunks.
+_PART_BYTES: Final = 128 << 20
 
 
 def scan_name(scan: int) -> str:
@@ -106,6 +108,10 @@ def scan_name(scan: int) -> str:
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
+
+
+class ReadingStopped(Exception):  # noqa: N818 (no error: somebody asked for it)
+    """Somebody asked for an end while counts were read."""
 
 
 class RawStore:
@@ -231,6 +237,7 @@ class RawStore:
         into: NDArray[np.float32] | None = None,
         counts: bool = True,
         head: RawScan | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> RawScan:
         """Return a scan, or some of its pixels and dumps.
 
@@ -242,9 +249,13 @@ class RawStore:
             False: leave them out, they get no channels.
         head
             The whole scan as it was read without its counts: what it has is not read again.
+        stop
+            Asked between two parts of the counts; they are not longer than the chunks allow.
 
         Raises
         ------
+        ReadingStopped
+            If ``stop`` said so.
         StoreReadError
             If a chunk is missing, truncated or fails its checksum.
         ScanSchemaError
@@ -253,7 +264,7 @@ class RawStore:
             If the frequencies are no spectrum's, or the telescope points at nothing.
         """
         if head is not None:
-            return self._read_counts(scan, head, pixels, dumps, into)
+            return self._read_counts(scan, head, pixels, dumps, into, stop)
         info = self.info(scan)
         found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
@@ -266,7 +277,7 @@ class RawStore:
                 where = tuple(chosen.get(dim, slice(None)) for dim in _ARRAYS[name][0][: array.ndim])
                 if name == "counts":
                     _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
-                    found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
+                    found[name] = _counts(array, where, into, stop) if counts else np.empty((0, 0, 0), np.float32)
                 else:
                     if array.dtype.kind == "f" and np.isnan(array.fill_value):  # else a writer may leave out zeros
                         _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / name)
@@ -276,7 +287,13 @@ class RawStore:
         return _plausible(_raw_scan(info, found))
 
     def _read_counts(
-        self, scan: int, head: RawScan, pixels: slice, dumps: slice, into: NDArray[np.float32] | None
+        self,
+        scan: int,
+        head: RawScan,
+        pixels: slice,
+        dumps: slice,
+        into: NDArray[np.float32] | None,
+        stop: Callable[[], bool] | None,
     ) -> RawScan:
         with _reading(scan):
             array = self._group(scan)["counts"]
@@ -285,7 +302,7 @@ class RawStore:
             if array.shape != (dumps_, pixels_, head.freq_hz.size):
                 raise ScanSchemaError(f"scan {scan}: counts has the shape {array.shape} now")
             _check_chunks(scan, array, self.path / "scans" / scan_name(scan) / "counts")
-            counts = _counts(array, (dumps, pixels, slice(None)), into)
+            counts = _counts(array, (dumps, pixels, slice(None)), into, stop)
         of_both = {name: getattr(head, name)[dumps, pixels] for name in ("lon_off_deg", "lat_off_deg", "flag")}
         of_dumps = {
             name: getattr(head, name)[dumps]
@@ -332,21 +349,41 @@ def _reading(scan: int) -> Iterator[None]:
         ) from error
 
 
-def _counts(array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | None) -> NDArray[Any]:
-    if into is None:
-        return np.asarray(array[where])
+def _counts(
+    array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | None, stop: Callable[[], bool] | None
+) -> NDArray[Any]:
     shape = tuple(len(range(*one.indices(size))) for one, size in zip(where, array.shape, strict=True))
-    target = into[: int(np.prod(shape))].reshape(shape)
-    if array.dtype == np.float32:
-        # Fresh memory for every scan would cost more than reading it.
-        array.get_basic_selection(where, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
-    else:
-        first, rows = where[0].indices(array.shape[0])[0], array.chunks[0]
-        for begin in range(0, shape[0], rows):  # not all at once: that would be a second scan in memory
-            end = min(begin + rows, shape[0])
+    dumps, rows = where[0].indices(array.shape[0]), array.chunks[0]
+    # What becomes another type is there twice, and all at once would be a second scan in memory.
+    converted = into is not None and array.dtype != np.float32
+    row_bytes = rows * shape[1] * shape[2] * array.dtype.itemsize
+    step = rows if converted else max(1, _PART_BYTES // max(1, row_bytes)) * rows
+    target = None if into is None else into[: int(np.prod(shape))].reshape(shape)
+    for part in _parts(dumps[0], dumps[1], step):
+        if stop is not None and stop():
+            raise ReadingStopped
+        here, at = (part, *where[1:]), slice(part.start - dumps[0], part.stop - dumps[0])
+        if target is None:
+            found = np.asarray(array[here])
+            if len(found) == shape[0]:
+                return found
+            target = np.empty(shape, found.dtype)
+            target[at] = found
+        elif array.dtype == target.dtype:
+            # Fresh memory for every scan would cost more than reading it.
+            array.get_basic_selection(here, out=default_buffer_prototype().nd_buffer.from_numpy_array(target[at]))
+        else:
             with np.errstate(over="ignore"):  # what is too large for float32 is not finite, and flagged
-                target[begin:end] = array[(slice(first + begin, first + end), *where[1:])]
-    return target
+                target[at] = array[here]
+    return np.asarray(array[where]) if target is None else target
+
+
+def _parts(begin: int, end: int, step: int) -> Iterator[slice]:
+    """Cut a range where the numbers are multiples of a step."""
+    while begin < end:
+        next_ = min(end, (begin // step + 1) * step)
+        yield slice(begin, next_)
+        begin = next_
 
 
 def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, *, place: str = "") -> Any:

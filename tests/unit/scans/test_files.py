@@ -14,7 +14,8 @@ import pytest
 import zarr
 
 from nightbeam.core.errors import InputError, MissingError, StorageError
-from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
+from nightbeam.scans import files
+from nightbeam.scans.files import RawStore, ReadingStopped, create_raw_store, scan_name, write_raw_scan
 from nightbeam.scans.model import ElevationError, FrequencyAxisError, RawScan, ScanSchemaError, StoreReadError
 
 Make = Callable[..., RawScan]
@@ -79,6 +80,47 @@ def test_some_pixels_are_read_alone(store: Path, make_scan: Make):
     one = RawStore(store).read(7, pixels=slice(1, 2))
     assert np.array_equal(one.counts, scan.counts[:, 1:])
     assert (one.gain_signal.shape, one.main_beam_eff.shape, one.flag.shape) == ((1, 1), (1,), (6, 1))
+
+
+@pytest.fixture
+def in_parts(store: Path, make_scan: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], np.ndarray]:
+    """Write a scan of seven dumps, two in a chunk, of which two chunks are read at a time; returns its counts."""
+
+    def write(kind: str) -> np.ndarray:
+        write_raw_scan(store, make_scan(dumps=7))
+        array = group(store)["counts"]
+        counts = array[...].astype(kind)
+        group(store).create_array("counts", data=counts, chunks=(2, 1, 16), overwrite=True)
+        monkeypatch.setattr(files, "_PART_BYTES", 4 * 2 * 16 * counts.itemsize)
+        return counts
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i4", ">f4"])
+@pytest.mark.parametrize("dumps", [slice(None), slice(1, 6), slice(3, 4)])
+@pytest.mark.parametrize("head", [False, True])
+def test_counts_that_are_read_in_parts_are_those_that_are_read_at_once(
+    store: Path, in_parts: Callable[[str], np.ndarray], kind: str, dumps: slice, head: bool
+):
+    counts, raw = in_parts(kind), RawStore(store)
+    known = raw.read(7, counts=False) if head else None
+    whole = raw.read(7, dumps=dumps, head=known)
+    assert np.array_equal(whole.counts, counts[dumps])
+    into = np.full(counts.size + 5, -1.0, np.float32)
+    again = raw.read(7, dumps=dumps, into=into, head=known)
+    assert np.shares_memory(again.counts, into)
+    assert np.array_equal(again.counts, counts[dumps].astype(np.float32))
+    assert np.array_equal(again.time_s, whole.time_s)
+
+
+def test_who_asks_for_an_end_waits_for_one_part(store: Path, in_parts: Callable[[str], np.ndarray]):
+    counts, into, asked = in_parts("f4"), np.zeros(7 * 2 * 16, np.float32), iter([False, True])
+    with pytest.raises(ReadingStopped):
+        RawStore(store).read(7, into=into, stop=lambda: next(asked))
+    read = into.reshape(counts.shape)
+    assert np.array_equal(read[:4], counts[:4])
+    assert not read[4:].any()
 
 
 def test_every_array_says_its_axes_its_units_and_has_a_checksum(store: Path, make_scan: Make):
@@ -264,12 +306,14 @@ def test_links_that_lead_in_circles_are_an_error_and_not_followed_for_ever(store
 def test_directories_that_are_too_deep_are_an_error(store: Path, make_scan: Make):
     write_raw_scan(store, make_scan())
     deep = [f"{store}/scans/{scan_name(7)}{'/d' * depth}" for depth in range(1, 1500)]
-    for one in deep:
-        os.mkdir(one)  # noqa: PTH102 (pathlib cannot go as deep)
-    with pytest.raises(StoreReadError, match="scan 7 cannot be looked at"):
-        RawStore(store).stat(7)
-    for one in reversed(deep):  # nor can who tidies up
-        os.rmdir(one)  # noqa: PTH106
+    try:
+        for one in deep:
+            os.mkdir(one)  # noqa: PTH102 (pathlib cannot go as deep)
+        with pytest.raises(StoreReadError, match="scan 7 cannot be looked at"):
+            RawStore(store).stat(7)
+    finally:
+        for one in filter(os.path.exists, reversed(deep)):  # nor can who tidies up
+            os.rmdir(one)  # noqa: PTH106
 
 
 def test_what_is_no_store_of_raw_scans_is_said(tmp_path: Path, store: Path):
