@@ -398,6 +398,7 @@ class Pipeline:
         if self._too_late():
             return False
         said = attributes_of(work, prepared, self._run.options, self._run.atmosphere)
+        said["config_hash"] = self._run.config_hash
         with span({}, "write"):
             path = staged.finish(said)
         self._outcomes.put(result_of(work, path, said))

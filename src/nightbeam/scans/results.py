@@ -178,6 +178,14 @@ class ResultStore:
             return {}
         return dict(found) if isinstance(found, dict) else {}
 
+    def describe(self, **attributes: Any) -> None:
+        """Have the store say of itself what it says for the last run that wrote to it; it is not touched in vain."""
+        with storage_errors(self.path):
+            root = zarr.open_group(self.path, mode="r+", zarr_format=3, use_consolidated=False)
+            if any(root.attrs.get(name) != value for name, value in attributes.items()):
+                root.update_attributes({**root.attrs, **attributes})
+                _sync_all([self.path / "zarr.json", self.path])
+
     def stage(self, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> StagedScan:
         """Begin a scan's result, beside the store: see `StagedScan`."""
         with storage_errors(self.path):

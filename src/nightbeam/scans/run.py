@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +99,17 @@ class Run:
         """What the atmosphere is called."""
         return self.config.atmosphere if self._air is None else "given"
 
+    @cached_property
+    def config_hash(self) -> str:
+        """What results of the same options and atmosphere have in common."""
+        return fingerprint(*self._options_and_air)
+
+    @cached_property
+    def _options_and_air(self) -> tuple[dict[str, Any], str]:
+        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
+        # Which calibration a scan has to use is said by what it has used.
+        return asdict(self.options) | {"force_calibration": None}, atmosphere
+
     @property
     def output(self) -> ResultStore:
         """Where results go."""
@@ -160,9 +172,7 @@ class Run:
 
     def _mark(self, scan: int, calibrations: tuple[int, ...]) -> str:
         stats = [self._stat(number) for number in (scan, *calibrations)]
-        options = asdict(self.options) | {"force_calibration": None}
-        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
-        return fingerprint(_ALGORITHM, __version__, stats, list(calibrations), options, atmosphere)
+        return fingerprint(_ALGORITHM, __version__, stats, list(calibrations), *self._options_and_air)
 
     def _stat(self, scan: int) -> str:
         if scan not in self._stats:
