@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 
-__all__ = ["L0_SCHEMA", "RawStore", "create_raw_store", "scan_name", "write_raw_scan"]
+__all__ = ["L0_SCHEMA", "RawStore", "ReadingStopped", "create_raw_store", "scan_name", "write_raw_scan"]
 
 L0_SCHEMA: Final = "scal-l0"
 _VERSION: Final = 1
@@ -104,6 +105,8 @@ _SMALL_BYTES: Final = 1 << 20
 _SMALL_FILES: Final = 64
 #: Of chunks of spectra, in bytes, about.
 _CHUNK_BYTES: Final = 8 << 20
+#: Of counts, read at a time: who asks for an end waits for so much, or for one row of chunks.
+_PART_BYTES: Final = 128 << 20
 
 
 def scan_name(scan: int) -> str:
@@ -112,6 +115,10 @@ def scan_name(scan: int) -> str:
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
+
+
+class ReadingStopped(Exception):  # noqa: N818 (no error: somebody asked for it)
+    """Somebody asked for an end while counts were read."""
 
 
 class RawStore:
@@ -127,9 +134,13 @@ class RawStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.exists():
+        try:
+            there, old = path.exists(), (path / ".zgroup").exists() or (path / ".zarray").exists()
+        except OSError as error:
+            raise InputError(f"{path} cannot be looked at: {error.strerror}", fix="let it be read") from error
+        if not there:
             raise MissingError(f"there is no store {path}", fix="correct its name")
-        if (path / ".zgroup").exists() or (path / ".zarray").exists():
+        if old:
             raise InputError(f"{path} is a Zarr store of format 2, raw scans are of format 3", fix="convert it")
         try:
             self._root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
@@ -143,11 +154,23 @@ class RawStore:
         self.attributes: Mapping[str, Any] = attributes
 
     def scans(self) -> list[int]:
-        """Return the numbers of the scans that are there, in order, those that are not complete too."""
+        """Return the numbers of the scans that are there, in order, those that are not complete too.
+
+        Raises
+        ------
+        InputError
+            If ``scans`` is no directory, or cannot be listed.
+        """
         try:
             names = [entry.name for entry in (self.path / "scans").iterdir()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise InputError(
+                f"{self.path / 'scans'} cannot be listed: {error.strerror}; a directory with a group for each scan is "
+                "wanted",
+                fix="let it be read, or copy the store again from where it was written",
+            ) from error
         numbers = {name: int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
         # Of two names with one number, one is a scan's.
         return sorted(number for name, number in numbers.items() if scan_name(number) == name)
@@ -187,8 +210,13 @@ class RawStore:
         """Return what changes when a scan does: a digest of its metadata, and of its files' sizes and times."""
         digest, top = hashlib.blake2b(digest_size=16), str(self.path / "scans" / scan_name(scan))
         try:
-            _digest_directory(digest, top, "")
-        except OSError as error:
+            for name, entry in _files_below(top):
+                if entry.name == "zarr.json":
+                    digest.update(Path(entry.path).read_bytes())
+                else:
+                    status = entry.stat()
+                    digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except (OSError, RecursionError) as error:
             raise StoreReadError(
                 f"scan {scan} cannot be looked at: {error}", fix="is it still being written?"
             ) from error
@@ -216,6 +244,7 @@ class RawStore:
         into: NDArray[np.float32] | None = None,
         counts: bool = True,
         head: RawScan | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> RawScan:
         """Return a scan, or some of its pixels and dumps.
 
@@ -227,9 +256,13 @@ class RawStore:
             False: leave them out, they get no channels.
         head
             The whole scan as it was read without its counts: what it has is not read again.
+        stop
+            Asked between two parts of the counts; they are not longer than the chunks allow.
 
         Raises
         ------
+        ReadingStopped
+            If ``stop`` said so.
         StoreReadError
             If a chunk is missing, truncated or fails its checksum.
         ScanSchemaError
@@ -238,7 +271,7 @@ class RawStore:
             If the frequencies are no spectrum's, or the telescope points at nothing.
         """
         if head is not None:
-            return self._read_counts(scan, head, pixels, dumps, into)
+            return self._read_counts(scan, head, pixels, dumps, into, stop)
         info = self.info(scan)
         found: dict[str, NDArray[Any]] = {}
         with _reading(scan):
@@ -252,17 +285,23 @@ class RawStore:
                 where = tuple(chosen.get(dim, slice(None)) for dim in _ARRAYS[name][0][: array.ndim])
                 if name == "counts":
                     _check_chunks(scan, array, self._place(scan) / name)
-                    found[name] = _counts(array, where, into) if counts else np.empty((0, 0, 0), np.float32)
+                    found[name] = _counts(array, where, into, stop) if counts else np.empty((0, 0, 0), np.float32)
                 else:
                     if array.dtype.kind == "f" and np.isnan(array.fill_value):  # else a writer may leave out zeros
-                        _check_chunks(scan, array, self._place(scan) / name, held)
+                        _check_chunks(scan, array, self._place(scan) / name)
                     found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
         return _plausible(_raw_scan(info, found))
 
     def _read_counts(
-        self, scan: int, head: RawScan, pixels: slice, dumps: slice, into: NDArray[np.float32] | None
+        self,
+        scan: int,
+        head: RawScan,
+        pixels: slice,
+        dumps: slice,
+        into: NDArray[np.float32] | None,
+        stop: Callable[[], bool] | None,
     ) -> RawScan:
         with _reading(scan):
             array = self._array(scan, "counts")
@@ -273,7 +312,7 @@ class RawStore:
             if array.shape != (dumps_, pixels_, head.freq_hz.size):
                 raise ScanSchemaError(f"scan {scan}: counts has the shape {array.shape} now")
             _check_chunks(scan, array, self._place(scan) / "counts")
-            counts = _counts(array, (dumps, pixels, slice(None)), into)
+            counts = _counts(array, (dumps, pixels, slice(None)), into, stop)
         of_both = {name: getattr(head, name)[dumps, pixels] for name in ("lon_off_deg", "lat_off_deg", "flag")}
         of_dumps = {
             name: getattr(head, name)[dumps]
@@ -319,26 +358,33 @@ def _array_metadata(text: bytes) -> Any:
 
 def _small_files(place: Path, name: str) -> dict[str, Buffer] | None:
     """Return the files of an array but its metadata, by their place in the scan; None if it is not small."""
-    paths = [f"{top}/{one}" for top, _, names in os.walk(place) for one in names if one != "zarr.json"]
-    if len(paths) > _SMALL_FILES or sum(os.stat(path).st_size for path in paths) > _SMALL_BYTES:  # noqa: PTH116
+    found = [(below, one.path, one.stat().st_size) for below, one in _files_below(str(place)) if below != "zarr.json"]
+    if len(found) > _SMALL_FILES or sum(size for _, _, size in found) > _SMALL_BYTES:
         return None
-    buffer, begin = default_buffer_prototype().buffer, len(str(place)) - len(name)
-    return {path[begin:]: buffer.from_bytes(Path(path).read_bytes()) for path in paths}
+    buffer = default_buffer_prototype().buffer
+    return {f"{name}/{below}": buffer.from_bytes(Path(path).read_bytes()) for below, path, _ in found}
 
 
-def _digest_directory(digest: Any, top: str, below: str) -> None:
-    """Take in the metadata, and the other files' names, sizes and times, of a directory and those in it."""
+def _files_below(
+    top: str, below: str = "", links: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield what is no directory below one, in order, with its name from there; links to directories are followed.
+
+    A loop of links is an OSError: sooner or later it leads through one directory twice.
+    """
     with os.scandir(f"{top}/{below}") as entries:
         found = sorted(entries, key=lambda one: one.name)
     for entry in found:
-        name = f"{below}{entry.name}"
-        if entry.is_dir():
-            _digest_directory(digest, top, f"{name}/")
-        elif entry.name == "zarr.json":
-            digest.update(Path(entry.path).read_bytes())
-        else:
+        name, followed = f"{below}{entry.name}", links
+        if not entry.is_dir():
+            yield name, entry
+            continue
+        if entry.is_symlink():
             status = entry.stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            if (place := (status.st_dev, status.st_ino)) in links:
+                raise OSError(errno.ELOOP, "a loop of links", entry.path)
+            followed = links | {place}
+        yield from _files_below(top, f"{name}/", followed)
 
 
 @contextmanager
@@ -353,21 +399,41 @@ def _reading(scan: int) -> Iterator[None]:
         ) from error
 
 
-def _counts(array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | None) -> NDArray[Any]:
-    if into is None:
-        return np.asarray(array[where])
+def _counts(
+    array: Any, where: tuple[slice, ...], into: NDArray[np.float32] | None, stop: Callable[[], bool] | None
+) -> NDArray[Any]:
     shape = tuple(len(range(*one.indices(size))) for one, size in zip(where, array.shape, strict=True))
-    target = into[: int(np.prod(shape))].reshape(shape)
-    if array.dtype == np.float32:
-        # Fresh memory for every scan would cost more than reading it.
-        array.get_basic_selection(where, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
-    else:
-        first, rows = where[0].indices(array.shape[0])[0], array.chunks[0]
-        for begin in range(0, shape[0], rows):  # not all at once: that would be a second scan in memory
-            end = min(begin + rows, shape[0])
+    dumps, rows = where[0].indices(array.shape[0]), array.chunks[0]
+    # What becomes another type is there twice, and all at once would be a second scan in memory.
+    converted = into is not None and array.dtype != np.float32
+    row_bytes = rows * shape[1] * shape[2] * array.dtype.itemsize
+    step = rows if converted else max(1, _PART_BYTES // max(1, row_bytes)) * rows
+    target = None if into is None else into[: int(np.prod(shape))].reshape(shape)
+    for part in _parts(dumps[0], dumps[1], step):
+        if stop is not None and stop():
+            raise ReadingStopped
+        here, at = (part, *where[1:]), slice(part.start - dumps[0], part.stop - dumps[0])
+        if target is None:
+            found = np.asarray(array[here])
+            if len(found) == shape[0]:
+                return found
+            target = np.empty(shape, found.dtype)
+            target[at] = found
+        elif array.dtype == target.dtype:
+            # Fresh memory for every scan would cost more than reading it.
+            array.get_basic_selection(here, out=default_buffer_prototype().nd_buffer.from_numpy_array(target[at]))
+        else:
             with np.errstate(over="ignore"):  # what is too large for float32 is not finite, and flagged
-                target[begin:end] = array[(slice(first + begin, first + end), *where[1:])]
-    return target
+                target[at] = array[here]
+    return np.asarray(array[where]) if target is None else target
+
+
+def _parts(begin: int, end: int, step: int) -> Iterator[slice]:
+    """Cut a range where the numbers are multiples of a step."""
+    while begin < end:
+        next_ = min(end, (begin // step + 1) * step)
+        yield slice(begin, next_)
+        begin = next_
 
 
 def _attribute(scan: int, attributes: Mapping[str, Any], name: str, kind: type, *, place: str = "") -> Any:
@@ -426,23 +492,19 @@ def _check_units(scan: int, name: str, said: Any) -> None:
         )
 
 
-def _check_chunks(scan: int, array: Any, place: Path, held: Mapping[str, Buffer] | None = None) -> None:
+def _check_chunks(scan: int, array: Any, place: Path) -> None:
     """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
-    grid = array.shards or array.chunks
-    numbers = [-(-size // of_chunk) for size, of_chunk in zip(array.shape, grid, strict=True)]
-    wanted = math.prod(numbers)
-    there = sum(name != "zarr.json" for _, _, names in os.walk(place) for name in names)
-    # Zarr looks for each chunk by its name, which takes for ever where the metadata claim ever so many.
-    if there >= wanted:
-        if held is not None and isinstance(array.store, MemoryStore):
-            # Not asked of zarr, which in memory takes files of "frequency_image" for some of "frequency".
-            names = (array.metadata.encode_chunk_key(where) for where in itertools.product(*map(range, numbers)))
-            there = sum(f"{array.path}/{name}" in held for name in names)
-        else:
-            there = array.nchunks_initialized * wanted // array.nchunks
-    if there < wanted:
+    of_file = array.shards or array.chunks
+    grid = [-(-size // of_one) for size, of_one in zip(array.shape, of_file, strict=True)]
+    wanted, there = math.prod(grid), {name for name, _ in _files_below(str(place))}
+    missing = wanted - len(there - {"zarr.json"})
+    # Each is looked for by its name, which takes for ever where the metadata claim ever so many.
+    if missing <= 0:
+        names = (array.metadata.encode_chunk_key(at) for at in product(*map(range, grid)))
+        missing = sum(name not in there for name in names)
+    if missing:
         raise StoreReadError(
-            f"scan {scan}: {wanted - there} of {wanted} chunks of {place.name} are missing",
+            f"scan {scan}: {missing} of {wanted} chunks of {place.name} are missing",
             fix="copy it again from where it was written; if it is still being written, wait",
         )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nightbeam.core.errors import NightbeamError, StorageError
 from nightbeam.scans.describe import ScanWork, attributes_of, begin_result, result_of, span
+from nightbeam.scans.files import ReadingStopped
 from nightbeam.scans.model import (
     CalibrationError,
     CalibrationResult,
@@ -224,6 +225,8 @@ class Pipeline:
             for pixels in blocks:
                 if not self._read_block(work, pixels, last=pixels is blocks[-1]) or work.failed:
                     return
+        except ReadingStopped:
+            return
         except Exception as error:  # of one scan; the others go on
             tried: tuple[int, ...] = getattr(error, "calibrations", ()) if work is None else work.tried
             self._pass_on(_Failed(scan, getattr(error, "stage", "load"), error, begun, tried, work))
@@ -240,7 +243,7 @@ class Pipeline:
             return False
         try:
             with span(work.timings, "load"):
-                raw = run.read(work, pixels, memory)
+                raw = run.read(work, pixels, memory, self._ended)
                 if last:
                     run.require_unchanged(work.scan)
         except BaseException:
@@ -395,6 +398,7 @@ class Pipeline:
         if self._too_late():
             return False
         said = attributes_of(work, prepared, self._run.options, self._run.atmosphere)
+        said["config_hash"] = self._run.config_hash
         with span({}, "write"):
             path = staged.finish(said)
         self._outcomes.put(result_of(work, path, said))

@@ -109,11 +109,14 @@ class ResultStore:
         else:
             said = {"schema": L1_SCHEMA, "schema_version": _VERSION, **attributes}
             with storage_errors(path):
+                made = [one for one in (path, *path.parents) if not one.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     zarr.create_group(path, zarr_format=3, attributes=said)
                 except ContainsGroupError:  # another run was quicker
                     self._check()
+                # A name is on the disk when the directory that it is in is.
+                _sync_all([path / "zarr.json", path, *(one.parent for one in made)])
 
     def _check(self) -> None:
         try:
@@ -181,6 +184,14 @@ class ResultStore:
             return {}
         return dict(found) if isinstance(found, dict) else {}
 
+    def describe(self, **attributes: Any) -> None:
+        """Have the store say of itself what it says for the last run that wrote to it; it is not touched in vain."""
+        with storage_errors(self.path):
+            root = zarr.open_group(self.path, mode="r+", zarr_format=3, use_consolidated=False)
+            if any(root.attrs.get(name) != value for name, value in attributes.items()):
+                root.update_attributes({**root.attrs, **attributes})
+                _sync_all([self.path / "zarr.json", self.path])
+
     def stage(self, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> StagedScan:
         """Begin a scan's result, beside the store: see `StagedScan`."""
         with storage_errors(self.path):
@@ -211,6 +222,7 @@ class ResultStore:
         if not (self.path / "scans" / "zarr.json").exists():
             root = zarr.open_group(self.path, mode="r+", zarr_format=3, use_consolidated=False)
             root.require_group("scans")
+            _sync_all([self.path / "scans" / "zarr.json", self.path / "scans", self.path])
 
 
 class StagedScan:
@@ -429,7 +441,7 @@ def _on_disk(directory: Path) -> None:
             list(pool.map(_sync_all, [paths[n::_SYNCS] for n in range(_SYNCS)]))
 
 
-def _sync_all(paths: Iterable[str]) -> None:
+def _sync_all(paths: Iterable[str | Path]) -> None:
     for path in paths:
         _sync(path)
 

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +99,17 @@ class Run:
         """What the atmosphere is called."""
         return self.config.atmosphere if self._air is None else "given"
 
+    @cached_property
+    def config_hash(self) -> str:
+        """What results of the same options and atmosphere have in common."""
+        return fingerprint(*self._options_and_air)
+
+    @cached_property
+    def _options_and_air(self) -> tuple[dict[str, Any], str]:
+        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
+        # Which calibration a scan has to use is said by what it has used.
+        return asdict(self.options) | {"force_calibration": None}, atmosphere
+
     @property
     def output(self) -> ResultStore:
         """Where results go."""
@@ -107,9 +119,11 @@ class Run:
     # ------------------------------------------------------------ what is to do
 
     def plan(self) -> tuple[list[int], PipelineResult]:
-        """Return the scans that are to do, and what is known without doing them."""
+        """Return the scans that are to do, and what is known without doing them; of some, if it is to stop."""
         todo, skipped, incomplete = [], [], []
         for scan in self._asked():
+            if self.stop.is_set():
+                break
             if self._is_incomplete(scan):
                 _log.warning("scan %d is not complete yet and left out", scan)
                 incomplete.append(scan)
@@ -155,9 +169,7 @@ class Run:
 
     def _mark(self, scan: int, calibrations: tuple[int, ...]) -> str:
         stats = [self._stat(number) for number in (scan, *calibrations)]
-        options = asdict(self.options) | {"force_calibration": None}
-        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
-        return fingerprint(_ALGORITHM, __version__, stats, list(calibrations), options, atmosphere)
+        return fingerprint(_ALGORITHM, __version__, stats, list(calibrations), *self._options_and_air)
 
     def _stat(self, scan: int) -> str:
         if scan not in self._stats:
@@ -227,11 +239,16 @@ class Run:
             work.warnings += self._load_warnings.get(number, [])
         return work
 
-    def read(self, work: ScanWork, pixels: slice, into: NDArray[np.float32]) -> RawScan:
-        """Return some pixels of a scan that was begun, with their counts in ``into``."""
+    def read(
+        self, work: ScanWork, pixels: slice, into: NDArray[np.float32], stop: Callable[[], bool] | None = None
+    ) -> RawScan:
+        """Return some pixels of a scan that was begun, with their counts in ``into``.
+
+        Raises `ReadingStopped` if ``stop`` says so.
+        """
         if self._read is not None:
             return self._read(work.scan, pixels=pixels, into=into)
-        return self.store.read(work.scan, pixels=pixels, into=into, head=work.head)
+        return self.store.read(work.scan, pixels=pixels, into=into, head=work.head, stop=stop)
 
     def load(self, scan: int) -> CalibrationLoadFull:
         """Return a load calibration, or raise what is wrong with it; either is kept for the next scans."""
@@ -254,7 +271,7 @@ class Run:
         self._load_warnings[scan] = []
         parts, gains, first = [], [], None
         for pixels in self.blocks(scan):
-            part = self.store.read(scan, pixels=pixels)
+            part = self.store.read(scan, pixels=pixels, stop=self.stop.is_set)
             parts.append(load_counts(part, engine=self.config.engine))
             gains.append(part.gain_signal)
             first = first or part
@@ -279,7 +296,7 @@ class Run:
             first -= 1
         while last + 1 < head.phase.size and head.phase[last + 1] == Phase.OFF:
             last += 1
-        visit = self.store.read(scan, dumps=slice(first, last + 1), head=head)
+        visit = self.store.read(scan, dumps=slice(first, last + 1), head=head, stop=self.stop.is_set)
         one_on = replace(
             visit,
             phase=np.append(visit.phase, np.uint8(Phase.ON)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nightbeam.core.errors import NightbeamError
+from nightbeam.core.errors import InputError, NightbeamError
 from nightbeam.scans.files import RawStore, scan_name
 from nightbeam.scans.model import StoreReadError
 from nightbeam.scans.run import NOT_OF_A_SOURCE
@@ -131,8 +131,9 @@ class WatchedStore:
             there = set() if (touched, names) == (self.touched, self._names) else set(self._raw.scans())
         except FileNotFoundError:
             touched, names, there = 0, frozenset(), set()
-        except OSError as error:  # what is known is kept: it may pass
-            self.problem = f"the scans of {self.path} cannot be listed: {error.strerror}"
+        except (OSError, InputError) as error:  # what is known is kept: it may pass
+            why = error.strerror if isinstance(error, OSError) else error.what
+            self.problem = f"the scans of {self.path} cannot be listed: {why}"
             return set()
         self.problem = ""
         if (touched, names) == (self.touched, self._names):

@@ -175,6 +175,8 @@ def _work_through(
         todo, result = run.plan()
         if on_begin is not None:
             on_begin(len(todo))
+        if todo:
+            run.output.describe(**_about(l0), config_hash=run.config_hash)
         result = _attempts(run, todo, result, on_scan or (lambda _: None))
         write_failures(
             path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),

@@ -18,7 +18,7 @@ from nightbeam.cli import main
 from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, StorageError, UsageError
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans import worker
-from nightbeam.scans.files import RawStore, scan_name
+from nightbeam.scans.files import RawStore, create_raw_store, scan_name
 from nightbeam.scans.model import PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.report import write_failures
 from nightbeam.scans.results import ResultStore
@@ -255,6 +255,16 @@ def test_from_a_simulated_night_to_figures(tmp_path: Path, capsys: pytest.Captur
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert run("plot", l1, 3, "--pixel", 2) == 64
     assert run("plot", l1, 2) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_file_in_the_place_of_the_scans_ends_with_1_and_says_what_to_do(tmp_path: Path, capsys, more):
+    create_raw_store(tmp_path / "l0.zarr", telescope="FYST", altitude_m=5612.0)
+    (tmp_path / "l0.zarr" / "scans").write_text("x")
+    assert run("calibrate", tmp_path / "l0.zarr", tmp_path / "l1.zarr", "--atmosphere", "closed-form", *more) == 1
+    said = capsys.readouterr().err
+    assert "scans cannot be listed: Not a directory" in said
+    assert "fix: " in said
 
 
 def test_status_shows_who_is_at_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -12,7 +14,8 @@ import pytest
 import zarr
 
 from nightbeam.core.errors import InputError, MissingError, StorageError
-from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
+from nightbeam.scans import files
+from nightbeam.scans.files import RawStore, ReadingStopped, create_raw_store, scan_name, write_raw_scan
 from nightbeam.scans.model import ElevationError, FrequencyAxisError, RawScan, ScanSchemaError, StoreReadError
 
 Make = Callable[..., RawScan]
@@ -53,12 +56,71 @@ def test_scans_are_listed_by_number_and_other_things_beside_them_are_not(store: 
     assert RawStore(store).scans() == [7, 12, 1_000_000]
 
 
+def test_a_place_of_scans_that_cannot_be_listed_is_said(store: Path, monkeypatch: pytest.MonkeyPatch):
+    (store / "scans").write_text("x")
+    with pytest.raises(InputError, match="scans cannot be listed: Not a directory; a directory with a group") as caught:
+        RawStore(store).scans()
+    assert "copy the store again" in caught.value.fix
+    opened = RawStore(store)
+
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match="scans cannot be listed: Permission denied"):
+        opened.scans()
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError, match="cannot be looked at: Permission denied"):
+        RawStore(store)
+
+
 def test_some_pixels_are_read_alone(store: Path, make_scan: Make):
     scan = make_scan()
     write_raw_scan(store, scan)
     one = RawStore(store).read(7, pixels=slice(1, 2))
     assert np.array_equal(one.counts, scan.counts[:, 1:])
     assert (one.gain_signal.shape, one.main_beam_eff.shape, one.flag.shape) == ((1, 1), (1,), (6, 1))
+
+
+@pytest.fixture
+def in_parts(store: Path, make_scan: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], np.ndarray]:
+    """Write a scan of seven dumps, two in a chunk, of which two chunks are read at a time; returns its counts."""
+
+    def write(kind: str) -> np.ndarray:
+        write_raw_scan(store, make_scan(dumps=7))
+        array = group(store)["counts"]
+        counts = array[...].astype(kind)
+        group(store).create_array("counts", data=counts, chunks=(2, 1, 16), overwrite=True)
+        monkeypatch.setattr(files, "_PART_BYTES", 4 * 2 * 16 * counts.itemsize)
+        return counts
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i4", ">f4"])
+@pytest.mark.parametrize("dumps", [slice(None), slice(1, 6), slice(3, 4)])
+@pytest.mark.parametrize("head", [False, True])
+def test_counts_that_are_read_in_parts_are_those_that_are_read_at_once(
+    store: Path, in_parts: Callable[[str], np.ndarray], kind: str, dumps: slice, head: bool
+):
+    counts, raw = in_parts(kind), RawStore(store)
+    known = raw.read(7, counts=False) if head else None
+    whole = raw.read(7, dumps=dumps, head=known)
+    assert np.array_equal(whole.counts, counts[dumps])
+    into = np.full(counts.size + 5, -1.0, np.float32)
+    again = raw.read(7, dumps=dumps, into=into, head=known)
+    assert np.shares_memory(again.counts, into)
+    assert np.array_equal(again.counts, counts[dumps].astype(np.float32))
+    assert np.array_equal(again.time_s, whole.time_s)
+
+
+def test_who_asks_for_an_end_waits_for_one_part(store: Path, in_parts: Callable[[str], np.ndarray]):
+    counts, into, asked = in_parts("f4"), np.zeros(7 * 2 * 16, np.float32), iter([False, True])
+    with pytest.raises(ReadingStopped):
+        RawStore(store).read(7, into=into, stop=lambda: next(asked))
+    read = into.reshape(counts.shape)
+    assert np.array_equal(read[:4], counts[:4])
+    assert not read[4:].any()
 
 
 def test_every_array_says_its_axes_its_units_and_has_a_checksum(store: Path, make_scan: Make):
@@ -200,6 +262,58 @@ def test_axes_that_cannot_be_those_of_an_observation_are_named(store: Path, make
 def test_a_scan_that_is_not_there_is_named(store: Path):
     with pytest.raises(StoreReadError, match="scan 99 cannot be read"):
         RawStore(store).read(99)
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["", "counts", "counts/c", "counts/c/0"])
+def test_what_lies_behind_a_link_is_read_and_watched_like_all_else(
+    store: Path, make_scan: Make, tmp_path: Path, part: str
+):
+    scan = make_scan()
+    write_raw_scan(store, scan)
+    link = store / "scans" / scan_name(7) / part
+    disk = link.rename(tmp_path / "disk")
+    link.symlink_to(disk)
+    raw = RawStore(store)
+    before = raw.stat(7)
+    assert raw.stat(7) == before
+    assert np.array_equal(raw.read(7).counts, scan.counts)
+    chunk = next(path for path in sorted(disk.rglob("*")) if path.is_file() and path.parent.name == "0")
+    chunk.write_bytes(chunk.read_bytes() + b"x")
+    assert raw.stat(7) != before
+    chunk.unlink()
+    with pytest.raises(StoreReadError, match="chunks of counts are missing"):
+        raw.read(7)
+
+
+def test_links_that_lead_in_circles_are_an_error_and_not_followed_for_ever(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    place = store / "scans" / scan_name(7)
+    (place / "a").mkdir()
+    for name in ("one", "two"):  # at every turn there are two ways
+        (place / "a" / name).symlink_to(place)
+    with pytest.raises(StoreReadError, match=r"scan 7 cannot be looked at: .*a loop of links"):
+        RawStore(store).stat(7)
+    shutil.rmtree(place / "a")
+    for name in ("one", "two"):
+        (place / "counts" / name).symlink_to(place / "counts")
+    with pytest.raises(StoreReadError, match="a loop of links"):
+        RawStore(store).read(7)
+
+
+def test_directories_that_are_too_deep_are_an_error(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    deep = [f"{store}/scans/{scan_name(7)}{'/d' * depth}" for depth in range(1, 1500)]
+    try:
+        for one in deep:
+            os.mkdir(one)  # noqa: PTH102 (pathlib cannot go as deep)
+        with pytest.raises(StoreReadError, match="scan 7 cannot be looked at"):
+            RawStore(store).stat(7)
+    finally:
+        for one in filter(os.path.exists, reversed(deep)):  # nor can who tidies up
+            os.rmdir(one)  # noqa: PTH106
 
 
 def test_what_is_no_store_of_raw_scans_is_said(tmp_path: Path, store: Path):

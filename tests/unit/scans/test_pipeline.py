@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import BusyError, StorageError
-from nightbeam.scans import pipeline, results
+from nightbeam.scans import files, pipeline, results
 from nightbeam.scans.files import RawStore
 from nightbeam.scans.model import CalibrationOptions, PipelineResult, RawScan, ScanResult
 from nightbeam.scans.results import ResultStore, StagedScan
@@ -232,6 +232,47 @@ def test_who_stops_a_run_ends_it_soon_and_leaves_it_resumable(
     assert (again.skipped, numbers(result) + numbers(again)) == (tuple(numbers(result)), [1, 2, 3])
     calibrate_store(l0, tmp_path / "other.zarr", config)
     assert contents(l1) == contents(tmp_path / "other.zarr")
+
+
+@pytest.mark.parametrize("during", ["loads", "scan"])
+def test_who_stops_a_run_does_not_wait_for_all_the_counts_that_are_being_read(
+    l0, l1, config, contents, monkeypatch, tmp_path, group_of, during
+):
+    counts = group_of(l0, 1)["counts"][...]
+    loads = group_of(l0, 100_001)["counts"][...]
+    for number, values in ((1, counts), (100_001, loads)):
+        group_of(l0, number).create_array("counts", data=values, chunks=(1, 4, 128), overwrite=True)
+    monkeypatch.setattr(files, "_PART_BYTES", 1)
+    original, stop, parts = files._parts, threading.Event(), []
+
+    def stopping(begin: int, end: int, step: int) -> Iterator[slice]:
+        for part in original(begin, end, step):
+            parts.append(part)
+            yield part
+            if end - begin == len(counts if during == "scan" else loads):
+                stop.set()
+
+    monkeypatch.setattr(files, "_parts", stopping)
+    result = calibrate_store(l0, l1, replace(config, scans=(1,)), stop=stop)
+    assert (result.stopped, result.successes, result.failures) == (True, (), ())
+    assert parts[-2:] == [slice(0, 1), slice(1, 2)], "the second one is not read any more"
+    monkeypatch.undo()
+    calibrate_store(l0, l1, config)
+    calibrate_store(l0, tmp_path / "other.zarr", config)
+    assert contents(l1) == contents(tmp_path / "other.zarr")
+
+
+def test_who_stops_a_run_while_it_looks_what_is_to_do_does_not_wait_for_all_scans(l0, l1, config, monkeypatch):
+    stop, original, asked = threading.Event(), RawStore.info, []
+
+    def info(self: RawStore, scan: int) -> Any:
+        asked.append(scan)
+        stop.set()
+        return original(self, scan)
+
+    monkeypatch.setattr(RawStore, "info", info)
+    result = calibrate_store(l0, l1, config, stop=stop)
+    assert (asked, result.stopped, result.successes, result.failures) == ([1], True, (), ())
 
 
 def test_a_run_that_is_stopped_before_it_begins_does_nothing(l0, l1, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,27 @@ def test_a_result_that_was_about_to_be_replaced_by_who_was_killed_comes_back(
         assert store.done(2, "a")
         assert store.done(3, "b")
     assert not list(store.path.rglob("*.part"))
+
+
+def test_a_store_and_the_group_of_its_scans_are_on_the_disk_with_their_names(tmp_path: Path, made, monkeypatch):
+    synced: list[Path] = []
+    original = os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))  # noqa: PTH115
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    new = ResultStore(tmp_path / "tonight" / "dish" / "l1.zarr")
+    top = new.path
+    assert synced == [top / "zarr.json", top, top.parent, top.parent.parent, tmp_path]
+    synced.clear()
+    new.write(2, made, {"fingerprint": "a"})
+    assert {top / "scans" / "zarr.json", top / "scans", top} <= {*synced}
+    synced.clear()
+    ResultStore(top)
+    new.name_the_group()
+    assert synced == []
 
 
 def test_two_names_of_one_store_are_one_place_with_one_lock(store: ResultStore, tmp_path: Path):

@@ -428,6 +428,23 @@ def test_while_scans_cannot_be_listed_what_is_known_is_kept(place, monkeypatch, 
     assert place.service.counters().problems == ()
 
 
+def test_scans_that_become_a_file_while_they_are_listed_are_a_problem_of_their_store(place, monkeypatch):
+    place.scan(1)
+    assert place.poll() == [(1,)]
+    place.scan(2)
+
+    def fail(_store: RawStore) -> list[int]:
+        raise InputError("a file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawStore, "scans", fail)
+        assert place.poll(5) == []
+        assert place.service.counters().problems == (
+            f"the scans of {place.l0 / 'night.zarr'} cannot be listed: a file",
+        )
+    assert place.poll(5) == [(2,)]
+
+
 def test_metadata_of_a_scan_that_are_nonsense_stop_nothing(place):
     place.scan(1)
     (place.l0 / "night.zarr" / "scans" / scan_name(1) / "zarr.json").write_text("[" * 100_000)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nightbeam import __version__
 from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.scans import run
 from nightbeam.scans.files import RawStore, scan_name, write_raw_scan
@@ -25,6 +26,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 from nightbeam.scans.report import failures_path, read_failures
+from nightbeam.scans.results import ResultStore
 from nightbeam.scans.worker import calibrate_single_scan, calibrate_store, plan_store
 from nightbeam.testing.night import OWN, SHARED, Fault, NightPlan, NightTruth, leave_incomplete, simulate_night
 from nightbeam.testing.night_faults import FAULT_KINDS
@@ -205,6 +207,26 @@ def test_every_option_but_the_way_to_run_has_all_done_again(l0, l1, config):
         assert plan_store(l0, l1, other) == [(2, "calibrate")], changed
     assert numbers(calibrate_store(l0, l1, other).successes) == [2]
     assert plan_store(l0, l1, config) == [(2, "calibrate")]
+
+
+def test_each_scan_says_which_options_it_was_made_with_and_the_store_those_of_the_last_run_that_wrote(l0, l1, config):
+    def root() -> dict[str, Any]:
+        return dict(json.loads((l1 / "zarr.json").read_text())["attributes"])
+
+    other = replace(config, options=CalibrationOptions(scale="load"))
+    calibrate_store(l0, l1, config)
+    first, store = root()["config_hash"], ResultStore(l1)
+    assert (root()["schema"], root()["l0"], root()["version"]) == ("scal-l1", str(l0), __version__)
+    calibrate_store(l0, l1, replace(other, scans=(2,)))
+    second = root()["config_hash"]
+    assert second != first
+    assert [store.attributes(scan)["config_hash"] for scan in (1, 2, 3)] == [first, second, first]
+    # Neither which scans, nor how they are worked through, nor a run that has nothing to do.
+    calibrate_store(l0, l1, replace(config, scans=(1,), retries=0, options=CalibrationOptions()))
+    assert root()["config_hash"] == second
+    forced = CalibrationOptions(force_calibration=((1, LOADS),))
+    calibrate_store(l0, l1, replace(config, scans=(1,), force=True, memory_budget_bytes=20_000, options=forced))
+    assert root()["config_hash"] == store.attributes(1)["config_hash"] == first
 
 
 def test_a_scan_that_has_changed_is_done_again_and_no_other(l0, l1, config, group_of):
