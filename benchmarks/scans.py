@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _run(work: Path, repeat: int, *, quick: bool, air: bool) -> dict:
-    size = _Size(3, 8, 4096, 4, 32) if quick else _Size(4, 16, 16384, 8, 32)
+    size = _Size(3, 8, 4096, 4, 32) if quick else _Size(4, 16, 16384, 32, 32)
     small = _Size(12 if quick else 40, 4, 256, 3, 10)
     held = replace(size, channels=min(8192, size.channels))
     stores = {"large": size, "few": replace(held, scans=3), "many": replace(held, scans=6), "small": small}

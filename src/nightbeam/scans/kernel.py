@@ -266,15 +266,18 @@ def calibrate_pixel(
                 )
             else:
                 _of_reference(spectrum, off_b, step_off[:size], w, first_seen[:size], step_seen[:size], inverse, values)
+            doubtful = True
             if spike_sigma > 0.0:
                 least = np.float32(noise[n]) * least_seen * (least_inverse[air] if by_line else least_made)
                 least_of_all = min(least_of_all, least)
                 limit = np.float32(spike_sigma) * least
-                if _suspects(values, limit) > np.float32(0.0):
+                # What is not finite, or lies beside it, is among them.
+                doubtful = size < 7 or _suspects(values, limit) > np.float32(0.0)
+                if doubtful:
                     for c in range(3, size - 3):
                         if _stands_out(values, c, limit):
                             spots, found = _noted(spots, found, n, start + c)
-            if user[n] != 0 or kept.size > 0 or _has_odd(values):
+            if user[n] != 0 or kept.size > 0 or (doubtful and _has_odd(values)):
                 _flag(
                     kept,
                     values,
