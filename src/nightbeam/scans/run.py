@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -105,8 +109,14 @@ class Run:
         return fingerprint(*self._options_and_air)
 
     @cached_property
-    def _options_and_air(self) -> tuple[dict[str, Any], str]:
-        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
+    def _options_and_air(self) -> tuple[dict[str, Any], str | None]:
+        atmosphere: str | None = self.config.atmosphere
+        if self._air is not None and (atmosphere := _name_of_air(self._air)) is None:
+            atmosphere = uuid.uuid4().hex  # its address would be that of another one in the next run
+            _log.warning(
+                "an atmosphere of the class %s cannot be recognised in a later run, which will do all scans again: "
+                "give it an attribute `name`, or make it a dataclass", type(self._air).__qualname__,
+            )  # fmt: skip
         # Which calibration a scan has to use is said by what it has used.
         return asdict(self.options) | {"force_calibration": None}, atmosphere
 
@@ -356,6 +366,24 @@ class Run:
             kept = casa_atmosphere(weather, [freq, image], cache_dir=cache)
             self._airs.put(key, kept)
         return kept
+
+
+def _name_of_air(air: AtmosphereModel) -> str | None:
+    """Return what a caller's atmosphere is known by from run to run: class and fields, or name; None: nothing is."""
+    kind, name = f"{type(air).__module__}.{type(air).__qualname__}", getattr(air, "name", None)
+    if is_dataclass(air):
+        with suppress(TypeError):
+            return f"{kind} {json.dumps(asdict(air), sort_keys=True, default=_of_array)}"
+    return f"{kind} {name}" if isinstance(name, str) and name else None
+
+
+def _of_array(value: Any) -> Any:
+    """Return what an array, or a number of numpy, is in JSON; a TypeError for what has no value that could be said."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [str(value.dtype), value.shape, hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()]
+    raise TypeError(type(value))
 
 
 class _Kept(Generic[Key, Value]):

@@ -60,7 +60,9 @@ def calibrate_store(
     l0, l1
         Stores of raw scans, and of results.
     air
-        An atmosphere to use in place of what ``config`` says.
+        An atmosphere to use in place of what ``config`` says. Scans that were done with it are recognised by its
+        class and its fields, if it is a dataclass of numbers, words and arrays, or else by its attribute ``name``.
+        One without either has all scans done again in every run, which is said as a warning.
     stop
         Ends the run soon when it is set; what is not whole is left out and done next time.
     on_begin

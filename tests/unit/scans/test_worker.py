@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nightbeam import __version__
+from nightbeam.atmosphere import BandedAtmosphere, ClosedFormAtmosphere, LayeredAtmosphere, Layers
 from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.scans import run
 from nightbeam.scans.files import RawStore, scan_name, write_raw_scan
@@ -227,6 +228,68 @@ def test_each_scan_says_which_options_it_was_made_with_and_the_store_those_of_th
     forced = CalibrationOptions(force_calibration=((1, LOADS),))
     calibrate_store(l0, l1, replace(config, scans=(1,), force=True, memory_budget_bytes=20_000, options=forced))
     assert root()["config_hash"] == store.attributes(1)["config_hash"] == first
+
+
+class PlainAir:
+    """An atmosphere of somebody else, which says nothing of itself."""
+
+    def __init__(self, dry: float, name: str = "") -> None:
+        self._air = ClosedFormAtmosphere(dry=dry)
+        if name:
+            self.name = name
+
+    def opacity(self, *given: Any) -> Any:
+        return self._air.opacity(*given)
+
+    def sky(self, *given: Any) -> Any:
+        return self._air.sky(*given)
+
+
+@dataclass
+class TableAir(PlainAir):
+    """The same, with fields."""
+
+    dry: float
+    table: Any
+
+    def __post_init__(self) -> None:
+        super().__init__(self.dry)
+
+
+def layers(wet: float) -> BandedAtmosphere:
+    freq = np.linspace(790.0, 815.0, 26)
+    one = Layers(freq, np.array([260.0]), np.full((1, 26), 0.08), np.full((1, 26), wet))
+    return BandedAtmosphere([LayeredAtmosphere(one)])
+
+
+@pytest.mark.parametrize(
+    ("same", "others"),
+    [
+        (lambda: PlainAir(0.12, "mine"), [lambda: PlainAir(0.13, "another")]),
+        (lambda: ClosedFormAtmosphere(dry=0.12), [lambda: ClosedFormAtmosphere(dry=0.13)]),
+        (
+            lambda: TableAir(0.12, np.arange(5000.0)),
+            [lambda: TableAir(0.12, np.where(np.arange(5000) == 2500, 0, np.arange(5000.0)))],
+        ),
+        (lambda: layers(1.2), [lambda: layers(1.3)]),
+    ],
+    ids=["named", "dataclass", "arrays", "layers"],
+)
+def test_an_atmosphere_of_somebody_else_is_known_again_by_its_fields_or_its_name(l0, l1, config, caplog, same, others):
+    config = replace(config, scans=(2,))
+    assert numbers(calibrate_store(l0, l1, config, air=same()).successes) == [2]
+    assert calibrate_store(l0, l1, config, air=same()).skipped == (2,)
+    for other in others:
+        assert calibrate_store(l0, l1, config, air=other()).skipped == ()
+    assert "cannot be recognised" not in caplog.text
+
+
+@pytest.mark.parametrize("make", [lambda: PlainAir(0.12), lambda: TableAir(0.12, object())], ids=["plain", "fields"])
+def test_an_atmosphere_that_nothing_is_known_of_is_never_taken_for_another_and_told_of(l0, l1, config, caplog, make):
+    air, config = make(), replace(config, scans=(2,))
+    for runs in (1, 2):
+        assert numbers(calibrate_store(l0, l1, config, air=air).successes) == [2]
+        assert caplog.text.count("cannot be recognised in a later run") == runs
 
 
 def test_a_scan_that_has_changed_is_done_again_and_no_other(l0, l1, config, group_of):
