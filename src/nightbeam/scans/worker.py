@@ -96,7 +96,7 @@ def calibrate_store(
     ([1, 3], [(2, 'MissingOffError')], 2)
     """
     config = config or PipelineConfig()
-    _check_failures(config)
+    _check_failures(l1, config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
     result = _work_through(run, on_begin, on_scan)
     if not result.successes and not result.failures and not result.skipped:
@@ -125,7 +125,7 @@ def calibrate_single_scan(
         As of `calibrate_store`; also what else went wrong with the scan.
     """
     config = replace(config or PipelineConfig(), scans=(scan,), force=True)
-    _check_failures(config)
+    _check_failures(l1, config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop)
     result = _work_through(run)
     if result.successes:
@@ -149,9 +149,9 @@ def plan_store(l0: Path, l1: Path, config: PipelineConfig | None = None) -> list
     return sorted(words.items())
 
 
-def _check_failures(config: PipelineConfig) -> None:
-    if config.failures is not None:
-        require_ours(config.failures)
+def _check_failures(l1: Path, config: PipelineConfig) -> None:
+    if config.failures is not None or l1.name:  # a place without a name is refused as one of results
+        require_ours(config.failures or failures_path(l1))
 
 
 def _about(l0: Path) -> dict[str, Any]:

@@ -169,6 +169,8 @@ def test_who_asks_for_a_scan_that_is_none_is_told(l0, l1, config):
         calibrate_store(l0, l1, replace(config, scans=(LOADS,)))
     with pytest.raises(InputError, match="is a store of 'scal-l0'"):
         calibrate_store(l0, l0, config)
+    with pytest.raises(UsageError, match="has no name"):
+        calibrate_store(l0, Path(), config)
 
 
 # -- again ------------------------------------------------------------------------------------------------------------
@@ -433,13 +435,14 @@ def test_a_report_of_failures_that_are_none_any_more_is_removed(l0, l1, config, 
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "notes", '{"schema": 2, "failures": []}', '{"schema": 1}', None])
-def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text):
-    path = tmp_path / "elsewhere.json"
+@pytest.mark.parametrize("usual", [False, True])
+def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text, usual):
+    path = failures_path(l1) if usual else tmp_path / "elsewhere.json"
     if text is None:
         path.mkdir()
     else:
         path.write_text(text)
-    config = replace(config, failures=path)
+    config = replace(config, failures=None if usual else path)
     for run_it in (lambda: calibrate_store(l0, l1, config), lambda: calibrate_single_scan(l0, l1, 1, config)):
         with pytest.raises(UsageError, match="is no list of failures"):
             run_it()
