@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nightbeam.core.errors import UsageError
-from nightbeam.core.files import storage_errors, write_text
+from nightbeam.core.files import remove_parts, storage_errors, write_text
 from nightbeam.scans.model import PipelineResult, ScanFailure
 
 __all__ = ["failures_path", "read_failures", "require_ours", "write_failures"]
@@ -46,8 +45,7 @@ def write_failures(
     StorageError
         If it cannot be written.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by who was killed; nobody else is at it
-        left.unlink(missing_ok=True)
+    remove_parts(path)
     failures = sorted([*result.failures, *earlier], key=lambda one: one.scan)
     if not failures:
         if _is_ours(path):

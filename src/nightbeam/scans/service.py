@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nightbeam.core.errors import BusyError, ConfigError, MissingError, NightbeamError, StorageError, UsageError
-from nightbeam.core.files import write_text
+from nightbeam.core.files import remove_parts, write_text
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.scans.model import NoCalibrationError, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
@@ -148,7 +149,7 @@ class ScanService:
     settle_s
         A scan that does not say whether it is complete must not have changed for so long.
     heartbeat
-        A JSON file that says what `counters` says, and when; None: there is none.
+        A JSON file that says what `counters` says, and when, of this service alone; None: there is none.
     calibrate, clock
         In place of `calibrate_store` and of the time, for tests.
 
@@ -187,6 +188,9 @@ class ScanService:
     def loop(self, stop: threading.Event) -> None:
         """Work until asked to stop; the scan that is being written is given up then, and begun anew next time."""
         _log.info("scans of %s are calibrated into %s", self.input_dir, self.output_dir)
+        if self._heartbeat is not None:
+            with contextlib.suppress(OSError):  # what it is, is said when it is written
+                remove_parts(self._heartbeat)
         while not stop.is_set():
             if not self.poll(stop):
                 stop.wait(self._interval_s)
