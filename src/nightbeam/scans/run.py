@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import psutil
@@ -37,6 +37,7 @@ from nightbeam.scans.model import (
     PipelineConfig,
     PipelineResult,
     RawScan,
+    RejectedCalibration,
     StoreReadError,
     Tuning,
     UnsupportedModeError,
@@ -97,6 +98,8 @@ class Run:
         self._calibrations: list[CalibrationScan] | None = None
         self._load_warnings: dict[int, list[str]] = {}
         self._bad_loads: dict[int, CalibrationError] = {}
+        #: Calibrations that cannot be used; those of earlier runs are put in by who knows them.
+        self.rejected: dict[int, RejectedCalibration] = {}
 
     @property
     def atmosphere(self) -> str:
@@ -208,8 +211,9 @@ class Run:
                 try:
                     head = self.store.read(scan, counts=False)
                 except CalibrationError as error:
-                    _log.warning("calibration %d is not used: %s", scan, error.what)
+                    self._reject(scan, error, "load")
                     continue
+                self._accept(scan, "load")
                 if head.info.complete is not False:
                     middle = 0.5 * sum(ends(head))
                     found.append(CalibrationScan(scan, self._tuning(head), middle))
@@ -272,11 +276,36 @@ class Run:
         try:
             load = self._read_load(scan)
         except CalibrationError as error:
-            _log.warning("calibration %d is not used: %s", scan, error.what)
+            self._reject(scan, error, "resolve")
             self._bad_loads[scan] = error
             raise
+        self._accept(scan, "resolve")
         self._loads.put(scan, load)
         return load
+
+    def _reject(self, scan: int, error: CalibrationError, stage: Literal["load", "resolve"]) -> None:
+        """Note a calibration that cannot be used, and say it, but not what was said before of the same files."""
+        one = RejectedCalibration(scan, type(error).__name__, stage, error.what, self._files(scan))
+        before = self.rejected.get(scan)
+        if before is None or (before.error, before.files) != (one.error, one.files):
+            _log.warning("calibration %d is not used: %s", scan, error.what)
+        self.rejected[scan] = one
+
+    def _accept(self, scan: int, stage: Literal["load", "resolve"]) -> None:
+        if scan in self.rejected and stage in ("resolve", self.rejected[scan].stage):
+            del self.rejected[scan]
+
+    def still_rejected(self) -> tuple[RejectedCalibration, ...]:
+        """Return the calibrations that cannot be used, of this run and of earlier ones, unless they have changed."""
+        there = {*self.store.scans()} if self.rejected else set()
+        every = sorted(self.rejected.values(), key=lambda one: one.scan)
+        return tuple(one for one in every if one.scan in there and self._files(one.scan) == one.files)
+
+    def _files(self, scan: int) -> str:
+        try:
+            return self._stat(scan)
+        except StoreReadError:
+            return ""
 
     def _read_load(self, scan: int) -> CalibrationLoadFull:
         self._stats.pop(scan, None)

@@ -30,7 +30,7 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 from nightbeam.scans.pipeline import Pipeline
-from nightbeam.scans.report import failures_path, read_failures, require_ours, write_failures
+from nightbeam.scans.report import failures_path, read_failures, read_rejected, require_ours, write_failures
 from nightbeam.scans.results import ResultStore, arrays_of
 from nightbeam.scans.run import NOT_OF_A_SOURCE, Run
 
@@ -174,12 +174,14 @@ def _work_through(
     l0, l1, config = run.store.path, run.output.given, run.config
     started, run_id, path = iso_z(utc_now()), uuid.uuid4().hex[:12], config.failures or failures_path(l1)
     with run.output.sole_writer(), _quiet_zarr():
+        run.rejected = {one.scan: one for one in read_rejected(path)}
         todo, result = run.plan()
         if on_begin is not None:
             on_begin(len(todo))
         if todo:
             run.output.describe(**_about(l0), config_hash=run.config_hash)
         result = _attempts(run, todo, result, on_scan or (lambda _: None))
+        result = replace(result, rejected=run.still_rejected())
         write_failures(
             path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
             earlier=_others(path, result, run),

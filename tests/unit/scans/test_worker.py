@@ -26,8 +26,9 @@ from nightbeam.scans.model import (
     ScanResult,
     StoreReadError,
 )
-from nightbeam.scans.report import failures_path, read_failures
+from nightbeam.scans.report import failures_path, read_failures, read_rejected
 from nightbeam.scans.results import ResultStore
+from nightbeam.scans.summary import failure_report
 from nightbeam.scans.worker import calibrate_single_scan, calibrate_store, plan_store
 from nightbeam.testing.night import OWN, SHARED, Fault, NightPlan, NightTruth, leave_incomplete, simulate_night
 from nightbeam.testing.night_faults import FAULT_KINDS
@@ -363,6 +364,45 @@ def test_a_calibration_that_is_not_valid_is_read_once_and_told_once(l0, l1, conf
     assert caplog.text.count("calibration 150000 is not used: the hot load has 93.0 K") == 1
     assert [one.warnings[0].split(":")[0] for one in result.successes] == ["calibration 150000 was passed over"] * 3
     assert [len(one.warnings) for one in result.successes] == [1, 1, 1]
+
+
+def test_loads_that_cannot_be_used_are_listed_until_they_change_and_told_of_once(l0, l1, config, group_of, caplog):
+    loads = RawStore(l0).read(LOADS)
+    for number, by_s in ((150_000, 15.0), (150_001, 30.0)):
+        write_raw_scan(l0, replace(loads, info=replace(loads.info, scan=number), time_s=loads.time_s + by_s))
+    group_of(l0, 150_000).attrs["t_hot_k"] = 93.0
+    chunk = l0 / "scans" / scan_name(150_001) / "time" / "c" / "0"
+    good = chunk.read_bytes()
+    chunk.unlink()
+    path = failures_path(l1)
+    result = calibrate_store(l0, l1, config)
+    expected = [(150_000, "LoadTemperatureError", "resolve"), (150_001, "StoreReadError", "load")]
+    assert [(one.scan, one.error, one.stage) for one in result.rejected] == expected
+    assert (result.failures, result.exit_code) == ((), 0)
+    assert tuple(read_rejected(path)) == result.rejected
+    report = failure_report(l1)
+    assert report is not None
+    assert (report.failures, report.rejected) == ((), result.rejected)
+    # Also runs that have nothing to do, or need others, list them; as those of a service do, scan by scan.
+    for again in (config, replace(config, scans=(3,)), replace(config, scans=(2,), force=True)):
+        assert calibrate_store(l0, l1, again).rejected == result.rejected
+    assert caplog.text.count("calibration 150000 is not used") == 1
+    assert caplog.text.count("calibration 150001 is not used") == 1
+    group_of(l0, 150_000).attrs["t_hot_k"] = 94.0  # another file, the same trouble
+    calibrate_store(l0, l1, config)
+    assert caplog.text.count("calibration 150000 is not used") == 2
+    chunk.write_bytes(good)
+    assert [one.scan for one in calibrate_store(l0, l1, config).rejected] == [150_000]
+    shutil.rmtree(l0 / "scans" / scan_name(150_000))
+    assert calibrate_store(l0, l1, config).rejected == ()
+    assert not path.exists()
+
+
+def test_loads_that_can_be_used_after_all_are_listed_no_longer(l0, l1, config):
+    options = CalibrationOptions(limits=ScanLimits(t_rec_k=1.0))
+    first = calibrate_store(l0, l1, replace(config, options=options))
+    assert [(one.scan, one.error) for one in first.rejected] == [(LOADS, "ReceiverTemperatureError")]
+    assert calibrate_store(l0, l1, config).rejected == ()
 
 
 def test_a_scan_in_the_making_waits_and_so_does_a_calibration(l0, l1, config, group_of):
