@@ -6,8 +6,9 @@ All brightness is the Rayleigh-Jeans equivalent ``J`` of Planck's law, in kelvin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -147,6 +148,14 @@ class LayeredAtmosphere:
         totals = np.stack([layers.tau_dry.sum(axis=0), layers.tau_wet_per_mm.sum(axis=0)])
         self._totals = CubicSpline(layers.freq_ghz, totals, axis=1)
 
+    @property
+    def name(self) -> str:
+        """What it is known by: a digest of the layers."""
+        digest = hashlib.blake2b(repr(self.background_k).encode(), digest_size=16)
+        for one in fields(self.layers):
+            digest.update(np.ascontiguousarray(getattr(self.layers, one.name)).tobytes())
+        return digest.hexdigest()
+
     def opacity(self, freq_ghz: ArrayLike, pwv_mm: ArrayLike) -> NDArray[np.float64]:
         """Return the zenith opacity (see `AtmosphereModel`)."""
         dry, wet = self._totals(self._inside(freq_ghz))
@@ -190,6 +199,11 @@ class BandedAtmosphere:
         if not parts:
             raise InputError("an atmosphere without a band")
         self.parts = tuple(parts)
+
+    @property
+    def name(self) -> str:
+        """What it is known by: digests of the layers of each band."""
+        return " ".join(part.name for part in self.parts)
 
     def opacity(self, freq_ghz: ArrayLike, pwv_mm: ArrayLike) -> NDArray[np.float64]:
         """Return the zenith opacity (see `AtmosphereModel`)."""

@@ -51,7 +51,7 @@ def read_layers(path: Path) -> list[Layers] | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             number = sum(name.startswith("freq_ghz_") for name in found.files)
             return [Layers(*(found[f"{name}_{n}"] for name in _ARRAYS)) for n in range(number)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no layers of air: {error}", fix="remove it, it is made anew") from error

@@ -19,7 +19,7 @@ from nightbeam.cli.output import dry_run_option, json_option, plain, printable, 
 from nightbeam.core.errors import BusyError, NightbeamError, UsageError
 
 if TYPE_CHECKING:
-    from nightbeam.scans.model import PipelineConfig, PipelineResult, ScanFailure, ScanResult
+    from nightbeam.scans.model import PipelineConfig, PipelineResult, RejectedCalibration, ScanFailure, ScanResult
     from nightbeam.scans.summary import ScanSummary
     from nightbeam.testing.dish import Line
     from nightbeam.testing.night import NightPlan, NightTruth
@@ -215,7 +215,7 @@ def _said_here() -> Iterator[None]:
 def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code: int, *, as_json: bool) -> None:
     from nightbeam.scans.report import failures_path
 
-    failures = (config.failures or failures_path(l1)) if result.failures else None
+    failures = (config.failures or failures_path(l1)) if result.failures or result.rejected else None
     counts = {
         "calibrated": len(result.successes),
         "failed": len(result.failures),
@@ -223,7 +223,9 @@ def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code:
         "incomplete": len(result.incomplete),
     }
     if as_json:
-        whole = {"kind": "run", **counts, "stopped": result.stopped, "failures": failures, "exit_code": code}
+        rejected = [one.scan for one in result.rejected]
+        said = {"rejected_calibrations": rejected, "stopped": result.stopped, "failures": failures, "exit_code": code}
+        whole = {"kind": "run", **counts, **said}
         show([whole], as_json=True)
         return
     if result.successes:
@@ -238,6 +240,8 @@ def _show_result(result: PipelineResult, l1: Path, config: PipelineConfig, code:
     )
     if not any(counts.values()) and not result.stopped:
         talk("nothing to do: the store has no scan of a source")
+    if result.rejected:
+        talk(f"load calibrations that cannot be used: {', '.join(str(one.scan) for one in result.rejected)}")
     if failures is not None:
         talk(f"what failed, and why: {failures}")
 
@@ -343,7 +347,7 @@ def status(l1: Path, failures: Path | None, as_json: bool) -> None:
 
     said, found = store_attributes(l1), summarize_store(l1)
     report, who = failure_report(l1, failures), running(l1)
-    failed = report.failures if report else ()
+    failed, rejected = (report.failures, report.rejected) if report else ((), ())
     if as_json:
         whole = {
             "kind": "store",
@@ -351,15 +355,19 @@ def status(l1: Path, failures: Path | None, as_json: bool) -> None:
             "l0": said.get("l0"),
             "calibrated": len(found),
             "failed": len(failed),
+            "rejected_calibrations": len(rejected),
             "running": who,
             "last_failure": report and {"path": report.path, "run_id": report.run_id, "finished": report.finished},
         }
         scan_rows = ({"kind": "scan"} | plain(one) for one in found)
-        show([*scan_rows, *(_failed(one) for one in failed), whole], as_json=True)
+        rejected_rows = ({"kind": "rejected_calibration"} | plain(one) for one in rejected)
+        show([*scan_rows, *(_failed(one) for one in failed), *rejected_rows, whole], as_json=True)
         return
     _show_summary(found, l1)
     if failed:
         show([_failure_line(one) for one in failed], title="failed in the last run")
+    if rejected:
+        show([_failure_line(one) for one in rejected], title="load calibrations that cannot be used")
     talk(f"{len(found)} scans calibrated, {len(failed)} failed in the last run")
     if who is not None:
         since = f" (process {who['pid']} on {who['host']} since {who['since']})" if who else ""
@@ -398,7 +406,7 @@ def _digits(value: float | None, form: str) -> str | None:
     return None if value is None else form.format(value)
 
 
-def _failure_line(one: ScanFailure) -> dict[str, Any]:
+def _failure_line(one: ScanFailure | RejectedCalibration) -> dict[str, Any]:
     return {"scan": one.scan, "error": one.error, "stage": one.stage, "message": one.message.strip()}
 
 

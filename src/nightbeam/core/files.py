@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ __all__ = [
     "new_directory",
     "part_path",
     "remove",
+    "remove_parts",
     "replace_path",
     "require_space",
     "scratch_directory",
@@ -52,6 +54,13 @@ def part_path(path: Path) -> Path:
     It lies in the same directory, so that a rename is atomic, begins with a dot and ends in ``.part``.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what those left who were killed while they wrote a file; only for who is the only one that writes it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -85,6 +85,8 @@ _ARRAYS: Final[Mapping[str, tuple[tuple[str, ...], str, str]]] = {
     "main_beam_eff": (("pixel",), "f4", "1"),
     "flag": (("dump", "pixel"), "u1", "1"),
 }
+#: Arrays that may be zero throughout: on the source, no flag set, pointing unknown while loads are seen.
+_MAY_BE_ZERO: Final = frozenset({"elevation", "azimuth", "lon_off", "lat_off", "row", "flag"})
 #: Our names of what is called otherwise in the store.
 _OURS: Final = {
     "time": "time_s", "duration": "duration_s", "elevation": "elevation_deg", "azimuth": "azimuth_deg",
@@ -287,8 +289,7 @@ class RawStore:
                     _check_chunks(scan, array, self._place(scan) / name)
                     found[name] = _counts(array, where, into, stop) if counts else np.empty((0, 0, 0), np.float32)
                 else:
-                    if array.dtype.kind == "f" and np.isnan(array.fill_value):  # else a writer may leave out zeros
-                        _check_chunks(scan, array, self._place(scan) / name)
+                    _check_chunks(scan, array, self._place(scan) / name)
                     found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
@@ -493,7 +494,11 @@ def _check_units(scan: int, name: str, said: Any) -> None:
 
 
 def _check_chunks(scan: int, array: Any, place: Path) -> None:
-    """Refuse an array that lacks chunks: they would read as its fill value, without a word."""
+    """Refuse an array that lacks chunks: they would read as its fill value, without a word.
+
+    Writers may leave out chunks that hold nothing but the fill value, which cannot be told from chunks that were lost.
+    It is believed only of whole arrays of zeros, where zeros cannot make a spectrum that looks right and is not.
+    """
     of_file = array.shards or array.chunks
     grid = [-(-size // of_one) for size, of_one in zip(array.shape, of_file, strict=True)]
     wanted, there = math.prod(grid), {name for name, _ in _files_below(str(place))}
@@ -502,10 +507,11 @@ def _check_chunks(scan: int, array: Any, place: Path) -> None:
     if missing <= 0:
         names = (array.metadata.encode_chunk_key(at) for at in product(*map(range, grid)))
         missing = sum(name not in there for name in names)
-    if missing:
+    if missing and not (missing == wanted and place.name in _MAY_BE_ZERO and array.fill_value == 0):
         raise StoreReadError(
             f"scan {scan}: {missing} of {wanted} chunks of {place.name} are missing",
-            fix="copy it again from where it was written; if it is still being written, wait",
+            fix="copy it again from where it was written; if it is still being written, wait; if its writer leaves "
+            "out chunks of one value, have it write them (write_empty_chunks)",
         )
 
 

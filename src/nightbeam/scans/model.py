@@ -45,6 +45,7 @@ __all__ = [
     "RawScan",
     "ReceiverTemperatureError",
     "References",
+    "RejectedCalibration",
     "SaturationError",
     "Scale",
     "ScanFailure",
@@ -759,6 +760,30 @@ class ScanFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedCalibration:
+    """A load calibration that cannot be used, as it is.
+
+    Attributes
+    ----------
+    scan
+        Its number.
+    error
+        Name of the class.
+    stage
+        ``load``: not even its times and its tuning can be read; ``resolve``: its counts cannot be read, or make no
+        sense.
+    files
+        What changes when its files do; empty where they could not be looked at.
+    """
+
+    scan: int
+    error: str
+    stage: Literal["load", "resolve"]
+    message: str
+    files: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineResult:
     """What became of the scans of a store.
 
@@ -770,6 +795,8 @@ class PipelineResult:
         Numbers of those that are still being written, as they say.
     stopped
         Whether somebody asked for an end before all was done.
+    rejected
+        Load calibrations that this run, or one before it, could not use, and whose files have not changed since.
     """
 
     successes: tuple[ScanResult, ...] = ()
@@ -777,6 +804,7 @@ class PipelineResult:
     skipped: tuple[int, ...] = ()
     incomplete: tuple[int, ...] = ()
     stopped: bool = False
+    rejected: tuple[RejectedCalibration, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nightbeam.core.errors import UsageError
-from nightbeam.core.files import storage_errors, write_text
-from nightbeam.scans.model import PipelineResult, ScanFailure
+from nightbeam.core.files import remove_parts, storage_errors, write_text
+from nightbeam.scans.model import PipelineResult, RejectedCalibration, ScanFailure
 
-__all__ = ["failures_path", "read_failures", "require_ours", "write_failures"]
+__all__ = ["failures_path", "read_failures", "read_rejected", "require_ours", "write_failures"]
 
 _SCHEMA = 1
 
@@ -34,7 +33,9 @@ def write_failures(
     finished: str,
     earlier: Iterable[ScanFailure] = (),
 ) -> None:
-    """Write what failed, all at once; without a failure a file of an earlier run is removed, and nobody else's is.
+    """Write what failed, all at once; where nothing did a file of an earlier run is removed, and nobody else's is.
+
+    Load calibrations that cannot be used are something that failed.
 
     Parameters
     ----------
@@ -46,10 +47,9 @@ def write_failures(
     StorageError
         If it cannot be written.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by who was killed; nobody else is at it
-        left.unlink(missing_ok=True)
+    remove_parts(path)
     failures = sorted([*result.failures, *earlier], key=lambda one: one.scan)
-    if not failures:
+    if not failures and not result.rejected:
         if _is_ours(path):
             with storage_errors(path):
                 path.unlink(missing_ok=True)
@@ -59,6 +59,7 @@ def write_failures(
         "schema": _SCHEMA, "run_id": run_id, "store": str(store), "output": str(output), "started": started,
         "finished": finished, "n_scans": ok + skipped + failed, "n_ok": ok, "n_skipped": skipped, "n_failed": failed,
         "failures": [_as_json(one) for one in failures],
+        "calibrations": [asdict(one) for one in result.rejected],
     }  # fmt: skip
     write_text(path, json.dumps(text, indent=1) + "\n")
 
@@ -98,4 +99,13 @@ def read_failures(path: Path) -> list[ScanFailure]:
             ScanFailure(**{**one, "calibration_scans": tuple(one["calibration_scans"])}) for one in found["failures"]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def read_rejected(path: Path) -> list[RejectedCalibration]:
+    """Return the load calibrations that the last run could not use; none where there is no file, or not ours."""
+    try:
+        found = json.loads(path.read_text())
+        return [RejectedCalibration(**one) for one in found["calibrations"] if found["schema"] == _SCHEMA]
+    except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import psutil
@@ -33,6 +37,7 @@ from nightbeam.scans.model import (
     PipelineConfig,
     PipelineResult,
     RawScan,
+    RejectedCalibration,
     StoreReadError,
     Tuning,
     UnsupportedModeError,
@@ -46,7 +51,7 @@ from nightbeam.scans.stages import (
     reference_sky,
 )
 
-__all__ = ["MODES", "NOT_OF_A_SOURCE", "Run"]
+__all__ = ["MODES", "NOT_OF_A_SOURCE", "KnownCalibrations", "Run"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +66,9 @@ _SHARE_OF_MEMORY = 0.4
 #: Loads and atmospheres that are kept: many scans share one.
 _KEPT = 4
 _TICK_S = 0.1
+
+#: Times and tunings of load calibrations, None for one that is not whole yet, with the files they were read from.
+KnownCalibrations = dict[int, tuple[str, CalibrationScan | None]]
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -81,18 +89,21 @@ class Run:
         air: AtmosphereModel | None = None,
         stop: threading.Event | None = None,
         read: Callable[..., RawScan] | None = None,
+        known: KnownCalibrations | None = None,
     ) -> None:
         self.store, self.config, self.options = store, config, config.options
         self._output = output
         self.stop = stop or threading.Event()
         #: Of the scan that failed last.
         self.error: Exception | None = None
-        self._read = read
+        self._read, self._known = read, {} if known is None else known
         self._air, self._loads, self._airs = air, _Kept[int, CalibrationLoadFull](), _Kept[Any, AtmosphereModel]()
         self._stats: dict[int, str] = {}
         self._calibrations: list[CalibrationScan] | None = None
         self._load_warnings: dict[int, list[str]] = {}
         self._bad_loads: dict[int, CalibrationError] = {}
+        #: Calibrations that cannot be used; those of earlier runs are put in by who knows them.
+        self.rejected: dict[int, RejectedCalibration] = {}
 
     @property
     def atmosphere(self) -> str:
@@ -105,8 +116,14 @@ class Run:
         return fingerprint(*self._options_and_air)
 
     @cached_property
-    def _options_and_air(self) -> tuple[dict[str, Any], str]:
-        atmosphere = self.config.atmosphere if self._air is None else repr(self._air)
+    def _options_and_air(self) -> tuple[dict[str, Any], str | None]:
+        atmosphere: str | None = self.config.atmosphere
+        if self._air is not None and (atmosphere := _name_of_air(self._air)) is None:
+            atmosphere = uuid.uuid4().hex  # its address would be that of another one in the next run
+            _log.warning(
+                "an atmosphere of the class %s cannot be recognised in a later run, which will do all scans again: "
+                "give it an attribute `name`, or make it a dataclass", type(self._air).__qualname__,
+            )  # fmt: skip
         # Which calibration a scan has to use is said by what it has used.
         return asdict(self.options) | {"force_calibration": None}, atmosphere
 
@@ -192,14 +209,20 @@ class Run:
             for scan in self.store.scans():
                 if self.store.kind(scan) not in ("calibration", "cal"):
                     continue
-                try:
-                    head = self.store.read(scan, counts=False)
-                except CalibrationError as error:
-                    _log.warning("calibration %d is not used: %s", scan, error.what)
-                    continue
-                if head.info.complete is not False:
+                files = self._files(scan)
+                if scan not in self._known or self._known[scan][0] != files or not files:
+                    try:
+                        head = self.store.read(scan, counts=False)
+                    except CalibrationError as error:
+                        self._reject(scan, error, "load")
+                        self._known.pop(scan, None)
+                        continue
                     middle = 0.5 * sum(ends(head))
-                    found.append(CalibrationScan(scan, self._tuning(head), middle))
+                    one = CalibrationScan(scan, self._tuning(head), middle)
+                    self._known[scan] = files, None if head.info.complete is False else one
+                self._accept(scan, "load")
+                if (known := self._known[scan][1]) is not None:
+                    found.append(known)
             self._calibrations = found
         return self._calibrations
 
@@ -259,11 +282,36 @@ class Run:
         try:
             load = self._read_load(scan)
         except CalibrationError as error:
-            _log.warning("calibration %d is not used: %s", scan, error.what)
+            self._reject(scan, error, "resolve")
             self._bad_loads[scan] = error
             raise
+        self._accept(scan, "resolve")
         self._loads.put(scan, load)
         return load
+
+    def _reject(self, scan: int, error: CalibrationError, stage: Literal["load", "resolve"]) -> None:
+        """Note a calibration that cannot be used, and say it, but not what was said before of the same files."""
+        one = RejectedCalibration(scan, type(error).__name__, stage, error.what, self._files(scan))
+        before = self.rejected.get(scan)
+        if before is None or (before.error, before.files) != (one.error, one.files):
+            _log.warning("calibration %d is not used: %s", scan, error.what)
+        self.rejected[scan] = one
+
+    def _accept(self, scan: int, stage: Literal["load", "resolve"]) -> None:
+        if scan in self.rejected and stage in ("resolve", self.rejected[scan].stage):
+            del self.rejected[scan]
+
+    def still_rejected(self) -> tuple[RejectedCalibration, ...]:
+        """Return the calibrations that cannot be used, of this run and of earlier ones, unless they have changed."""
+        there = {*self.store.scans()} if self.rejected else set()
+        every = sorted(self.rejected.values(), key=lambda one: one.scan)
+        return tuple(one for one in every if one.scan in there and self._files(one.scan) == one.files)
+
+    def _files(self, scan: int) -> str:
+        try:
+            return self._stat(scan)
+        except StoreReadError:
+            return ""
 
     def _read_load(self, scan: int) -> CalibrationLoadFull:
         self._stats.pop(scan, None)
@@ -353,6 +401,24 @@ class Run:
             kept = casa_atmosphere(weather, [freq, image], cache_dir=cache)
             self._airs.put(key, kept)
         return kept
+
+
+def _name_of_air(air: AtmosphereModel) -> str | None:
+    """Return what a caller's atmosphere is known by from run to run: class and fields, or name; None: nothing is."""
+    kind, name = f"{type(air).__module__}.{type(air).__qualname__}", getattr(air, "name", None)
+    if is_dataclass(air):
+        with suppress(TypeError):
+            return f"{kind} {json.dumps(asdict(air), sort_keys=True, default=_of_array)}"
+    return f"{kind} {name}" if isinstance(name, str) and name else None
+
+
+def _of_array(value: Any) -> Any:
+    """Return what an array, or a number of numpy, is in JSON; a TypeError for what has no value that could be said."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [str(value.dtype), value.shape, hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()]
+    raise TypeError(type(value))
 
 
 class _Kept(Generic[Key, Value]):

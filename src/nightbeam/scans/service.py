@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nightbeam.core.errors import BusyError, ConfigError, MissingError, NightbeamError, StorageError, UsageError
-from nightbeam.core.files import write_text
+from nightbeam.core.files import remove_parts, write_text
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.scans.model import NoCalibrationError, PipelineConfig, PipelineResult, ScanFailure, ScanResult
 from nightbeam.scans.results import ResultStore
+from nightbeam.scans.run import KnownCalibrations
 from nightbeam.scans.watch import WatchedStore
 from nightbeam.scans.worker import calibrate_store
 
@@ -107,6 +109,7 @@ class _Work:
     done: set[int] = field(default_factory=set)
     trouble: dict[int, _Trouble] = field(default_factory=dict)
     loads: frozenset[int] = frozenset()
+    known: KnownCalibrations = field(default_factory=dict)
     told: set[int] = field(default_factory=set)
     due_s: float = -math.inf
     wait_s: float = 0.0
@@ -148,7 +151,7 @@ class ScanService:
     settle_s
         A scan that does not say whether it is complete must not have changed for so long.
     heartbeat
-        A JSON file that says what `counters` says, and when; None: there is none.
+        A JSON file that says what `counters` says, and when, of this service alone; None: there is none.
     calibrate, clock
         In place of `calibrate_store` and of the time, for tests.
 
@@ -187,6 +190,9 @@ class ScanService:
     def loop(self, stop: threading.Event) -> None:
         """Work until asked to stop; the scan that is being written is given up then, and begun anew next time."""
         _log.info("scans of %s are calibrated into %s", self.input_dir, self.output_dir)
+        if self._heartbeat is not None:
+            with contextlib.suppress(OSError):  # what it is, is said when it is written
+                remove_parts(self._heartbeat)
         while not stop.is_set():
             if not self.poll(stop):
                 stop.wait(self._interval_s)
@@ -297,7 +303,9 @@ class ScanService:
 
         whole = False
         try:
-            result = self._calibrate(l0, work.l1, replace(self._config, scans=scans), stop=stop, on_scan=note)
+            result = self._calibrate(
+                l0, work.l1, replace(self._config, scans=scans), stop=stop, on_scan=note, known=work.known
+            )
             self._settle(work, result, set(scans) - told)
             whole = True
         except BusyError as error:

@@ -16,8 +16,8 @@ from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import is_held, lock_holder
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
 from nightbeam.scans.files import scan_name
-from nightbeam.scans.model import ScanFailure
-from nightbeam.scans.report import failures_path
+from nightbeam.scans.model import RejectedCalibration, ScanFailure
+from nightbeam.scans.report import failures_path, read_rejected
 from nightbeam.scans.results import ResultStore
 
 __all__ = [
@@ -83,7 +83,7 @@ class ScanSummary:
 
 @dataclass(frozen=True, slots=True)
 class FailureReport:
-    """What a run has written about the scans it could not calibrate."""
+    """What a run has written about the scans it could not calibrate, and the load calibrations it could not use."""
 
     path: Path
     run_id: str | None
@@ -93,6 +93,7 @@ class FailureReport:
     n_ok: int | None
     n_skipped: int | None
     failures: tuple[ScanFailure, ...]
+    rejected: tuple[RejectedCalibration, ...] = ()
 
 
 # -- calibrated scans ---------------------------------------------------------------------------------------------
@@ -257,6 +258,7 @@ def failure_report(l1: Path, path: Path | None = None) -> FailureReport | None:
         n_ok=_count(found.get("n_ok")),
         n_skipped=_count(found.get("n_skipped")),
         failures=failures,
+        rejected=tuple(read_rejected(place)),
     )
 
 

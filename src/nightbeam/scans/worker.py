@@ -30,9 +30,9 @@ from nightbeam.scans.model import (
     StoreReadError,
 )
 from nightbeam.scans.pipeline import Pipeline
-from nightbeam.scans.report import failures_path, read_failures, require_ours, write_failures
+from nightbeam.scans.report import failures_path, read_failures, read_rejected, require_ours, write_failures
 from nightbeam.scans.results import ResultStore, arrays_of
-from nightbeam.scans.run import NOT_OF_A_SOURCE, Run
+from nightbeam.scans.run import NOT_OF_A_SOURCE, KnownCalibrations, Run
 
 __all__ = ["NOT_OF_A_SOURCE", "calibrate_single_scan", "calibrate_store", "plan_store", "write_calibration_result"]
 
@@ -49,6 +49,7 @@ def calibrate_store(
     on_begin: Callable[[int], None] | None = None,
     on_scan: Callable[[ScanResult | ScanFailure], None] | None = None,
     read: Callable[..., RawScan] | None = None,
+    known: KnownCalibrations | None = None,
 ) -> PipelineResult:
     """Calibrate all scans of a source in a store that have not been calibrated yet.
 
@@ -60,7 +61,9 @@ def calibrate_store(
     l0, l1
         Stores of raw scans, and of results.
     air
-        An atmosphere to use in place of what ``config`` says.
+        An atmosphere to use in place of what ``config`` says. Scans that were done with it are recognised by its
+        class and its fields, if it is a dataclass of numbers, words and arrays, or else by its attribute ``name``.
+        One without either has all scans done again in every run, which is said as a warning.
     stop
         Ends the run soon when it is set; what is not whole is left out and done next time.
     on_begin
@@ -69,6 +72,8 @@ def calibrate_store(
         Is told each result and each failure (those that are tried again, after the last attempt).
     read
         Reads in place of `RawStore.read`; for tests and benchmarks.
+    known
+        What earlier calls for this store have read of its load calibrations, which is added to.
 
     Raises
     ------
@@ -94,8 +99,8 @@ def calibrate_store(
     ([1, 3], [(2, 'MissingOffError')], 2)
     """
     config = config or PipelineConfig()
-    _check_failures(config)
-    run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read)
+    _check_failures(l1, config)
+    run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read, known=known)
     result = _work_through(run, on_begin, on_scan)
     if not result.successes and not result.failures and not result.skipped:
         _log.warning("%s has no scan of a source", l0)
@@ -123,7 +128,7 @@ def calibrate_single_scan(
         As of `calibrate_store`; also what else went wrong with the scan.
     """
     config = replace(config or PipelineConfig(), scans=(scan,), force=True)
-    _check_failures(config)
+    _check_failures(l1, config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop)
     result = _work_through(run)
     if result.successes:
@@ -147,9 +152,9 @@ def plan_store(l0: Path, l1: Path, config: PipelineConfig | None = None) -> list
     return sorted(words.items())
 
 
-def _check_failures(config: PipelineConfig) -> None:
-    if config.failures is not None:
-        require_ours(config.failures)
+def _check_failures(l1: Path, config: PipelineConfig) -> None:
+    if config.failures is not None or l1.name:  # a place without a name is refused as one of results
+        require_ours(config.failures or failures_path(l1))
 
 
 def _about(l0: Path) -> dict[str, Any]:
@@ -172,12 +177,14 @@ def _work_through(
     l0, l1, config = run.store.path, run.output.given, run.config
     started, run_id, path = iso_z(utc_now()), uuid.uuid4().hex[:12], config.failures or failures_path(l1)
     with run.output.sole_writer(), _quiet_zarr():
+        run.rejected = {one.scan: one for one in read_rejected(path)}
         todo, result = run.plan()
         if on_begin is not None:
             on_begin(len(todo))
         if todo:
             run.output.describe(**_about(l0), config_hash=run.config_hash)
         result = _attempts(run, todo, result, on_scan or (lambda _: None))
+        result = replace(result, rejected=run.still_rejected())
         write_failures(
             path, result, run_id=run_id, store=l0, output=l1, started=started, finished=iso_z(utc_now()),
             earlier=_others(path, result, run),

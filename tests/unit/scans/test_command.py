@@ -19,8 +19,8 @@ from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingErr
 from nightbeam.core.locks import sole_owner
 from nightbeam.scans import worker
 from nightbeam.scans.files import RawStore, create_raw_store, scan_name
-from nightbeam.scans.model import PipelineConfig, PipelineResult, ScanFailure, ScanResult
-from nightbeam.scans.report import write_failures
+from nightbeam.scans.model import PipelineConfig, PipelineResult, RejectedCalibration, ScanFailure, ScanResult
+from nightbeam.scans.report import failures_path, write_failures
 from nightbeam.scans.results import ResultStore
 from nightbeam.testing.night import SHARED, read_truth
 from nightbeam.testing.night_faults import FAULT_KINDS
@@ -167,7 +167,7 @@ def test_json_is_an_object_for_each_scan_and_one_for_the_run(calls, capsys: pyte
     assert (bad["kind"], bad["status"], bad["failure_kind"], bad["stage"]) == ("scan", "failed", "read", "load")
     assert whole == {
         "kind": "run", "calibrated": 1, "failed": 1, "skipped": 0, "incomplete": 0, "stopped": False,
-        "failures": "l1.failures.json", "exit_code": 2,
+        "rejected_calibrations": [], "failures": "l1.failures.json", "exit_code": 2,
     }  # fmt: skip
 
 
@@ -273,6 +273,29 @@ def test_status_shows_who_is_at_it(tmp_path: Path, capsys: pytest.CaptureFixture
         assert run("status", l1) == 0
         assert f"a run is going on (process {os.getpid()}" in capsys.readouterr().err
         assert run("calibrate", tmp_path / "none.zarr", l1) == 1
+
+
+def test_loads_that_cannot_be_used_are_named_by_the_run_and_by_the_status(calls, tmp_path: Path, capsys):
+    bad = RejectedCalibration(100002, "GainError", "resolve", "scan 100002: the loads were exchanged", "5b1c")
+    result = PipelineResult(successes=(DONE,), rejected=(bad,))
+    calls(result)
+    assert run("calibrate", "l0.zarr", "l1.zarr") == 0
+    said = capsys.readouterr().err
+    assert "load calibrations that cannot be used: 100002" in said
+    assert "l1.failures.json" in said
+    assert run("calibrate", "l0.zarr", "l1.zarr", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rejected_calibrations"] == [100002]
+    l1 = ResultStore(tmp_path / "l1.zarr").path
+    write_failures(failures_path(l1), result, run_id="a", store=l1, output=l1, started="x", finished="y")
+    assert run("status", l1) == 0
+    out, err = capsys.readouterr()
+    assert "100002" in out
+    assert "GainError" in out
+    assert "0 failed in the last run" in err
+    assert run("status", l1, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["kind"], row.get("scan")) for row in rows] == [("rejected_calibration", 100002), ("store", None)]
+    assert (rows[-1]["failed"], rows[-1]["rejected_calibrations"]) == (0, 1)
 
 
 def test_failures_at_another_place_are_read_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

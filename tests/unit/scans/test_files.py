@@ -186,6 +186,79 @@ def test_a_chunk_that_is_missing_is_not_taken_for_numbers(store: Path, make_scan
         RawStore(store).read(7)
 
 
+def without_empty_chunks(
+    store: Path, make_scan: Make, name: str, values: np.ndarray, rows: int, fill: float = 0
+) -> int:
+    """Write an array as Zarr does if nobody says otherwise; returns how many chunks it has written."""
+    write_raw_scan(store, make_scan())
+    shutil.rmtree(store / "scans" / scan_name(7) / name)
+    chunks = (rows, *values.shape[1:])
+    array = group(store).create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)
+    array[...] = values
+    return len(chunk_files(store, name))
+
+
+@pytest.mark.parametrize("name", ["flag", "row", "lon_off", "lat_off", "azimuth"])
+@pytest.mark.parametrize("rows", [6, 2])
+def test_an_array_of_zeros_of_which_nothing_was_written_is_zero(store: Path, make_scan: Make, name: str, rows: int):
+    values = np.zeros_like(group_values(make_scan(), name))
+    assert without_empty_chunks(store, make_scan, name, values, rows) == 0
+    again = group_values(RawStore(store).read(7), name)
+    assert not again.any()
+    assert again.shape == values.shape
+
+
+@pytest.mark.parametrize("name", ["flag", "row", "lon_off", "azimuth"])
+def test_where_some_of_the_chunks_are_missing_they_may_have_been_lost(store: Path, make_scan: Make, name: str):
+    values = np.zeros_like(group_values(make_scan(), name))
+    values[0] = 1
+    assert without_empty_chunks(store, make_scan, name, values, 2) == 1
+    with pytest.raises(StoreReadError, match=f"scan 7: 2 of 3 chunks of {name} are missing") as caught:
+        RawStore(store).read(7)
+    assert "write_empty_chunks" in caught.value.fix
+
+
+@pytest.mark.parametrize("kind", ["u4", "i4", "f4"])
+@pytest.mark.parametrize("empty", [slice(None), slice(2, 4)])
+def test_counts_that_are_missing_are_never_taken_for_zeros(store: Path, make_scan: Make, kind: str, empty: slice):
+    values = make_scan().counts.astype(kind)
+    values[empty] = 0
+    assert without_empty_chunks(store, make_scan, "counts", values, 2) < 3
+    for counts in (True, False):
+        with pytest.raises(StoreReadError, match="of 3 chunks of counts are missing"):
+            RawStore(store).read(7, counts=counts)
+
+
+@pytest.mark.parametrize("rows", [6, 2])
+def test_phases_that_are_missing_are_never_taken_for_the_source(store: Path, make_scan: Make, rows: int):
+    values = make_scan().phase
+    values[2:4] = 0
+    assert without_empty_chunks(store, make_scan, "phase", values, rows) == (1 if rows == 6 else 2)
+    if rows == 6:
+        assert np.array_equal(RawStore(store).read(7).phase, values)
+        chunk_files(store, "phase")[0].unlink()
+    with pytest.raises(StoreReadError, match="chunks of phase are missing"):
+        RawStore(store).read(7)
+
+
+@pytest.mark.parametrize(
+    ("name", "fill"), [("main_beam_eff", 0.0), ("main_beam_eff", 0.9), ("gain_signal", 1.0), ("flag", 1)]
+)
+def test_what_was_lost_is_not_its_fill_value(store: Path, make_scan: Make, name: str, fill: float):
+    values = group_values(make_scan(), name)
+    without_empty_chunks(store, make_scan, name, values[:, 0] if name == "gain_signal" else values, len(values), fill)
+    RawStore(store).read(7)
+    chunk_files(store, name)[0].unlink()
+    with pytest.raises(StoreReadError, match=f"1 of 1 chunks of {name} are missing"):
+        RawStore(store).read(7)
+
+
+def group_values(scan: RawScan, name: str) -> np.ndarray:
+    return np.asarray(
+        getattr(scan, {"lon_off": "lon_off_deg", "lat_off": "lat_off_deg", "azimuth": "azimuth_deg"}.get(name, name))
+    )
+
+
 @pytest.mark.parametrize("name", ["counts", "phase", "time", "frequency_image", "main_beam_eff"])
 def test_an_array_that_is_missing_is_named(store: Path, make_scan: Make, name: str):
     write_raw_scan(store, make_scan())

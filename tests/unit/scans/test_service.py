@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import BusyError, ConfigError, InputError, MissingError, StorageError, UsageError
+from nightbeam.core.files import part_path
 from nightbeam.scans import watch
 from nightbeam.scans.files import RawStore, create_raw_store, scan_name, write_raw_scan
 from nightbeam.scans.model import CalibrationOptions, PipelineConfig, PipelineResult, ScanFailure, ScanResult
@@ -51,7 +52,9 @@ class Canned:
         self.fails: dict[int, dict[str, Any]] = {}
         self.raises: Exception | None = None
 
-    def __call__(self, l0: Path, l1: Path, config: PipelineConfig, *, stop: Any, on_scan: Any) -> PipelineResult:
+    def __call__(
+        self, l0: Path, l1: Path, config: PipelineConfig, *, stop: Any, on_scan: Any, **_: Any
+    ) -> PipelineResult:
         assert config.scans is not None
         assert not config.force
         self.calls.append(config.scans)
@@ -544,6 +547,18 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     assert place.poll() == [(1,)]
     assert place.poll(5) == []
     assert caplog.text.count("heartbeat cannot be written") == 1
+
+
+def test_half_a_heartbeat_of_who_was_killed_is_removed_at_the_start_and_nothing_else(tmp_path):
+    beat, stop = tmp_path / "beat[1].json", threading.Event()
+    half = [part_path(beat) for _ in range(2)]
+    others = [part_path(tmp_path / "beat1.json"), tmp_path / ".beat[1].json.notes", part_path(tmp_path / "night.json")]
+    for path in (*half, *others):
+        path.write_text("{")
+    stop.set()
+    Place(tmp_path, heartbeat=beat).service.loop(stop)
+    assert [path.exists() for path in half] == [False, False]
+    assert all(path.exists() for path in others)
 
 
 def test_the_loop_ends_when_it_is_asked_to_and_says_what_is_left(place, caplog, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nightbeam import __version__
+from nightbeam.atmosphere import BandedAtmosphere, ClosedFormAtmosphere, LayeredAtmosphere, Layers
 from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.scans import run
 from nightbeam.scans.files import RawStore, scan_name, write_raw_scan
@@ -25,8 +26,9 @@ from nightbeam.scans.model import (
     ScanResult,
     StoreReadError,
 )
-from nightbeam.scans.report import failures_path, read_failures
+from nightbeam.scans.report import failures_path, read_failures, read_rejected
 from nightbeam.scans.results import ResultStore
+from nightbeam.scans.summary import failure_report
 from nightbeam.scans.worker import calibrate_single_scan, calibrate_store, plan_store
 from nightbeam.testing.night import OWN, SHARED, Fault, NightPlan, NightTruth, leave_incomplete, simulate_night
 from nightbeam.testing.night_faults import FAULT_KINDS
@@ -168,6 +170,8 @@ def test_who_asks_for_a_scan_that_is_none_is_told(l0, l1, config):
         calibrate_store(l0, l1, replace(config, scans=(LOADS,)))
     with pytest.raises(InputError, match="is a store of 'scal-l0'"):
         calibrate_store(l0, l0, config)
+    with pytest.raises(UsageError, match="has no name"):
+        calibrate_store(l0, Path(), config)
 
 
 # -- again ------------------------------------------------------------------------------------------------------------
@@ -227,6 +231,68 @@ def test_each_scan_says_which_options_it_was_made_with_and_the_store_those_of_th
     forced = CalibrationOptions(force_calibration=((1, LOADS),))
     calibrate_store(l0, l1, replace(config, scans=(1,), force=True, memory_budget_bytes=20_000, options=forced))
     assert root()["config_hash"] == store.attributes(1)["config_hash"] == first
+
+
+class PlainAir:
+    """An atmosphere of somebody else, which says nothing of itself."""
+
+    def __init__(self, dry: float, name: str = "") -> None:
+        self._air = ClosedFormAtmosphere(dry=dry)
+        if name:
+            self.name = name
+
+    def opacity(self, *given: Any) -> Any:
+        return self._air.opacity(*given)
+
+    def sky(self, *given: Any) -> Any:
+        return self._air.sky(*given)
+
+
+@dataclass
+class TableAir(PlainAir):
+    """The same, with fields."""
+
+    dry: float
+    table: Any
+
+    def __post_init__(self) -> None:
+        super().__init__(self.dry)
+
+
+def layers(wet: float) -> BandedAtmosphere:
+    freq = np.linspace(790.0, 815.0, 26)
+    one = Layers(freq, np.array([260.0]), np.full((1, 26), 0.08), np.full((1, 26), wet))
+    return BandedAtmosphere([LayeredAtmosphere(one)])
+
+
+@pytest.mark.parametrize(
+    ("same", "others"),
+    [
+        (lambda: PlainAir(0.12, "mine"), [lambda: PlainAir(0.13, "another")]),
+        (lambda: ClosedFormAtmosphere(dry=0.12), [lambda: ClosedFormAtmosphere(dry=0.13)]),
+        (
+            lambda: TableAir(0.12, np.arange(5000.0)),
+            [lambda: TableAir(0.12, np.where(np.arange(5000) == 2500, 0, np.arange(5000.0)))],
+        ),
+        (lambda: layers(1.2), [lambda: layers(1.3)]),
+    ],
+    ids=["named", "dataclass", "arrays", "layers"],
+)
+def test_an_atmosphere_of_somebody_else_is_known_again_by_its_fields_or_its_name(l0, l1, config, caplog, same, others):
+    config = replace(config, scans=(2,))
+    assert numbers(calibrate_store(l0, l1, config, air=same()).successes) == [2]
+    assert calibrate_store(l0, l1, config, air=same()).skipped == (2,)
+    for other in others:
+        assert calibrate_store(l0, l1, config, air=other()).skipped == ()
+    assert "cannot be recognised" not in caplog.text
+
+
+@pytest.mark.parametrize("make", [lambda: PlainAir(0.12), lambda: TableAir(0.12, object())], ids=["plain", "fields"])
+def test_an_atmosphere_that_nothing_is_known_of_is_never_taken_for_another_and_told_of(l0, l1, config, caplog, make):
+    air, config = make(), replace(config, scans=(2,))
+    for runs in (1, 2):
+        assert numbers(calibrate_store(l0, l1, config, air=air).successes) == [2]
+        assert caplog.text.count("cannot be recognised in a later run") == runs
 
 
 def test_a_scan_that_has_changed_is_done_again_and_no_other(l0, l1, config, group_of):
@@ -300,6 +366,45 @@ def test_a_calibration_that_is_not_valid_is_read_once_and_told_once(l0, l1, conf
     assert [len(one.warnings) for one in result.successes] == [1, 1, 1]
 
 
+def test_loads_that_cannot_be_used_are_listed_until_they_change_and_told_of_once(l0, l1, config, group_of, caplog):
+    loads = RawStore(l0).read(LOADS)
+    for number, by_s in ((150_000, 15.0), (150_001, 30.0)):
+        write_raw_scan(l0, replace(loads, info=replace(loads.info, scan=number), time_s=loads.time_s + by_s))
+    group_of(l0, 150_000).attrs["t_hot_k"] = 93.0
+    chunk = l0 / "scans" / scan_name(150_001) / "time" / "c" / "0"
+    good = chunk.read_bytes()
+    chunk.unlink()
+    path = failures_path(l1)
+    result = calibrate_store(l0, l1, config)
+    expected = [(150_000, "LoadTemperatureError", "resolve"), (150_001, "StoreReadError", "load")]
+    assert [(one.scan, one.error, one.stage) for one in result.rejected] == expected
+    assert (result.failures, result.exit_code) == ((), 0)
+    assert tuple(read_rejected(path)) == result.rejected
+    report = failure_report(l1)
+    assert report is not None
+    assert (report.failures, report.rejected) == ((), result.rejected)
+    # Also runs that have nothing to do, or need others, list them; as those of a service do, scan by scan.
+    for again in (config, replace(config, scans=(3,)), replace(config, scans=(2,), force=True)):
+        assert calibrate_store(l0, l1, again).rejected == result.rejected
+    assert caplog.text.count("calibration 150000 is not used") == 1
+    assert caplog.text.count("calibration 150001 is not used") == 1
+    group_of(l0, 150_000).attrs["t_hot_k"] = 94.0  # another file, the same trouble
+    calibrate_store(l0, l1, config)
+    assert caplog.text.count("calibration 150000 is not used") == 2
+    chunk.write_bytes(good)
+    assert [one.scan for one in calibrate_store(l0, l1, config).rejected] == [150_000]
+    shutil.rmtree(l0 / "scans" / scan_name(150_000))
+    assert calibrate_store(l0, l1, config).rejected == ()
+    assert not path.exists()
+
+
+def test_loads_that_can_be_used_after_all_are_listed_no_longer(l0, l1, config):
+    options = CalibrationOptions(limits=ScanLimits(t_rec_k=1.0))
+    first = calibrate_store(l0, l1, replace(config, options=options))
+    assert [(one.scan, one.error) for one in first.rejected] == [(LOADS, "ReceiverTemperatureError")]
+    assert calibrate_store(l0, l1, config).rejected == ()
+
+
 def test_a_scan_in_the_making_waits_and_so_does_a_calibration(l0, l1, config, group_of):
     leave_incomplete(l0, 2)
     first = calibrate_store(l0, l1, config)
@@ -370,15 +475,37 @@ def test_a_report_of_failures_that_are_none_any_more_is_removed(l0, l1, config, 
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "notes", '{"schema": 2, "failures": []}', '{"schema": 1}', None])
-def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text):
-    path = tmp_path / "elsewhere.json"
+@pytest.mark.parametrize("usual", [False, True])
+def test_something_else_where_failures_are_to_be_written_is_refused_and_stays(l0, l1, config, tmp_path, text, usual):
+    path = failures_path(l1) if usual else tmp_path / "elsewhere.json"
     if text is None:
         path.mkdir()
     else:
         path.write_text(text)
-    config = replace(config, failures=path)
+    config = replace(config, failures=None if usual else path)
     for run_it in (lambda: calibrate_store(l0, l1, config), lambda: calibrate_single_scan(l0, l1, 1, config)):
         with pytest.raises(UsageError, match="is no list of failures"):
             run_it()
     assert path.is_dir() if text is None else path.read_text() == text
     assert not l1.exists()
+
+
+def test_times_and_tunings_of_loads_are_read_once_until_their_files_change(l0, l1, config, monkeypatch):
+    original, heads, known = RawStore.read, [], {}
+
+    def read(store: RawStore, scan: int, **more: Any) -> Any:
+        if more.get("counts") is False:
+            heads.append(scan)
+        return original(store, scan, **more)
+
+    monkeypatch.setattr(RawStore, "read", read)
+    (load,) = set(RawStore(l0).scans()) - {1, 2, 3}
+    calibrate_store(l0, l1, replace(config, scans=(1,)), known=known)
+    assert heads.count(load) == 1
+    calibrate_store(l0, l1, replace(config, scans=(2,)), known=known)
+    assert heads.count(load) == 1
+    moved = original(RawStore(l0), load)
+    write_raw_scan(l0, replace(moved, time_s=moved.time_s + 86_400.0))
+    (failure,) = calibrate_store(l0, l1, replace(config, scans=(3,)), known=known).failures
+    assert failure.error == "NoCalibrationError", "it is of another day now"
+    assert heads.count(load) == 2
