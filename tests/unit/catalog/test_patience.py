@@ -78,6 +78,7 @@ def test_the_loop_goes_on_while_a_lock_is_waited_for(tmp_path: Path):
     assert silence_s < 1.0
 
 
+@pytest.mark.slow
 def test_without_it_the_loop_stands_still_for_as_long_as_sqlite_waits(tmp_path: Path):
     silence_s, served = run(tmp_path / "a.db", "")
     assert not served
