@@ -9,9 +9,9 @@ where the two differ a person has decided and the person's word stands.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import os
-import subprocess
+import io
 import sys
 import tempfile
 from importlib import resources
@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 from prefect.automations import AutomationCore
+from prefect.cli import app as prefect
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
@@ -182,24 +183,29 @@ def _apply_automation(client: SyncPrefectClient, wanted: dict[str, Any], decided
 
 
 def _deploy(plan: dict[str, Any]) -> None:
+    """Run `prefect deploy` in this process, which has Prefect in memory already: that takes half the time."""
     with tempfile.TemporaryDirectory(prefix="nightbeam-apply-") as stand:
         path = Path(stand) / "prefect.yaml"
         path.write_text(yaml.safe_dump(plan, sort_keys=False))
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)],
-            cwd=stand,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
-            check=False,
-        )
-    if done.returncode != 0:
+        said = io.StringIO()
+        with contextlib.chdir(stand), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path))
+    if code != 0:
         raise ToolError(
-            f"prefect deploy ended with exit code {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}",
-            fix="correct prefect.yaml",
+            f"prefect deploy ended with exit code {code}:\n{said.getvalue()[-3000:]}", fix="correct prefect.yaml"
         )
+
+
+def _prefect(*arguments: str) -> object:
+    """Run a command of Prefect's in this process; return its exit code."""
+    ours, sys.argv = sys.argv, ["prefect", *arguments]
+    try:
+        prefect()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = ours
+    return 0
 
 
 def _switches(client: SyncPrefectClient) -> Switches:

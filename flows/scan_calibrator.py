@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -12,7 +12,9 @@ from prefect.client.schemas.objects import State
 from flows._service import run_service
 from nightbeam.core.settings import load_settings
 from nightbeam.scans.config import pipeline_config
-from nightbeam.scans.service import ScanService
+
+if TYPE_CHECKING:
+    from nightbeam.scans.service import ScanService
 
 #: Rows of a table at the run.
 _MOST_ROWS: Final = 100
@@ -41,6 +43,8 @@ def scan_calibrator(
     fence_s
         How often the server is asked whether this run is still supposed to run.
     """
+    from nightbeam.scans.service import ScanService  # heavy: an apply imports every flow
+
     settings = load_settings().resolved()
     scans = settings.scans
     assert scans.input_dir is not None  # resolved

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from nightbeam.scans.attempt import attempt_store
 from nightbeam.scans.model import PipelineConfig, PipelineResult
 from tasks._policy import effect
 
@@ -13,6 +12,8 @@ __all__ = ["calibrate_store"]
 
 
 def _calibrate(l0: Path, l1: Path, config: PipelineConfig, since: datetime, name: str) -> PipelineResult:
+    from nightbeam.scans.attempt import attempt_store  # heavy: an apply imports every flow
+
     del name  # for the run's name
     return attempt_store(l0, l1, config, since=since)
 

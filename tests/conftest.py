@@ -6,9 +6,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.pop("NIGHTBEAM_CONFIG", None)
+
+# Our modules and those of the tests are compiled once, not in each of the many processes that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No test is to fail because the machine was busy, or by the luck of the draw. To look for more:
 # --hypothesis-profile explore
@@ -42,10 +48,32 @@ def _loopback_only(self: socket.socket, address: object) -> None:
     _connect(self, address)  # type: ignore[arg-type]
 
 
+#: The files whose tests speak to the one running platform. To start it takes long: they all go to one process.
+_NAMES = ("group_through_platform", "platform", "scan_service", "service", "web_page")
+ON_THE_PLATFORM = {f"tests/system/test_{name}.py" for name in _NAMES}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long: where one worker has the last of them, the others have nothing to do."""
+    on_it = {item.nodeid.split("::")[0] for item in items if "running_platform" in getattr(item, "fixturenames", ())}
+    assert on_it <= ON_THE_PLATFORM, f"name them in ON_THE_PLATFORM: {on_it - ON_THE_PLATFORM}"
     long = {item.path for item in items if item.get_closest_marker("system") or item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.nodeid.split("::")[0] not in ON_THE_PLATFORM, item.path not in long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile``, give all files of the running platform to one process, and all of one test server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            if file in ON_THE_PLATFORM:
+                return "the running platform"
+            return "flows" if file.startswith("tests/flows/") else file
+
+    return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from nightbeam.scans import attempt
 from nightbeam.scans.attempt import ScansFailedError, ScansUnreadError
 from nightbeam.scans.files import scan_name
 from nightbeam.scans.results import ResultStore
+from nightbeam.scans.service import ScanService
 from nightbeam.testing.dish import Line
 from nightbeam.testing.night import Fault, NightPlan, simulate_night
 from tasks import scans as steps
@@ -145,7 +146,7 @@ def test_a_store_of_which_nothing_can_be_read_fails_and_says_so(night):
 def test_the_service_calibrates_what_arrives_shows_it_and_ends_when_its_loop_does(night, monkeypatch):
     night = night(Fault("truncated-chunk", 2))
     drained = threading.Event()
-    poll = scan_calibrator.fn.__globals__["ScanService"].poll
+    poll = ScanService.poll
 
     def until_done(self: Any, stop: threading.Event) -> bool:
         """End the loop, as a fence would, when nothing is left to do."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightbeam.calib.compute import choose_all, choose_document, newest_of_each
+
+pytestmark = pytest.mark.slow
 
 # Few values, so that ties of every kind are common.
 RUNS = st.integers(0, 12) | st.sampled_from([9998, 9999])

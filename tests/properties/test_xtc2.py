@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,6 +16,8 @@ from nightbeam.testing.xtc2_files import names_block, shapes_data, write_run, xt
 from nightbeam.xtc2 import Detector, FieldType, Names, RunInfo, Segment, inspect_file, judge_run
 from nightbeam.xtc2.compute import parse_names, parse_shapes_data, walk
 from nightbeam.xtc2.model import Algorithm, Field
+
+pytestmark = pytest.mark.slow
 
 NAME = st.text(string.ascii_letters + string.digits + "_", min_size=1, max_size=40)
 TEXT = st.text(string.ascii_letters + string.digits + "_-:. ", max_size=200)

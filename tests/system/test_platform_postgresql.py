@@ -16,7 +16,7 @@ from nightbeam import platform
 from nightbeam.core.settings import Settings, load_settings
 from nightbeam.platform.processes import free_port
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(480)]
 
 
 def _binaries() -> Path:

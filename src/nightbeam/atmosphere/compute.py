@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
 
 from nightbeam.atmosphere.model import Layers
 from nightbeam.core.errors import InputError
@@ -125,6 +125,12 @@ class ClosedFormAtmosphere:
         return np.asarray(layer * (1.0 - through) + behind * through)
 
 
+def _spline(x: NDArray[np.float64], y: NDArray[np.float64], axis: int) -> Any:
+    from scipy.interpolate import CubicSpline  # its import takes longer than that of all the rest
+
+    return CubicSpline(x, y, axis=axis)
+
+
 class LayeredAtmosphere:
     """Many layers, on a grid of frequencies: the exact transfer through what a model of the air has given.
 
@@ -146,7 +152,7 @@ class LayeredAtmosphere:
             raise InputError(f"{layers.freq_ghz.size} frequencies in the layers, at least 4 are wanted")
         self.layers, self.background_k = layers, background_k
         totals = np.stack([layers.tau_dry.sum(axis=0), layers.tau_wet_per_mm.sum(axis=0)])
-        self._totals = CubicSpline(layers.freq_ghz, totals, axis=1)
+        self._totals = _spline(layers.freq_ghz, totals, 1)
 
     @property
     def name(self) -> str:
@@ -167,7 +173,7 @@ class LayeredAtmosphere:
         on_grid = self.sky_on_grid(pwv_mm, airmass)
         if freq.shape == self.layers.freq_ghz.shape and np.array_equal(freq, self.layers.freq_ghz):
             return on_grid
-        return np.asarray(CubicSpline(self.layers.freq_ghz, on_grid, axis=-1)(freq))
+        return np.asarray(_spline(self.layers.freq_ghz, on_grid, -1)(freq))
 
     def sky_on_grid(self, pwv_mm: ArrayLike, airmass: ArrayLike) -> NDArray[np.float64]:
         """Return the brightness of the blank sky at the frequencies of the layers: (..., chan) in K."""

@@ -7,6 +7,10 @@ mutex, which Python needs to throw away a cursor of that connection. When the ga
 of the event loop, the loop stands still; and who has the lock needs the loop to let go of it. For 60 s the server then
 answers nobody, after which every request that waited fails. So here SQLite waits a moment only, and the rest of the
 waiting is done by the loop.
+
+Prefect's transactions read first and write later. One whose view has become old by then can never write: the request
+fails with 503, and its client asks again after 2 s and more. So a transaction takes the lock when it begins, as Prefect
+itself does in the places where it has noticed.
 """
 
 from __future__ import annotations
@@ -30,11 +34,12 @@ PLUGIN = "nightbeam_patience"
 _IN_SQLITE_MS = 50
 _IN_ALL_S = 60.0
 _SHORTEST_S, _LONGEST_S = 0.005, 0.1
+_BEGIN = {"BEGIN DEFERRED": "BEGIN IMMEDIATE"}
 _DONE = True  # tells SQLAlchemy that the statement was executed
 
 
 class Patience(CreateEnginePlugin):
-    """Waits for a locked database in the event loop, and lets a pool open as many connections as are asked for.
+    """Waits for a locked database in the event loop, before a transaction reads, with as many connections as asked for.
 
     Prefect has 15 connections for SQLite and no setting for more. Where 14 wait for the one that writes, and that one
     asks for a second connection before it ends, all wait for each other.
@@ -70,12 +75,12 @@ def _wait_a_moment_only(connection: Any, record: Any, proxy: Any) -> None:
 
 def _execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
     del context
-    return _patiently(cursor.execute, statement, parameters)
+    return _patiently(cursor.execute, _BEGIN.get(statement, statement), parameters)
 
 
 def _execute_no_params(cursor: Any, statement: str, context: Any) -> bool:
     del context
-    return _patiently(cursor.execute, statement)
+    return _patiently(cursor.execute, _BEGIN.get(statement, statement))
 
 
 def _executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
 from scipy.ndimage import median_filter
 
 from nightbeam.atmosphere import RJ_K_PER_GHZ, AtmosphereModel, planck_j
@@ -476,6 +475,8 @@ class _WaterProblem:
         self.seen, self.weight, self.table, self.offset = seen, weight, table, offset
         self.of_signal, self.of_image = forward_eff * g_s, forward_eff * (1.0 - g_s)
         self.ground = (1.0 - forward_eff) * both_sidebands(g_s, spill_signal, spill_image)
+        from scipy.interpolate import CubicSpline  # its import takes longer than that of all the rest
+
         self.signal = CubicSpline(table.log_pwv, table.signal, axis=0).c
         self.image = CubicSpline(table.log_pwv, table.image, axis=0).c
 

@@ -175,7 +175,8 @@ def attributes_of(
         "warnings": warnings,
         "timings": {stage: round(seconds, 4) for stage, seconds in work.timings.items()},
         "seconds": round(time.monotonic() - work.begun, 3),
-        "finished": iso_z(utc_now()),
+        # Finer than a second: a retry that comes at once has to know what the attempt before it has done.
+        "finished": utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "code_version": __version__,
     }
 

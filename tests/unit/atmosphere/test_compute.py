@@ -65,6 +65,7 @@ def layered(model: ClosedFormAtmosphere, parts: list[float]) -> LayeredAtmospher
     return LayeredAtmosphere(Layers(FREQ, temperatures, share * dry, share * (both - dry)))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(0.1, 5.0), min_size=1, max_size=6),
     st.floats(0.01, 10.0),

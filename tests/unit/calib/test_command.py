@@ -157,6 +157,7 @@ def wait_for(condition, seconds=30.0):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_loop_ends_at_once_and_cleanly_while_it_sleeps(arguments, cache, number):
     process = start(arguments, "--interval", "60", "--json")

@@ -817,6 +817,7 @@ def test_a_slow_answer_does_not_outlive_the_deadline(fake: FakeCalibService, tim
             client.fetch(choice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trickle", "trickle-head"])
 @pytest.mark.parametrize("what", ["documents", "array", "text"])
 def test_an_answer_that_trickles_is_cut_off_at_the_deadline(kind: Any, what: str):
@@ -840,6 +841,7 @@ def test_an_answer_that_trickles_is_cut_off_at_the_deadline(kind: Any, what: str
         assert 0.4 < monotonic() - begin < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "answer"),
     [

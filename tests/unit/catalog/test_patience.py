@@ -78,6 +78,7 @@ def test_the_loop_goes_on_while_a_lock_is_waited_for(tmp_path: Path):
     assert silence_s < 1.0
 
 
+@pytest.mark.slow
 def test_without_it_the_loop_stands_still_for_as_long_as_sqlite_waits(tmp_path: Path):
     silence_s, served = run(tmp_path / "a.db", "")
     assert not served
@@ -116,6 +117,38 @@ def test_what_cannot_heal_is_not_waited_for(tmp_path: Path):
         return took
 
     assert asyncio.run(ask()) < 5.0
+
+
+async def write_after_reading(engine: AsyncEngine) -> int:
+    """Let two transactions read and then write, as Prefect begins them, at the same time; return the rows there are."""
+
+    async def one() -> None:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("BEGIN DEFERRED")
+            await connection.execute(text("SELECT * FROM t"))
+            await asyncio.sleep(0.05)
+            await connection.execute(text("INSERT INTO t VALUES (1)"))
+            await connection.execute(text("COMMIT"))
+
+    async with engine.connect() as connection:
+        await connection.execute(text("CREATE TABLE t (n)"))
+    try:
+        await asyncio.gather(one(), one())
+        async with engine.connect() as connection:
+            return len((await connection.execute(text("SELECT * FROM t"))).all())
+    finally:
+        await engine.dispose()
+
+
+def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Path):
+    engine = engine_like_prefects(tmp_path / "a.db", f"?plugin={PLUGIN}")
+    assert asyncio.run(write_after_reading(engine)) == 2
+
+
+def test_without_it_one_of_them_fails(tmp_path: Path):
+    engine = engine_like_prefects(tmp_path / "a.db", "", busy_ms=50)
+    with pytest.raises(OperationalError, match="locked"):
+        asyncio.run(write_after_reading(engine))
 
 
 def test_more_connections_than_the_pool_keeps_are_open_at_once(tmp_path: Path):

@@ -44,6 +44,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
         run_child(["no-such-program"], log=tmp_path / "log", timeout_s=1)
 
 
+@pytest.mark.slow
 def test_a_child_dies_with_a_parent_that_is_killed(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "log"])
     try:

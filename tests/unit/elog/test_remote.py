@@ -824,6 +824,7 @@ def test_without_the_libraries_kerberos_is_a_matter_of_installation(monkeypatch:
 # Many faults at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["500", "502", "503", "504", "429", "401", "empty", "drop", "reset", "short-body", "truncated", "slow"],

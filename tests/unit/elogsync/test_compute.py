@@ -225,6 +225,7 @@ def test_of_a_year_of_hourly_snapshots_some_of_each_age_stay():
     assert len(kept) < 90
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 1000 * 24 * 60), max_size=60), st.integers(0, 500 * 24 * 60))
 def test_the_newest_and_foreign_files_always_stay_and_what_stayed_stays_until_it_is_older(minutes, later):
     now = datetime(2026, 11, 21, 12)

@@ -25,6 +25,7 @@ def test_it_is_a_notebook_without_outputs():
             assert cell["execution_count"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["mirror", "snapshot"])
 def test_its_cells_run_and_show_what_is_there(of, run, fake, book, tmp_path, monkeypatch, capsys):
     fake.populate(2, 15, 6, 12, parameters=30, seed=3, odd=0.3)

@@ -166,6 +166,7 @@ def test_gaussian_coverage_has_the_gaussian_beam_of_the_textbook():
     assert beam_of(uv, "natural") == pytest.approx(math.sqrt(8 * math.log(2)) / (2 * math.pi * 2000.0), rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_filled_disc_has_the_beam_of_a_uniform_aperture():
     r, angle = 4000.0 * np.sqrt(np.random.default_rng(2).random(400_000)), np.random.default_rng(3).random(400_000)
     uv = np.stack([r * np.cos(2 * np.pi * angle), r * np.sin(2 * np.pi * angle)], axis=1)

@@ -30,6 +30,7 @@ def add_corrected(ms, factor):
             table.putcol("CORRECTED_DATA", factor * table.getcol("DATA"))
 
 
+@pytest.mark.slow
 def test_what_there_is_to_image(tiny_ms):
     vis = read_visibilities(tiny_ms, ImageOptions())
     with open_table(tiny_ms) as table:

@@ -78,6 +78,7 @@ def test_data_and_image_are_shown_in_small_files(tmp_path, ms, product):
     assert report["image"]["noise_jy"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_later_call_adds_to_the_report(tmp_path, product):
     write_qa(GROUP, tmp_path, extra={"conversion": {"rows": 5}})
     write_qa(GROUP, tmp_path, product=product)
@@ -110,6 +111,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
         write_qa(GROUP, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TableKind.BANDPASS, TableKind.GAIN, TableKind.DELAY])
 def test_every_kind_of_table_has_its_figure(tmp_path, monkeypatch, kind):
     rng = np.random.default_rng(0)

@@ -14,6 +14,8 @@ from nightbeam.scans.model import CalibrationOptions, Phase, RawScan
 from nightbeam.scans.worker import calibrate_store
 from nightbeam.testing.dish import Dish, Line, Pointing, point_calibration, point_otf
 
+pytestmark = pytest.mark.slow
+
 PIXELS, CHANNELS, DUMPS = 19, 48, 17
 #: Bytes of one pixel of the map, three times: for so much memory go so many pixels through together.
 PIXEL = 3 * 4 * DUMPS * CHANNELS

@@ -221,6 +221,7 @@ def test_a_terminal_has_a_bar_and_nothing_else_has(calls, monkeypatch: pytest.Mo
 # -- from simulate to plot ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_a_simulated_night_to_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     l0, l1 = tmp_path / "night.zarr", tmp_path / "l1.zarr"
     calibrate = ("calibrate", l0, l1, "--atmosphere", "closed-form")

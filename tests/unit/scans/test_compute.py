@@ -110,6 +110,7 @@ def loads_of(gamma, t_rec, gain_signal):
     ]
 
 
+@pytest.mark.slow
 @given(
     st.floats(1e-3, 1e9), st.lists(st.floats(1.0, 5000.0), min_size=1, max_size=3), st.floats(0.05, 1.0), st.booleans()
 )
@@ -369,6 +370,7 @@ def test_a_table_of_nothing_is_refused():
             SkyTable(AIR, FREQ, IMAGE, airmass=1.0, **more)
 
 
+@pytest.mark.slow
 def test_the_noise_of_the_sky_is_what_repeated_measurements_scatter():
     rng, gamma, t_rec = np.random.default_rng(7), 2e4, 180.0
     hot, cold = (one[None] for one in loads_of(np.full(400, gamma), np.full(400, t_rec), 0.5))

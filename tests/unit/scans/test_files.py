@@ -166,6 +166,7 @@ def test_sideband_gains_may_be_of_each_channel_and_times_of_unix(store: Path, ma
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ["counts", "time", "frequency", "phase", "gain_signal"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_chunk_is_one_error(store: Path, make_scan: Make, array: str, damage: str):
@@ -309,6 +310,7 @@ def changed(values: np.ndarray, at: int, to: float) -> np.ndarray:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "change", "error", "said"),
     [

@@ -21,6 +21,8 @@ from nightbeam.scans.model import CalibrationError, ScanSchemaError
 from nightbeam.scans.worker import calibrate_store
 from nightbeam.testing.night import write_zarr_v2
 
+pytestmark = pytest.mark.slow
+
 
 def nothing(path: Path) -> None:
     pass

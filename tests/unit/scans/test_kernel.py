@@ -18,6 +18,8 @@ from nightbeam.scans.stages import (
 )
 from nightbeam.testing.dish import Dish, Line
 
+pytestmark = pytest.mark.slow
+
 LINE = Line(5.0, 809.3e9, 40e6)
 
 

@@ -24,6 +24,8 @@ from nightbeam.scans.run import MODES
 from nightbeam.scans.stages import prepare_otf
 from nightbeam.scans.worker import calibrate_store
 
+pytestmark = pytest.mark.slow
+
 #: Long enough for any machine; only a test that hangs waits for it.
 PATIENCE_S = 60.0
 

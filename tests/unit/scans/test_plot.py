@@ -17,6 +17,8 @@ from nightbeam.scans.plot import draw_night, draw_scan, plot_night, plot_scan, v
 from nightbeam.scans.results import ResultStore
 from nightbeam.scans.summary import ScanSummary, summarize_store
 
+pytestmark = pytest.mark.slow
+
 
 def group_of(store: Path, scan: int = 2) -> zarr.Group:
     return zarr.open_group(store / "scans" / scan_name(scan), mode="r", use_consolidated=False)

@@ -14,6 +14,8 @@ from nightbeam.scans.files import RawStore
 from nightbeam.scans.model import CalibrationOptions, Phase
 from nightbeam.scans.worker import calibrate_store
 
+pytestmark = pytest.mark.slow
+
 
 def opened(l1, scan: int = 1) -> xr.Dataset:
     return xr.open_zarr(l1, group=f"scans/scan_{scan:06d}", consolidated=False, chunks=None)

@@ -26,6 +26,8 @@ from nightbeam.scans.worker import calibrate_store
 from nightbeam.testing.dish import Line
 from nightbeam.testing.night import Fault, NightPlan, simulate_night
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PipelineConfig(atmosphere="closed-form", engine="numpy")
 BAD = 3
 PLAN = NightPlan(

@@ -25,6 +25,8 @@ from nightbeam.scans.model import (
 from nightbeam.scans.stages import calibrate_full, determine_atmosphere_full, load_of_scan, prepare_otf, prepare_tp
 from nightbeam.testing.dish import Dish, Line
 
+pytestmark = pytest.mark.slow
+
 LINE = Line(5.0, 809.3e9, 40e6)
 QUIET = {"noise": False, "lines": (LINE,)}
 

@@ -12,6 +12,8 @@ from nightbeam.scans.worker import calibrate_store
 from nightbeam.testing.dish import Line
 from nightbeam.testing.night import NightPlan, simulate_night, truth_spectrum
 
+pytestmark = pytest.mark.slow
+
 STILL = NightPlan(
     scans=2, pixels=4, channels=256, rows=4, dumps=16, pwv_mm=(0.6, 0.6), gain_drift=0.0,
     gain_signal=(0.35, 0.45, 0.55, 0.65), lines=(Line(8.0, 809.3e9, 40e6), Line(-2.0, 809.25e9, 10e6)), seed=11,

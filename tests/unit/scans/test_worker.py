@@ -33,6 +33,8 @@ from nightbeam.scans.worker import calibrate_single_scan, calibrate_store, plan_
 from nightbeam.testing.night import OWN, SHARED, Fault, NightPlan, NightTruth, leave_incomplete, simulate_night
 from nightbeam.testing.night_faults import FAULT_KINDS
 
+pytestmark = pytest.mark.slow
+
 LOADS = SHARED + 1
 
 
@@ -54,7 +56,6 @@ def worst(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NightTruth, P
     return place, truth, calibrate_store(place / "worst.zarr", place / "worst.l1.zarr", config)
 
 
-@pytest.mark.slow
 def test_every_fault_ends_as_the_truth_says_and_stops_no_other_scan(worst):
     place, truth, result = worst
     assert {one.scan: one.error for one in result.failures} == truth.errors()
@@ -71,7 +72,6 @@ def test_every_fault_ends_as_the_truth_says_and_stops_no_other_scan(worst):
             assert one["calibration_scans"] == [OWN + one["scan"]]
 
 
-@pytest.mark.slow
 def test_good_scans_among_bad_ones_are_those_of_a_night_without_faults(worst, contents):
     place, _, _ = worst
     # The fingerprint knows the times of the files that were read.
@@ -80,7 +80,6 @@ def test_good_scans_among_bad_ones_are_those_of_a_night_without_faults(worst, co
     assert clean == {name: among[name] for name in clean}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind, meaning in FAULT_KINDS.items() if meaning.error is None])
 def test_a_fault_of_samples_shows_its_flag_where_the_truth_says_and_nowhere_else(worst, group_of, kind):
     place, truth, _ = worst

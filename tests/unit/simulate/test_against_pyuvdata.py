@@ -13,6 +13,8 @@ import pytest
 from nightbeam.simulate import SimulationSpec, SkySource, Truth, plan_simulation, simulate_subbands
 from nightbeam.sky import OVRO_DSA110, offset_position
 
+pytestmark = pytest.mark.slow
+
 SPEC = SimulationSpec(antennas=10, channels=4, subbands=1, integrations=24, noise=None, gains=False)
 
 

@@ -48,6 +48,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_sky_noise_and_gains(tmp_path: Path):
     one = simulate_subbands(tmp_path / "one", TINY)
     two = simulate_subbands(tmp_path / "two", replace(TINY, seed=1))

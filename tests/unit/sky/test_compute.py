@@ -49,6 +49,7 @@ def test_the_site_lies_at_the_array_centre_of_the_survey():
     assert itrf_from_site(OVRO_DSA110) == pytest.approx([-2409555.933, -4478213.615, 3838767.460], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jd", [REAL_START_JD, 2458849.5, 2461000.25])
 @pytest.mark.parametrize("dec_deg", [-20.0, 16.1, 54.57, 88.0])
 def test_the_meridian_in_icrs_is_that_of_astropy(jd: float, dec_deg: float):

@@ -43,6 +43,8 @@ from nightbeam.testing.night import (
 )
 from nightbeam.testing.night_faults import FAULT_KINDS
 
+pytestmark = pytest.mark.slow
+
 AIR = ClosedFormAtmosphere()
 SMALL = NightPlan(scans=5, pixels=2, channels=32, rows=2, dumps=5, calibration_every=2, mode="both")
 #: Scan 1 is good, so is the last one.

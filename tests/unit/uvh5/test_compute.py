@@ -92,6 +92,7 @@ def test_the_meridian_drifts_as_far_as_was_measured_at_the_telescope(headers):
     assert 3600 * separation(ra[0], dec[0], ra[-1], dec[-1]) == pytest.approx(2583.7, abs=2.0)
 
 
+@pytest.mark.slow
 def test_uvw_are_those_of_pyuvdata(headers):
     from pyuvdata import utils
     from pyuvdata.utils import phasing

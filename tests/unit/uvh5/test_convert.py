@@ -24,6 +24,8 @@ from nightbeam.sky import (
 )
 from nightbeam.uvh5 import compute, convert, convert_group, model
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("TIME", "ANTENNA1", "ANTENNA2", "DATA_DESC_ID", "UVW", "DATA", "FLAG", "WEIGHT", "SIGMA",
            "WEIGHT_SPECTRUM", "FLAG_ROW", "INTERVAL", "EXPOSURE", "SCAN_NUMBER")  # fmt: skip
 
@@ -125,7 +127,6 @@ def test_any_order_of_arrival_makes_the_same_set(ms, group_files, tmp_path):
     assert read_summary(ms).windows == read_summary(tmp_path / "other.ms").windows
 
 
-@pytest.mark.slow
 def test_both_writers_agree_row_by_row(ms, group_files, tmp_path):
     report = convert_group(group_files, tmp_path / "ref.ms", writer="pyuvdata")
     assert report.writer_type == "pyuvdata"
