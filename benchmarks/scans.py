@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -171,12 +172,12 @@ def _measure(l0: str, work: str, repeat: int, size: dict) -> dict:
     for turn in range(repeat + 1):
         for name, work_ in turns.items():
             bench.restore()
-            wall, before = time.perf_counter(), os.times()
+            wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
             work_()
-            wall, after = time.perf_counter() - wall, os.times()
-            user = after.user - before.user
+            wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_SELF)
+            user = after.ru_utime - before.ru_utime
             if turn:  # the first compiles, and touches what is new
-                now = {"wall_s": wall, "cpu_s": user + after.system - before.system, "user_s": user}
+                now = {"wall_s": wall, "cpu_s": user + after.ru_stime - before.ru_stime, "user_s": user}
                 seen = best.setdefault(name, now)
                 seen.update({key: min(value, now[key]) for key, value in seen.items() if key in now})
     gb = size["scans"] * bench.size.on_bytes / _GB

@@ -14,6 +14,8 @@ import numpy as np
 
 __all__ = ["QUIET_NAN", "average", "calibrate_pixel", "flag_bytes", "known_steps", "seen_at"]
 
+#: Of float32, about: what is infinite lies beyond.
+_LARGEST = np.float32(3e38)
 #: Bits of a float32 that is not a number; flags are added to it.
 QUIET_NAN = 0x7FC00000
 #: Channels worked on at a time: what the dumps of a pixel share stays in the cache.
@@ -270,7 +272,7 @@ def calibrate_pixel(
             if spike_sigma > 0.0:
                 least = np.float32(noise[n]) * least_seen * (least_inverse[air] if by_line else least_made)
                 least_of_all = min(least_of_all, least)
-                limit = np.float32(spike_sigma) * least
+                limit = min(np.float32(spike_sigma) * least, _LARGEST)
                 # What is not finite, or lies beside it, is among them.
                 doubtful = size < 7 or _suspects(values, limit) > np.float32(0.0)
                 if doubtful:
