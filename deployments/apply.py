@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import copy
 import io
+import os
 import sys
 import tempfile
 from importlib import resources
@@ -249,6 +250,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.apply", description=apply.__doc__)
     parser.add_argument("--no-schedules", action="store_true", help="leave every schedule inactive")
     options = parser.parse_args()
+    # What Prefect says is quoted where it fails.
+    os.environ.update(NO_COLOR="1", COLUMNS="200")
     try:
         lines = apply(schedules=not options.no_schedules)
     except NightbeamError as error:

@@ -30,7 +30,7 @@ from prefect.states import Cancelled, Completed
 
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["run_service"]
+__all__ = ["run_service", "unless_cancelled"]
 
 logger = logging.getLogger("nightbeam.service")
 
@@ -88,6 +88,29 @@ def run_service(
     TerminationSignal
         When asked to stop by anything but a cancel, after draining: Prefect makes it Crashed.
     """
+    rows: dict[str, Rows] = {} if counters is None else {f"service-{name}": lambda: [counters()]}
+    rows |= {f"service-{name}-{what}": table for what, table in (tables or {}).items()}
+    return unless_cancelled(lambda: _run(loop, lock, name, rows, counters_every_s, fence_s))
+
+
+def unless_cancelled(body: Callable[[], State[Any]]) -> State[Any]:
+    """Return what ``body`` does, or Cancelled if it ends by a signal and the server says that it was to be cancelled.
+
+    A worker tells Prefect's engine within a second that a signal is a cancel, or not at all where the machine is busy.
+    The engine would call the run crashed then, and what has crashed is restarted.
+    """
+    try:
+        return body()
+    except TerminationSignal as signal:
+        if not _is_cancelled():
+            raise
+        why = f"; it failed as it drained: {signal.__cause__}" if signal.__cause__ else ""
+        return Cancelled(message=f"stopped as it was asked to{why}")
+
+
+def _run(
+    loop: Loop, lock: Path, name: str, rows: Mapping[str, Rows], counters_every_s: float, fence_s: float
+) -> State[Any]:
     crashes = _recent_crashes()
     if crashes >= MOST_CRASHES:
         message = f"{name} ended badly {crashes} times in {CRASH_WINDOW_S / 60:.0f} minutes and is not restarted"
@@ -96,18 +119,10 @@ def run_service(
     stop = threading.Event()
     fence = _Fence(stop, every_s=fence_s)
     fence.start()
-    rows: dict[str, Rows] = {} if counters is None else {f"service-{name}": lambda: [counters()]}
-    rows |= {f"service-{name}-{what}": table for what, table in (tables or {}).items()}
     boards = [_Board(key, table, counters_every_s) for key, table in rows.items()]
     try:
         with sole_owner(lock, wait_s=TAKEOVER_S, what=f"the output of {name}"):
             _work(loop, stop, name=name, boards=boards)
-    except TerminationSignal:
-        # Whether it comes from a cancel the worker tells Prefect within a second, or not at all where the machine is
-        # busy. Prefect would call the run crashed then, and what has crashed is restarted: the server knows better.
-        if fence.says_cancelled():
-            return Cancelled(message="drained and stopped")
-        raise
     finally:
         stop.set()
     return fence.verdict()
@@ -115,31 +130,39 @@ def run_service(
 
 def _work(loop: Loop, stop: threading.Event, *, name: str, boards: Sequence[_Board]) -> None:
     failed: list[BaseException] = []
+    # Not asked of the thread: where a signal's exception interrupts `join`, Python 3.11 takes the thread for ended.
+    ended = threading.Event()
 
     def body() -> None:
         try:
             loop(stop)
         except BaseException as error:  # raised again by the flow, below
             failed.append(error)
+        finally:
+            ended.set()
 
     # A bare thread has no run context, and its log records would not reach the server.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(body,), name=name)
-    thread.start()
+    asked: TerminationSignal | None = None
     try:
-        while thread.is_alive():
-            thread.join(0.5)
+        thread.start()
+        while not ended.wait(0.5):
             for board in boards:
                 board.show()
-    except TerminationSignal:
+    except TerminationSignal as signal:
         logger.warning("%s was asked to stop and drains", name)
-        raise
+        asked = signal
     finally:
         stop.set()
-        thread.join(DRAIN_S)
-        if thread.is_alive():
-            logger.error("%s did not drain within %.0f s", name, DRAIN_S)
+        if thread.ident is not None and not ended.wait(DRAIN_S):
+            logger.error("%s did not drain within %.0f s; its output stays locked until it has", name, DRAIN_S)
+            ended.wait()
         for board in boards:
             board.show(last=True)
+    if asked is not None:
+        if failed:
+            logger.error("%s failed as it drained", name, exc_info=failed[0])
+        raise asked from (failed[0] if failed else None)
     if failed:
         raise failed[0]
 
@@ -177,18 +200,6 @@ class _Fence(threading.Thread):
                     logger.warning("this run is %s: stopping", state.name)
                     self._stop_loop.set()
 
-    def says_cancelled(self) -> bool:
-        """Ask once whether this run is to be cancelled; False where nobody answers."""
-        if self._run_id is None:
-            return False
-        try:
-            with get_client(sync_client=True) as api:
-                state = api.read_flow_run(self._run_id).state
-        except Exception as error:  # any failure to ask, whatever httpx or Prefect call it
-            logger.warning("the server cannot be asked whether this run was cancelled: %s", error)
-            return False
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-
     def verdict(self) -> State[Any]:
         """Return the state that this run should end in."""
         if self._found is None:
@@ -197,6 +208,19 @@ class _Fence(threading.Thread):
             return Cancelled(message="stopped by its own fence")
         # Somebody else has closed this run, and perhaps started the next: say nothing more about it.
         raise Abort(f"this run was already {self._found.name}")
+
+
+def _is_cancelled() -> bool:
+    """Ask whether this run is to be cancelled; False where nobody answers."""
+    if (run_id := this_run.id) is None:
+        return False
+    try:
+        with get_client(sync_client=True) as api:
+            state = api.read_flow_run(run_id).state
+    except Exception as error:  # any failure to ask, whatever httpx or Prefect call it
+        logger.warning("the server cannot be asked whether this run was cancelled: %s", error)
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
 class _Board:

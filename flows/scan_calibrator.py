@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows._service import run_service
+from flows._service import run_service, unless_cancelled
 from nightbeam.core.settings import load_settings
 from nightbeam.scans.config import pipeline_config
 
@@ -43,6 +43,12 @@ def scan_calibrator(
     fence_s
         How often the server is asked whether this run is still supposed to run.
     """
+    return unless_cancelled(lambda: _serve(input_dir, output_dir, interval_s, settle_s, fence_s))
+
+
+def _serve(
+    input_dir: str | None, output_dir: str | None, interval_s: float | None, settle_s: float | None, fence_s: float
+) -> State[Any]:
     from nightbeam.scans.service import ScanService  # heavy: an apply imports every flow
 
     settings = load_settings().resolved()

@@ -8,8 +8,9 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -289,7 +290,7 @@ class RawStore:
                     _check_chunks(scan, array, self._place(scan) / name)
                     found[name] = _counts(array, where, into, stop) if counts else np.empty((0, 0, 0), np.float32)
                 else:
-                    _check_chunks(scan, array, self._place(scan) / name)
+                    _check_chunks(scan, array, self._place(scan) / name, held)
                     found[name] = np.asarray(array[where])
             epoch = str(arrays["time"].attrs.get("epoch", ""))
         found["time"] = _seconds_of_mjd(scan, found["time"], epoch)
@@ -341,11 +342,11 @@ class RawStore:
             return None
         if metadata is None:
             return None
-        store: MemoryStore | LocalStore = LocalStore(place.parent, read_only=True)
-        if held is not None and name != "counts" and (files := _small_files(place, name)) is not None:
-            held.update(files)
-            store = MemoryStore(held, read_only=True)
-        return zarr.Array(zarr.AsyncArray(metadata, StorePath(store, name)))
+        on_disk = zarr.AsyncArray(metadata, StorePath(LocalStore(place.parent, read_only=True), name))
+        if held is None or name == "counts" or (files := _small_files(place, on_disk)) is None:
+            return zarr.Array(on_disk)
+        held.update({f"{name}/{key}": content for key, content in files.items()})
+        return zarr.Array(zarr.AsyncArray(metadata, StorePath(MemoryStore(held, read_only=True), name)))
 
 
 @lru_cache(maxsize=256)
@@ -354,16 +355,36 @@ def _array_metadata(text: bytes) -> Any:
     said = json.loads(text)
     if said.get("node_type") != "array":
         return None
+    if said.get("zarr_format") != 3:
+        raise ValueError(f"an array of format {said.get('zarr_format')!r}")
     return zarr.AsyncArray(said, StorePath(MemoryStore(), "")).metadata
 
 
-def _small_files(place: Path, name: str) -> dict[str, Buffer] | None:
-    """Return the files of an array but its metadata, by their place in the scan; None if it is not small."""
-    found = [(below, one.path, one.stat().st_size) for below, one in _files_below(str(place)) if below != "zarr.json"]
-    if len(found) > _SMALL_FILES or sum(size for _, _, size in found) > _SMALL_BYTES:
+def _grid(array: Any) -> list[int]:
+    """Return how many files an array has in each dimension."""
+    return [-(-size // step) for size, step in zip(array.shape, array.shards or array.chunks, strict=True)]
+
+
+def _chunk_names(array: Any) -> Iterator[str]:
+    """Yield the names of an array's files, as far as they hold chunks."""
+    return (array.metadata.encode_chunk_key(at) for at in product(*map(range, _grid(array))))
+
+
+def _small_files(place: Path, array: Any) -> dict[str, Buffer] | None:
+    """Return the chunks of an array that are there, by their names; None if it is not small."""
+    if math.prod(_grid(array)) > _SMALL_FILES:
+        return None
+    sizes: dict[str, int] = {}
+    for name in _chunk_names(array):
+        with suppress(FileNotFoundError):
+            status = os.stat(place / name)  # noqa: PTH116
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{place / name} is no file")
+            sizes[name] = status.st_size
+    if sum(sizes.values()) > _SMALL_BYTES:
         return None
     buffer = default_buffer_prototype().buffer
-    return {f"{name}/{below}": buffer.from_bytes(Path(path).read_bytes()) for below, path, _ in found}
+    return {name: buffer.from_bytes((place / name).read_bytes()) for name in sizes}
 
 
 def _files_below(
@@ -493,20 +514,21 @@ def _check_units(scan: int, name: str, said: Any) -> None:
         )
 
 
-def _check_chunks(scan: int, array: Any, place: Path) -> None:
+def _check_chunks(scan: int, array: Any, place: Path, held: Collection[str] = ()) -> None:
     """Refuse an array that lacks chunks: they would read as its fill value, without a word.
 
     Writers may leave out chunks that hold nothing but the fill value, which cannot be told from chunks that were lost.
     It is believed only of whole arrays of zeros, where zeros cannot make a spectrum that looks right and is not.
     """
-    of_file = array.shards or array.chunks
-    grid = [-(-size // of_one) for size, of_one in zip(array.shape, of_file, strict=True)]
-    wanted, there = math.prod(grid), {name for name, _ in _files_below(str(place))}
-    missing = wanted - len(there - {"zarr.json"})
+    wanted = math.prod(_grid(array))
+    if isinstance(array.store, MemoryStore):
+        there = {key.removeprefix(f"{place.name}/") for key in held if key.startswith(f"{place.name}/")}
+    else:
+        there = {name for name, _ in _files_below(str(place))} - {"zarr.json"}
+    missing = wanted - len(there)
     # Each is looked for by its name, which takes for ever where the metadata claim ever so many.
-    if missing <= 0:
-        names = (array.metadata.encode_chunk_key(at) for at in product(*map(range, grid)))
-        missing = sum(name not in there for name in names)
+    if missing <= 0 or wanted <= _SMALL_FILES:
+        missing = sum(name not in there for name in _chunk_names(array))
     if missing and not (missing == wanted and place.name in _MAY_BE_ZERO and array.fill_value == 0):
         raise StoreReadError(
             f"scan {scan}: {missing} of {wanted} chunks of {place.name} are missing",

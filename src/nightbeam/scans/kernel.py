@@ -273,8 +273,8 @@ def calibrate_pixel(
                 least = np.float32(noise[n]) * least_seen * (least_inverse[air] if by_line else least_made)
                 least_of_all = min(least_of_all, least)
                 limit = min(np.float32(spike_sigma) * least, _LARGEST)
-                # What is not finite, or lies beside it, is among them.
-                doubtful = size < 7 or _suspects(values, limit) > np.float32(0.0)
+                # What is not finite is among them, unless there are so few that some have no such neighbours.
+                doubtful = size < 8 or _suspects(values, limit) > np.float32(0.0)
                 if doubtful:
                     for c in range(3, size - 3):
                         if _stands_out(values, c, limit):

@@ -95,9 +95,11 @@ def read_failures(path: Path) -> list[ScanFailure]:
         found = json.loads(path.read_text())
         if found.get("schema") != _SCHEMA:
             return []
-        return [
+        every = [
             ScanFailure(**{**one, "calibration_scans": tuple(one["calibration_scans"])}) for one in found["failures"]
         ]
+        words = all(isinstance(text, str) for one in every for text in (one.error, one.kind, one.stage, one.message))
+        return every if words and all(type(one.scan) is int for one in every) else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -106,6 +108,8 @@ def read_rejected(path: Path) -> list[RejectedCalibration]:
     """Return the load calibrations that the last run could not use; none where there is no file, or not ours."""
     try:
         found = json.loads(path.read_text())
-        return [RejectedCalibration(**one) for one in found["calibrations"] if found["schema"] == _SCHEMA]
+        every = [RejectedCalibration(**one) for one in found["calibrations"] if found["schema"] == _SCHEMA]
+        words = all(isinstance(text, str) for one in every for text in (one.error, one.stage, one.message, one.files))
+        return every if words and all(type(one.scan) is int for one in every) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []

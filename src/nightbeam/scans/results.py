@@ -236,7 +236,9 @@ class StagedScan:
 
     def __init__(self, store: ResultStore, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._store, self._scan = store, scan
-        self._part = scratch_directory(store.staging, owner=scan_name(scan))
+        self._scratch = scratch_directory(store.staging, owner=scan_name(scan))
+        self._part = self._scratch / scan_name(scan)  # of its own: the one above is its owner's alone to read
+        self._part.mkdir()
         self.flagged = self.saturated = 0
         files, empty = _made(tuple(shapes.items()))
         #: What has been made in memory, by its place in the scan's directory.
@@ -313,6 +315,7 @@ class StagedScan:
             store.name_the_group()
             replace_path(self._part, place)
             _sync(place.parent)
+            self.discard()
         return place
 
     def _write_small(self) -> None:
@@ -324,7 +327,7 @@ class StagedScan:
     def discard(self) -> None:
         """Remove what is not finished; nothing happens to what is."""
         with suppress(OSError):
-            remove(self._part)
+            remove(self._scratch)
 
 
 def arrays_of(

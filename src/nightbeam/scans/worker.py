@@ -102,7 +102,7 @@ def calibrate_store(
     _check_failures(l1, config)
     run = Run(RawStore(l0), ResultStore(l1, **_about(l0)), config, air=air, stop=stop, read=read, known=known)
     result = _work_through(run, on_begin, on_scan)
-    if not result.successes and not result.failures and not result.skipped:
+    if not (result.successes or result.failures or result.skipped or result.stopped):
         _log.warning("%s has no scan of a source", l0)
     return result
 

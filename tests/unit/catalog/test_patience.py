@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +122,32 @@ def test_what_cannot_heal_is_not_waited_for(tmp_path: Path):
 
 
 async def write_after_reading(engine: AsyncEngine) -> int:
-    """Let two transactions read and then write, as Prefect begins them, at the same time; return the rows there are."""
+    """Let two transactions read and then write, as Prefect begins them; return the rows there are.
 
-    async def one() -> None:
+    The second begins when the first has read. The first writes when the second has read too, or after a while: where
+    transactions wait for each other, the second cannot read before the first has ended.
+    """
+    first_has_read, second_has_read = asyncio.Event(), asyncio.Event()
+
+    async def one(*, first: bool) -> None:
         async with engine.connect() as connection:
+            if not first:
+                await first_has_read.wait()
             await connection.exec_driver_sql("BEGIN DEFERRED")
             await connection.execute(text("SELECT * FROM t"))
-            await asyncio.sleep(0.05)
+            if first:
+                first_has_read.set()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(second_has_read.wait(), 0.5)
+            else:
+                second_has_read.set()
             await connection.execute(text("INSERT INTO t VALUES (1)"))
             await connection.execute(text("COMMIT"))
 
     async with engine.connect() as connection:
         await connection.execute(text("CREATE TABLE t (n)"))
     try:
-        await asyncio.gather(one(), one())
+        await asyncio.gather(one(first=True), one(first=False))
         async with engine.connect() as connection:
             return len((await connection.execute(text("SELECT * FROM t"))).all())
     finally:
@@ -149,6 +163,25 @@ def test_without_it_one_of_them_fails(tmp_path: Path):
     engine = engine_like_prefects(tmp_path / "a.db", "", busy_ms=50)
     with pytest.raises(OperationalError, match="locked"):
         asyncio.run(write_after_reading(engine))
+
+
+def test_a_transaction_of_prefects_own_has_the_lock_when_it_has_begun(tmp_path: Path):
+    """Should Prefect begin in other words one day, this notices."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    async def ask() -> None:
+        config = AioSqliteConfiguration(f"sqlite+aiosqlite:///{tmp_path}/a.db?plugin={PLUGIN}")
+        engine = await config.engine()
+        try:
+            async with await config.session(engine) as session, config.begin_transaction(session):
+                await session.execute(text("SELECT 1"))
+                other = sqlite3.connect(tmp_path / "a.db", timeout=0)
+                with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute("BEGIN IMMEDIATE")
+        finally:
+            await engine.dispose()
+
+    asyncio.run(ask())
 
 
 def test_more_connections_than_the_pool_keeps_are_open_at_once(tmp_path: Path):

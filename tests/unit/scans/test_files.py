@@ -391,6 +391,23 @@ def test_directories_that_are_too_deep_are_an_error(store: Path, make_scan: Make
             os.rmdir(one)  # noqa: PTH106
 
 
+@pytest.mark.parametrize("name", ["phase", "flag", "lon_off"])
+def test_what_is_no_chunk_is_not_opened(store: Path, make_scan: Make, name: str):
+    write_raw_scan(store, make_scan())
+    place = store / "scans" / scan_name(7) / name
+    os.mkfifo(place / "pipe")
+    (place / ".hidden").write_text("of a file manager")
+    assert np.array_equal(RawStore(store).read(7, counts=False).phase, make_scan().phase)
+
+
+def test_an_array_of_zeros_may_lie_beside_what_is_no_chunk(store: Path, make_scan: Make):
+    write_raw_scan(store, make_scan())
+    place = store / "scans" / scan_name(7) / "flag"
+    shutil.rmtree(place / "c")
+    (place / ".hidden").write_text("of a file manager")
+    assert not RawStore(store).read(7, counts=False).flag.any()
+
+
 def test_what_is_no_store_of_raw_scans_is_said(tmp_path: Path, store: Path):
     with pytest.raises(MissingError, match="there is no store"):
         RawStore(tmp_path / "nowhere.zarr")

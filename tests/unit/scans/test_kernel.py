@@ -77,6 +77,23 @@ def test_both_engines_give_the_same(channels, chosen):
     assert fast.t_sys[:3] == pytest.approx(sure.t_sys[:3], rel=1e-6)
 
 
+@pytest.mark.parametrize("channels", [6, 7, 8, 9, 8192 + 7])
+def test_what_is_no_number_is_flagged_wherever_it_lies(channels):
+    """Also in the last strip of a long spectrum, of which only a few channels are left."""
+    dish = Dish(pixels=1, channels=channels, width_hz=10e6 if channels < 100 else 0.5e6)
+    scan, good, options = dish.otf(2, rows=1, dumps=4), load_of_scan(dish.calibration(1)), CalibrationOptions()
+    prepared = prepare_otf(scan, options=options)
+    air = determine_atmosphere_full(scan, good, dish.air, prepared, options=options)
+    for at in range(-min(channels, 9), 0):
+        t_rec = good.gain.t_rec.copy()
+        t_rec[0, at] = np.inf if at % 2 else np.nan
+        load = replace(good, gain=replace(good.gain, t_rec=t_rec))
+        values = calibrate_full(scan, prepared, load, air, dish.air, options=options).ta_star
+        assert not np.isfinite(values[:, 0, at]).any()
+        assert (flags_of(values)[:, 0, at] != 0).all(), at
+        assert (flags_of(values) != 0).sum() == len(values), at
+
+
 @pytest.mark.parametrize("engine", ["numba", "numpy"])
 def test_every_flag_is_where_it_belongs_and_a_line_is_no_spike(engine):
     dish = Dish(channels=256, lines=(Line(600.0, 809.3e9, 4e6),))

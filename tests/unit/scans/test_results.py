@@ -49,6 +49,12 @@ def test_a_result_comes_back_as_it_was_written(store: ResultStore, made: dict[st
     assert not store.staging.exists()
 
 
+def test_who_may_read_the_store_may_read_its_scans(store: ResultStore, made: dict[str, np.ndarray]):
+    place = store.write(2, made, {})
+    modes = {path.stat().st_mode & 0o777 for path in (store.path, place.parent, place, place / "ta_star")}
+    assert len(modes) == 1, "directories of results are all made alike"
+
+
 def test_a_scan_is_done_where_it_is_whole_and_of_the_same_inputs(store: ResultStore, made: dict[str, np.ndarray]):
     mark = fingerprint({"scan": 2}, [1, 2])
     assert mark == fingerprint({"scan": 2}, [1, 2]) != fingerprint({"scan": 2}, [1, 3])

@@ -508,3 +508,13 @@ def test_times_and_tunings_of_loads_are_read_once_until_their_files_change(l0, l
     (failure,) = calibrate_store(l0, l1, replace(config, scans=(3,)), known=known).failures
     assert failure.error == "NoCalibrationError", "it is of another day now"
     assert heads.count(load) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"scan": [1]}, {"scan": "a"}, {"message": 3}, {"files": None}])
+def test_a_list_of_failures_with_strange_entries_is_none(tmp_path, wrong):
+    path = tmp_path / "failures.json"
+    one = {"scan": 1, "error": "GainError", "stage": "resolve", "message": "why", "files": "ab"}
+    path.write_text(json.dumps({"schema": 1, "failures": [], "calibrations": [one]}))
+    assert [found.scan for found in read_rejected(path)] == [1]
+    path.write_text(json.dumps({"schema": 1, "failures": [], "calibrations": [one | wrong]}))
+    assert read_rejected(path) == []
