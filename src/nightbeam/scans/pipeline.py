@@ -153,7 +153,7 @@ class Pipeline:
         self._outcomes: queue.SimpleQueue[ScanResult | ScanFailure] = queue.SimpleQueue()
         self._found: list[ScanResult | ScanFailure] = []
         self._fatal: BaseException | None = None
-        self._failing = threading.Lock()
+        self._failing, self._written = threading.Lock(), threading.Event()
 
     def run(self) -> PipelineResult:
         """Work through the scans. Raises `StorageError` if results cannot be written."""
@@ -168,9 +168,11 @@ class Pipeline:
             raise
         finally:
             self._to_write.put(_END)
-            writer.join()
-            self._drain(reader)
-            self._tell()
+            try:
+                self._wait_for_writer()
+            finally:
+                self._drain(reader)
+                self._tell()
         if self._fatal is not None:
             raise self._fatal
         return PipelineResult(
@@ -178,6 +180,18 @@ class Pipeline:
             failures=tuple(one for one in self._found if isinstance(one, ScanFailure)),
             stopped=self._run.stop.is_set(),
         )
+
+    def _wait_for_writer(self) -> None:
+        """Wait until the writer has ended, also where a signal's exception comes meanwhile.
+
+        Not with `join`: interrupted, Python 3.11 takes the thread for ended.
+        """
+        try:
+            self._written.wait()
+        except BaseException:
+            self._abort.set()
+            self._written.wait()
+            raise
 
     def _ended(self) -> bool:
         return self._run.stop.is_set() or self._abort.is_set()
@@ -343,10 +357,13 @@ class Pipeline:
 
     def _write_all(self) -> None:
         open_: dict[int, ScanWork] = {}
-        while self._write_next(open_):
-            pass
-        for work in open_.values():
-            _discard(work)
+        try:
+            while self._write_next(open_):
+                pass
+            for work in open_.values():
+                _discard(work)
+        finally:
+            self._written.set()
 
     def _write_next(self, open_: dict[int, ScanWork]) -> bool:
         """Write what has been calibrated, when something has been. False: that was all."""

@@ -147,7 +147,10 @@ async def write_after_reading(engine: AsyncEngine) -> int:
     async with engine.connect() as connection:
         await connection.execute(text("CREATE TABLE t (n)"))
     try:
-        await asyncio.gather(one(first=True), one(first=False))
+        # Both have ended, and closed what they had, before one's error is raised.
+        for error in await asyncio.gather(one(first=True), one(first=False), return_exceptions=True):
+            if error is not None:
+                raise error
         async with engine.connect() as connection:
             return len((await connection.execute(text("SELECT * FROM t"))).all())
     finally:

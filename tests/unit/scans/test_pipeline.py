@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import signal
 import threading
 import time
 import weakref
@@ -297,6 +299,25 @@ def test_who_stops_a_run_while_it_waits_to_try_again_is_told_the_failures(l0, l1
     assert result.stopped
     assert [one.scan for one in result.failures] == [2]
     assert sorted(one.scan for one in told) == [1, 2, 3]
+
+
+def test_a_signal_while_the_last_scan_is_written_ends_it_before_anything_else(l0, l1, config, hook, leftovers):
+    ended: list[bool] = []
+
+    def interrupt(scan: int) -> None:
+        if scan == 3 and not ended:
+            time.sleep(0.3)  # the main thread has nothing to do any more but wait
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            ended.append(True)
+
+    hook("write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_store(l0, l1, config)
+    assert ended == [True], "the writer was waited for"
+    assert leftovers(l1) == []
+    assert ResultStore(l1).scans() == [1, 2]
+    assert calibrate_store(l0, l1, config).exit_code == 0
 
 
 @pytest.mark.parametrize(
