@@ -236,11 +236,11 @@ class StagedScan:
 
     def __init__(self, store: ResultStore, scan: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._store, self._scan = store, scan
+        files, empty = _made(tuple(shapes.items()))
         self._scratch = scratch_directory(store.staging, owner=scan_name(scan))
         self._part = self._scratch / scan_name(scan)  # of its own: the one above is its owner's alone to read
         self._part.mkdir()
         self.flagged = self.saturated = 0
-        files, empty = _made(tuple(shapes.items()))
         #: What has been made in memory, by its place in the scan's directory.
         self._small = dict(files)
         held, disk = MemoryStore(self._small), LocalStore(self._part)
