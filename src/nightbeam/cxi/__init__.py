@@ -1,0 +1,1 @@
+"""CXI files that CrystFEL indexes, and the service that writes them."""

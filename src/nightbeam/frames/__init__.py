@@ -1,0 +1,1 @@
+"""Detector frames: files that hold them, and simulated ones whose peaks are known."""

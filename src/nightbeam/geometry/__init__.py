@@ -1,0 +1,1 @@
+"""Detector geometry as CrystFEL writes it: panels, pixel maps, tiles."""

@@ -1,0 +1,1 @@
+"""Bragg peaks: from a network's logits to centroids and intensities."""

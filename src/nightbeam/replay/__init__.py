@@ -1,0 +1,1 @@
+"""A producer of batches: frames through a torch model into the queue."""

@@ -1,0 +1,1 @@
+"""The sharded queue between a network and the writer, over Ray."""
