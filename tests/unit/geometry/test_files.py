@@ -459,6 +459,14 @@ def test_a_long_line_does_not_make_a_long_message(panel, geometry_of):
         assert len(str(told.value)) < 500
 
 
+@pytest.mark.parametrize("value", ["1" * 10**6, "1" * 10**6 + "e", "+" + " " * 10**6 + "q", "." * 10**6, "x " * 10**5])
+def test_a_long_value_is_refused_in_time_that_grows_as_its_length(panel, geometry_of, value):
+    # A pattern that tries every way to divide it would take hours.
+    for field in ("fs", "corner_x", "mask_good", "clen", "data/x"):
+        with contextlib.suppress(InputError):
+            geometry_of(panel(), f"p/{field} = {value}\n")
+
+
 def test_thousands_of_unknown_keys_are_told_briefly(panel, geometry_of):
     geometry = geometry_of(panel(), "".join(f"p/u{n} = 1\n" for n in range(5000)))
     assert len(geometry.panels[0].extra) == 5000
