@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 __all__ = ["measure", "runs_of_bits", "runs_of_logits", "runs_of_pixels"]
@@ -77,7 +77,7 @@ def runs_of_logits(
             for y in range(height):
                 if some[y]:
                     runs = _with_room(runs, number, width // 2 + 1)
-                    number = _add_line(words[y], width, y, runs, number)
+                    number = _add_line(words, width, y, runs, number)
         starts[r + 1] = number
     return runs[:number], starts, nan_pixels, nan_rows
 
@@ -214,10 +214,10 @@ def measure(
         image = images[r]
         if with_ring:
             _paint(here, taken, True)
-            _fetch_around(image, outer, reals[first])
+            _fetch_around(image, outer, reals, first)
             for k in range(first, number):
-                _fetch_around(image, outer, reals[min(k + 1, number - 1)])
-                _look_around(image, taken, values, spare, squares, inner, outer, ring == 2, reals[k])
+                _fetch_around(image, outer, reals, min(k + 1, number - 1))
+                _look_around(image, taken, values, spare, squares, inner, outer, ring == 2, reals, k)
             _paint(here, taken, False)
         _add_intensities(here, component, slot, image, reals, weighted)
         _finish(reals[first:number], integers[first:number], weighted)
@@ -227,25 +227,34 @@ def measure(
 # -- one instruction for many pixels -----------------------------------------------------------------------------
 
 
-def _of_block(test: Callable[[Any, Any, Any, Any], Any]) -> Any:
-    """Return a function of two lines, a column and a threshold: a bit for each of 32 pixels, tested all at once.
+def _place(context: Any, builder: Any, kind: Any, value: Any, index: Any) -> Any:
+    """Where an item of an array is; nothing checks that there is one."""
+    array = context.make_array(kind)(context, builder, value)
+    place = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    for at, stride in zip(index, cgutils.unpack_tuple(builder, array.strides, kind.ndim), strict=True):
+        place = builder.gep(place, [builder.mul(at, stride)])
+    return place
 
-    Neighbours on a line must be neighbours in memory, and the line long enough: nothing checks it.
+
+def _of_block(test: Callable[[Any, Any, Any, Any], Any]) -> Any:
+    """Return a function of a panel, a line, a column and a threshold: a bit for each of 32 pixels, tested all at once.
+
+    Neighbours on a line must be neighbours in memory, and the line long enough: nothing checks it. (It takes no slices
+    because each slice would count its references, which takes as long as the test.)
     """
 
-    def compare(typing: Any, high: Any, low: Any, start: Any, least: Any) -> Any:  # noqa: ARG001
+    def compare(typing: Any, panel: Any, y: Any, start: Any, least: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def block(n: int) -> Any:
-                kind = signature.args[n]
-                item = context.get_value_type(kind.dtype)
-                begin = builder.gep(context.make_array(kind)(context, builder, args[n]).data, [args[2]])
-                many = builder.bitcast(begin, ir.VectorType(item, _BLOCK).as_pointer())
-                return builder.load(many, align=kind.dtype.bitwidth // 8)
+                index = [ir.Constant(args[1].type, n), args[1], args[2]]
+                many = ir.VectorType(context.get_value_type(panel.dtype), _BLOCK).as_pointer()
+                begin = _place(context, builder, signature.args[0], args[0], index)
+                return builder.load(builder.bitcast(begin, many), align=panel.dtype.bitwidth // 8)
 
-            bits = builder.bitcast(test(builder, block(0), block(1), args[3]), ir.IntType(_BLOCK))
+            bits = builder.bitcast(test(builder, block(1), block(0), args[3]), ir.IntType(_BLOCK))
             return builder.zext(bits, ir.IntType(64))
 
-        return types.uint64(high, low, types.intp, types.float64), generate
+        return types.uint64(panel, types.intp, types.intp, types.float64), generate
 
     return intrinsic(compare)
 
@@ -291,20 +300,18 @@ def _on_ring(typing: Any, squares: Any, start: Any, more: Any, near: Any, far: A
 
 
 @intrinsic
-def _fetch(typing: Any, line: Any, at: Any) -> Any:  # noqa: ARG001
+def _fetch(typing: Any, image: Any, y: Any, x: Any) -> Any:  # noqa: ARG001
     """Ask for a pixel that will be wanted soon, and do not wait for it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, number = signature.args[0], ir.IntType(32)
-        array = context.make_array(kind)(context, builder, args[0])
-        place = builder.bitcast(builder.gep(array.data, [args[1]]), ir.IntType(8).as_pointer())
+        place, number = _place(context, builder, signature.args[0], args[0], args[1:]), ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch", (place.type,), ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
         )
         builder.call(prefetch, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(line, types.intp), generate
+    return types.void(image, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -335,21 +342,23 @@ def _compare(panel: Any, strict: bool, least: float, words: Any, some: Any) -> b
     """Fill in a bit for each pixel that is of a peak or no number, and whether a line has any; return if one has."""
     any_line, whole = False, panel.shape[2] // _BLOCK
     for y in range(panel.shape[1]):
-        low, high, line, found = panel[0, y], panel[1, y], words[y], np.uint64(0)
+        found = np.uint64(0)
         if strict:
             for n in range(whole):
-                line[n] = _above_or_odd(high, low, _BLOCK * n, least)
-                found |= line[n]
+                bits = _above_or_odd(panel, y, _BLOCK * n, least)
+                words[y, n] = bits
+                found |= bits
         else:
             for n in range(whole):
-                line[n] = _reaches_or_odd(high, low, _BLOCK * n, least)
-                found |= line[n]
-        if whole < line.size:
-            bits, odd = _one_by_one(low, high, _BLOCK * whole, strict, least)
-            line[whole] = bits | odd
-            found |= line[whole]
+                bits = _reaches_or_odd(panel, y, _BLOCK * n, least)
+                words[y, n] = bits
+                found |= bits
+        if whole < words.shape[1]:
+            bits, odd = _one_by_one(panel, y, _BLOCK * whole, strict, least)
+            words[y, whole] = bits | odd
+            found |= bits | odd
         some[y] = found != 0
-        any_line |= some[y]
+        any_line |= found != 0
     return any_line
 
 
@@ -360,28 +369,25 @@ def _clear_odd(panel: Any, strict: bool, least: float, words: Any, some: Any) ->
     for y in range(panel.shape[1]):
         if not some[y]:
             continue
-        low, high, line = panel[0, y], panel[1, y], words[y]
-        for n in range(line.size):
-            if line[n] == 0:
+        for n in range(words.shape[1]):
+            if words[y, n] == 0:
                 continue
             if n == whole:
-                line[n], odd = _one_by_one(low, high, _BLOCK * n, strict, least)
+                bits, odd = _one_by_one(panel, y, _BLOCK * n, strict, least)
             else:
-                odd = _odd(high, low, _BLOCK * n, least)
-                if strict:
-                    line[n] = _above(high, low, _BLOCK * n, least)
-                else:
-                    line[n] = _reaches(high, low, _BLOCK * n, least)
+                odd = _odd(panel, y, _BLOCK * n, least)
+                bits = _above(panel, y, _BLOCK * n, least) if strict else _reaches(panel, y, _BLOCK * n, least)
+            words[y, n] = bits
             number += _ones(odd)
     return number
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _one_by_one(low: Any, high: Any, start: int, strict: bool, least: float) -> tuple[Any, Any]:
+def _one_by_one(panel: Any, y: int, start: int, strict: bool, least: float) -> tuple[Any, Any]:
     """Which pixels of the last block are of a peak, and which are no numbers, as bits."""
     bits, odd = np.uint64(0), np.uint64(0)
-    for c in range(low.size - start):
-        a, b = low[start + c], high[start + c]
+    for c in range(panel.shape[2] - start):
+        a, b = panel[0, y, start + c], panel[1, y, start + c]
         hit = b > a if strict else np.float64(b) - np.float64(a) >= least
         bits |= np.uint64(hit) << np.uint64(c)
         odd |= np.uint64((a != a) | (b != b)) << np.uint64(c)
@@ -392,10 +398,10 @@ def _one_by_one(low: Any, high: Any, start: int, strict: bool, least: float) -> 
 def _add_line(words: Any, width: int, y: int, runs: Any, number: int) -> int:
     """Add the runs of a line of blocks; return how many there are then."""
     begin = -1
-    for n in range(words.size):
-        if words[n] != 0 or begin >= 0:
+    for n in range(words.shape[1]):
+        if words[y, n] != 0 or begin >= 0:
             size = min(_BLOCK, width - _BLOCK * n)
-            number, begin = _add_bits(words[n], size, _BLOCK * n, y, begin, runs, number)
+            number, begin = _add_bits(words[y, n], size, _BLOCK * n, y, begin, runs, number)
     return _add(runs, number, y, begin, width) if begin >= 0 else number
 
 
@@ -488,19 +494,18 @@ def _sum_up(runs: Any, parent: Any, component: Any, moments: Any) -> int:
         y, begin, end = np.int64(runs[n, 0]), np.int64(runs[n, 1]), np.int64(runs[n, 2])
         if parent[n] == n:
             k, found = found, found + 1
-            of = moments[k]
-            of[_COUNT], of[_SUM_Y], of[_SUM_X] = 0, 0, 0
-            of[_TOP], of[_LEFT], of[_RIGHT] = y, begin, end - 1
+            moments[k, _COUNT], moments[k, _SUM_Y], moments[k, _SUM_X] = 0, 0, 0
+            moments[k, _TOP], moments[k, _LEFT], moments[k, _RIGHT] = y, begin, end - 1
         else:
             k = component[parent[n]]
-            of = moments[k]
         component[n] = k
         size = end - begin
-        of[_COUNT] += size
-        of[_SUM_Y] += size * y
-        of[_SUM_X] += size * (begin + end - 1) // 2
-        of[_BOTTOM] = y
-        of[_LEFT], of[_RIGHT] = min(of[_LEFT], begin), max(of[_RIGHT], end - 1)
+        moments[k, _COUNT] += size
+        moments[k, _SUM_Y] += size * y
+        moments[k, _SUM_X] += size * (begin + end - 1) // 2
+        moments[k, _BOTTOM] = y
+        moments[k, _LEFT] = min(moments[k, _LEFT], begin)
+        moments[k, _RIGHT] = max(moments[k, _RIGHT], end - 1)
     return found
 
 
@@ -554,26 +559,27 @@ def _look_around(
     inner: float,
     outer: float,
     of_mean: bool,
-    real: Any,
+    reals: Any,
+    k: int,
 ) -> None:
     """Fill in the background and its standard deviation from the ring around a centroid."""
-    number = _gather(image, taken, values, squares, inner * inner, outer * outer, real[_Y], real[_X])
+    number = _gather(image, taken, values, squares, inner * inner, outer * outer, reals[k, _Y], reals[k, _X])
     if number == 0:
         return
-    around = values[:number]
-    mean = _sum(around) / number
-    sigma = np.sqrt(_scatter(around, mean) / number)
-    real[_SIGMA] = sigma
-    real[_BACKGROUND] = mean if of_mean else _median(around, spare, mean, sigma)
+    mean = _sum(values, number) / number
+    sigma = np.sqrt(_scatter(values, number, mean) / number)
+    reals[k, _SIGMA] = sigma
+    reals[k, _BACKGROUND] = mean if of_mean else _median(values, number, spare, mean, sigma)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _fetch_around(image: Any, outer: float, real: Any) -> None:
+def _fetch_around(image: Any, outer: float, reals: Any, k: int) -> None:
     """Ask for the lines of a ring before it is its turn: most of them are far from the processor."""
-    first, last = _first(real[_X] - outer), _past(real[_X] + outer, image.shape[1]) - 1
-    for y in range(_first(real[_Y] - outer), _past(real[_Y] + outer, image.shape[0])):
-        _fetch(image[y], first)
-        _fetch(image[y], last)
+    at_y, at_x = reals[k, _Y], reals[k, _X]
+    first, last = _first(at_x - outer), _past(at_x + outer, image.shape[1]) - 1
+    for y in range(_first(at_y - outer), _past(at_y + outer, image.shape[0])):
+        _fetch(image, y, first)
+        _fetch(image, y, last)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -583,19 +589,18 @@ def _gather(
     """Collect the pixels of a ring that are free and finite; ``near`` and ``far`` are squares of distances."""
     number, reach = 0, np.sqrt(far)
     first, past = _first(at_x - reach), _past(at_x + reach, image.shape[1])
-    squares[:] = np.inf
-    for x in range(first, past):
-        squares[x - first] = (x - at_x) * (x - at_x)
+    for n in range(squares.size):
+        squares[n] = (first + n - at_x) * (first + n - at_x) if first + n < past else np.inf
     for y in range(_first(at_y - reach), _past(at_y + reach, image.shape[0])):
-        dy, line, covered = (y - at_y) * (y - at_y), image[y], taken[y]
+        dy = (y - at_y) * (y - at_y)
         for start in range(0, past - first, _ARC):
             bits = _on_ring(squares, start, dy, near, far)
             while bits != 0:
                 x = first + start + _zeros_below(bits)
                 bits &= bits - np.uint64(1)
                 # Written in any case, and counted if wanted: a branch here would be guessed wrong too often.
-                values[number] = value = np.float64(line[x])
-                number += (not covered[x]) & (value - value == 0.0)
+                values[number] = value = np.float64(image[y, x])
+                number += (not taken[y, x]) & (value - value == 0.0)
     return number
 
 
@@ -612,38 +617,39 @@ def _past(at: float, size: int) -> int:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-def _sum(values: Any) -> float:
+def _sum(values: Any, number: int) -> float:
     total = 0.0
-    for value in values:
-        total += value
+    for n in range(number):
+        total += values[n]
     return total
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-def _scatter(values: Any, mean: float) -> float:
+def _scatter(values: Any, number: int, mean: float) -> float:
     total = 0.0
-    for value in values:
-        total += (value - mean) * (value - mean)
+    for n in range(number):
+        total += (values[n] - mean) * (values[n] - mean)
     return total
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _median(values: Any, spare: Any, mean: float, sigma: float) -> float:
+def _median(values: Any, number: int, spare: Any, mean: float, sigma: float) -> float:
     """The middle value, or the mean of the middle two; the values are moved about.
 
     Nearly always it is close to the mean: it is sought among the few there.
     """
     low, high, below, inside = mean - _CLOSE * sigma, mean + _CLOSE * sigma, 0, 0
-    for value in values:
+    for n in range(number):
+        value = values[n]
         spare[inside] = value
         inside += (value >= low) & (value <= high)
         below += value < low
-    middle, even = values.size // 2, values.size % 2 == 0
+    middle, even = number // 2, number % 2 == 0
     if below <= middle - even and middle < below + inside:
         if inside <= _FEW:
             return _middle_of_few(spare, inside, middle - below, even)
-        return _middle(spare[:inside], middle - below, even)
-    return _middle(values, middle, even)
+        return _middle(spare, inside, middle - below, even)
+    return _middle(values, number, middle, even)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -653,19 +659,19 @@ def _middle_of_few(values: Any, number: int, middle: int, even: bool) -> float:
     for n in range(number, padded):
         values[n] = np.inf
     at, before = -np.inf, -np.inf
-    for value in values[:number]:
-        below = 0
-        for other in values[:padded]:
-            below += other < value
+    for n in range(number):
+        value, below = values[n], 0
+        for k in range(padded):
+            below += values[k] < value
         at = max(at, value if below <= middle else -np.inf)
         before = max(before, value if below < middle else -np.inf)
     return (before + at) / 2.0 if even else at
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _middle(values: Any, middle: int, even: bool) -> float:
+def _middle(values: Any, number: int, middle: int, even: bool) -> float:
     """The value with ``middle`` smaller ones, or its mean with the next smaller (Hoare's quickselect)."""
-    low, high = 0, values.size - 1
+    low, high = 0, number - 1
     while low < high:
         pivot, i, j = values[(low + high) // 2], low, high
         while i <= j:
