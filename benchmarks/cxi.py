@@ -6,8 +6,8 @@ does less: it measures no intensity. Each in turns, several times; a figure is t
 
 Writer: files of such events, with all that a file has, list and master. The floor is bare h5py: one contiguous dataset
 of the same pixels that lie ready in one array, written and synced as ours are. In memory (/dev/shm) only the work is
-left, on a disk mostly the disk. Also what a dataset costs in one piece, in a chunk for each event, and in such chunks
-without HDF5 between. Each in turns; a figure is the least wall time, by bytes of images that came.
+left, and CPU time is counted; on a disk wall time. Also what a dataset costs in one piece, in a chunk for each event,
+and in such chunks without HDF5 between. Each in turns; a figure is of the least time, by bytes of images that came.
 
     python benchmarks/cxi.py [--quick] [--json] [--only SECTION] [--repeat N]
 """
@@ -175,25 +175,26 @@ def _peaks_table(report: dict) -> str:
 # -- writer -------------------------------------------------------------------------------------------------------
 
 _BATCH = 10
+_CLOCKS = {"memory": time.process_time, "disk": time.perf_counter}
 
 
 def writer(repeat: int, quick: bool) -> dict:
     """GB/s of images into files: bare h5py, ours, and ways to store a stack."""
-    events = 20 if quick else 60
+    events = 20 if quick else 100
     places = {"memory": Path("/dev/shm"), "disk": Path(tempfile.gettempdir())}
     report: dict[str, Any] = {"load_average": os.getloadavg()[0], "events": events, "of_the_floor": {}, "aims": {}}
     images = np.random.default_rng(3).normal(10, 3, (events, _PANELS, _HEIGHT, _WIDTH)).astype(np.float32)
     for where, place in places.items():
         if place.is_dir():
             with tempfile.TemporaryDirectory(prefix="nightbeam-bench-", dir=place) as work:
-                report[where] = _writer(Path(work), images, max(3, repeat // 2))
+                report[where] = _writer(Path(work), images, max(3, repeat // 2), _CLOCKS[where])
             floor = report[where]["bare h5py"]
             report["of_the_floor"][where] = {name: round(rate / floor, 3) for name, rate in report[where].items()}
             report["aims"][f"at least 0.6 of bare h5py, in {where}"] = report[where]["ours"] / floor >= 0.6
     return report
 
 
-def _writer(work: Path, images: np.ndarray, repeat: int) -> dict[str, float]:
+def _writer(work: Path, images: np.ndarray, repeat: int, clock: Callable[[], float]) -> dict[str, float]:
     side_by_side = [[_HEIGHT * (n % 8), _WIDTH * (n // 8)] for n in range(_PANELS)]
     turns: dict[str, Callable[[], Any]] = {
         "bare h5py": partial(_bare, work / "bare.h5", images),
@@ -209,10 +210,10 @@ def _writer(work: Path, images: np.ndarray, repeat: int) -> dict[str, float]:
     best = dict.fromkeys(turns, np.inf)
     for turn in range(repeat + 1):
         for name, write in turns.items():
-            begin = time.perf_counter()
+            begin = clock()
             write()
             if turn:
-                best[name] = min(best[name], time.perf_counter() - begin)
+                best[name] = min(best[name], clock() - begin)
             for left in work.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     return {name: round(images.nbytes / seconds / 1e9, 3) for name, seconds in best.items()}

@@ -20,7 +20,7 @@ from nightbeam.core.errors import ConfigError, StorageError
 from nightbeam.core.files import require_space
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi import layout
-from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, Powders, compression_of, write_chunk
+from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, Powders, compression_of, environment_line, write_chunk
 from nightbeam.cxi.detector import Detector, ImageCounts, Slabs, describe_detector
 from nightbeam.cxi.directory import Directory
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
@@ -143,6 +143,8 @@ class CxiWriter:
         self._companion = None if geometry is None else _companion(geometry, plan)
         clen = None if self._companion is None else self._companion.clen
         self._needs_clen = clen is not None and clen.path is not None
+        if line := environment_line(plan.compression):
+            _log.warning("images are compressed with %s; CrystFEL reads them after: %s", plan.compression, line)
         self._detector: Detector | None = None
         self._packed: PackedMask | None = None
         if shape is not None:
