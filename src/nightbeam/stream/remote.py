@@ -112,7 +112,7 @@ def connect(
         if ray.is_initialized():
             _check_namespace(namespace)
             return
-        options = {"namespace": namespace, "log_to_driver": False, "logging_level": "WARNING"}
+        options: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "WARNING"}
         if address == "local":
             options |= _local(num_cpus, object_store_bytes, temp_dir)
         else:
@@ -203,15 +203,15 @@ def _resolve(address: str) -> str:
 
 def _knock(address: str) -> None:
     """Ask the head once whether our token will do: when `ray.init` is refused it tries again for 20 s."""
-    from ray import _raylet, exceptions
+    import ray
 
     if ":" not in address or address.startswith("ray://"):
         return
     try:
-        _raylet.GcsClient(address=address)
-    except exceptions.AuthenticationError:
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
         raise
-    except exceptions.RayError as error:
+    except ray.exceptions.RayError as error:
         log.info("the Ray cluster at %s is not ready: %s", address, _line(error))
 
 
