@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,6 +63,7 @@ class Head:
         finally:
             for one in self.family():
                 one.kill()
+            shutil.rmtree(self.temp_dir, ignore_errors=True)
 
 
 def _session(pid: int) -> int:
