@@ -141,7 +141,7 @@ def replay(
 def _plan(asked: dict[str, Any]) -> ReplayPlan:
     from nightbeam.replay.model import ReplayPlan
 
-    pad = asked["pad"] or (1,)
+    pad: Any = asked["pad"] or (1,)
     same = ("batch", "repeat", "pad_style", "normalize", "calibrated", "form", "by", "end", "wait")
     return ReplayPlan(
         first_event=asked["first"],

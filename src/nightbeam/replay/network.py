@@ -77,7 +77,7 @@ class Network:
             raise InputError(what, fix="give float32 of (rows, 1, H, W)")
         if not len(batch):
             return torch.empty((0, 2, *batch.shape[2:]), device=self.device)
-        parts = [self._checked(part) for part in batch.split(self._rows or _rows_at_once(batch, self.device))]
+        parts = [self._checked(part) for part in torch.split(batch, self._rows or _rows_at_once(batch, self.device))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _checked(self, images: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 import h5py
@@ -63,7 +64,7 @@ def test_simulated_frames_go_through_the_network_into_the_queue(run, producer, t
 def test_the_truth_is_of_the_events_that_are_sent(run, tmp_path):
     run("--simulate", "9", "--panels", "64x64", "--peaks", "1", "--first", "2", "--events", "3", "--truth", "t.jsonl",
         "--margin", "10", "--intensity", "500", "--threshold", "8")  # fmt: skip
-    with open("t.jsonl") as file:
+    with Path("t.jsonl").open() as file:
         assert [json.loads(line)["event"] for line in file] == [2, 3, 4]
 
 
