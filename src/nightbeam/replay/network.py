@@ -30,7 +30,7 @@ __all__ = ["Network", "export_network", "load_network"]
 #: Of the panels that the exported matched filter takes: with one block, torch would compile another program.
 _LEAST_SIDE: Final = 9
 #: Pixels that go through a network at once on a CPU: what is between its layers shall fit into the cache.
-_CPU_PIXELS: Final = 1 << 19
+_CPU_PIXELS: Final = 1 << 18
 #: And on a GPU.
 _GPU_PIXELS: Final = 1 << 25
 
