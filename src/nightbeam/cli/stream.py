@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nightbeam.cli.output import json_option, show, talk
+from nightbeam.cli.replay import export_network, replay
 
 if TYPE_CHECKING:
     from nightbeam.stream.remote import QueueFound, ShardedQueue
@@ -26,7 +27,11 @@ def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group("stream")
 def stream() -> None:
-    """Look at the queues between a network and the writer, and remove those that are left over."""
+    """Look at the queues between a network and the writer, fill them, and remove those that are left over."""
+
+
+stream.add_command(replay)
+stream.add_command(export_network)
 
 
 @stream.command("status")

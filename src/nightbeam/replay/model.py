@@ -188,6 +188,9 @@ class BatchSink(Protocol):
     def queue(self) -> _Sized:
         """Where the batches go."""
 
+    def share(self, value: Any) -> Any:
+        """Return a reference to an array that is stored once."""
+
     def send(
         self,
         predictions: Any,

@@ -145,15 +145,18 @@ class _Run:
     ) -> bool:
         """Offer a batch until there is room, or until it is time to stop."""
         shapes = PreprocessingMetadata(frames.images.shape, images.shape)
+        arrays: list[Any] = [predictions, images, frames.images if self.plan.calibrated else None]
+        if self.plan.by == "reference":  # offered as often as it takes, stored once
+            arrays = [None if one is None else self.producer.share(one) for one in arrays]
         while not (
             taken := self.producer.send(
-                predictions,
-                images,
+                arrays[0],
+                arrays[1],
                 preprocessing=shapes,
                 metadata=metadata,
                 form=self.plan.form,
                 by=self.plan.by,
-                calibrated=frames.images if self.plan.calibrated else None,
+                calibrated=arrays[2],
                 timeout_s=_OFFER_S,
             )
         ):

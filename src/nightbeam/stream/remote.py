@@ -853,7 +853,7 @@ class Producer:
             about["event_index"] = self.events
         if form != "logits":
             about["prediction_form"] = form
-        carry: Callable[[Any], Any] = self._put if by == "reference" else _plain
+        carry: Callable[[Any], Any] = self.share if by == "reference" else _plain
         if calibrated is not None:
             about["calibrated_image_ref"] = carry(calibrated)
         direct = by == "value" and form == "logits" and _is_tensor(predictions)
@@ -866,8 +866,16 @@ class Producer:
             preprocessing_metadata=preprocessing,
         )
 
-    def _put(self, value: Any) -> Any:
-        """Put an array into the object store; Ray keeps it as long as anybody has its reference."""
+    def share(self, value: Any) -> Any:
+        """Put an array into the object store and return its reference; a reference is returned as it is.
+
+        For a batch that may be offered several times. Ray keeps it as long as anybody has its reference.
+
+        Raises
+        ------
+        StorageError
+            If the object store is full.
+        """
         import ray
 
         if isinstance(value, ray.ObjectRef):

@@ -26,6 +26,7 @@ class FakeProducer:
     sent: list[dict[str, Any]] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     offers: int = 0
+    stored: int = 0
     waiting: int = 0
     left: int | None = 0
 
@@ -36,6 +37,10 @@ class FakeProducer:
     def size(self) -> int:
         self.waiting = max(0, self.waiting - 1)
         return self.waiting
+
+    def share(self, value: Any) -> Any:
+        self.stored += 1
+        return value
 
     def send(self, predictions: Any, images: Any = None, **rest: Any) -> bool:
         self.offers += 1

@@ -136,6 +136,7 @@ def test_a_full_queue_is_asked_again_until_there_is_room(source, network, produc
     report = go(source, network, producer, batch=5)
     assert [one["metadata"]["source_event"][0] for one in producer.sent] == [0, 5]
     assert producer.offers == 5
+    assert producer.stored == 4, "predictions and images of two batches, each stored once"
     assert report.events == 10
 
 
