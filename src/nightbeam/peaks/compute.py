@@ -179,10 +179,10 @@ def masks(
     pair = two_logits(logits, settings)
     cut = pair[(slice(None), slice(None), *_cut(checked_window(window, pair.shape[2:])))]
     if settings.min_probability == 0.5:
-        return np.greater(cut[:, 1], cut[:, 0])
+        return np.asarray(cut[:, 1] > cut[:, 0])
     with np.errstate(invalid="ignore"):  # infinite in both
         step = np.subtract(cut[:, 1], cut[:, 0], dtype=np.float64)
-    return np.greater_equal(step, least_step(settings))
+    return np.asarray(step >= least_step(settings))
 
 
 def masks_in_bits(bits: NDArray[np.uint8], width: int, window: Window | None = None) -> NDArray[np.bool_]:
@@ -290,7 +290,7 @@ def join_tables(tables: Sequence[PeakTable]) -> PeakTable:
 # -- what is asked of the data ------------------------------------------------------------------------------------
 
 
-def two_logits(logits: NDArray[Any], settings: PeakSettings) -> NDArray[np.floating[Any]]:
+def two_logits(logits: Any, settings: PeakSettings) -> NDArray[np.floating[Any]]:
     """Return (rows, 2, H, W), float32 or float64: the largest of the other classes, and class 1."""
     if not isinstance(logits, np.ndarray) or logits.ndim != 4 or logits.dtype.kind != "f":
         raise InputError(f"logits are {_said(logits)}", fix="give real numbers of shape (rows, classes, height, width)")
@@ -306,7 +306,7 @@ def two_logits(logits: NDArray[Any], settings: PeakSettings) -> NDArray[np.float
         # np.max hands a NaN on, which makes the pixel background.
         logits = np.stack([np.delete(logits, 1, axis=1).max(axis=1), logits[:, 1]], axis=1)
     kind = np.float64 if logits.dtype.itemsize == 8 else np.float32
-    return logits.astype(kind, copy=False)
+    return np.asarray(logits, kind)
 
 
 def checked_window(window: Window | None, shape: Sequence[int]) -> Window:
@@ -323,7 +323,7 @@ def checked_window(window: Window | None, shape: Sequence[int]) -> Window:
     return window
 
 
-def checked_bits(bits: NDArray[Any], width: int) -> NDArray[np.uint8]:
+def checked_bits(bits: Any, width: int) -> NDArray[np.uint8]:
     """Return the bits, C-contiguous; refuse what cannot be a mask of that width."""
     if not isinstance(bits, np.ndarray) or bits.ndim != 3 or bits.dtype != np.uint8:
         raise InputError(f"bits are {_said(bits)}", fix="give uint8 of shape (rows, height, bytes)")
@@ -332,7 +332,7 @@ def checked_bits(bits: NDArray[Any], width: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bits)
 
 
-def checked_pixels(pixels: NDArray[Any], rows: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+def checked_pixels(pixels: Any, rows: int, shape: tuple[int, int]) -> NDArray[np.int32]:
     """Return the pixels ascending, each once, as int32; refuse those that lie outside."""
     sizes = (int(rows), int(shape[0]), int(shape[1]))
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3 or pixels.dtype.kind not in "iu":
@@ -350,7 +350,7 @@ def checked_pixels(pixels: NDArray[Any], rows: int, shape: tuple[int, int]) -> N
     return table if np.all(step > 0) else np.unique(table, axis=0)
 
 
-def checked_images(images: NDArray[Any], rows: int, window: Window) -> NDArray[Any]:
+def checked_images(images: Any, rows: int, window: Window) -> NDArray[Any]:
     """Return the images in a type that is read as it is; refuse those that are not the detector's panels."""
     wanted = (rows, window.height, window.width)
     if not isinstance(images, np.ndarray) or images.shape != wanted or images.dtype.kind not in "fiub":

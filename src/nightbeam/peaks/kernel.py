@@ -284,7 +284,7 @@ _reaches_or_odd = _of_block(
 _odd = _of_block(lambda build, high, low, _: build.fcmp_unordered("uno", high, low))
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _on_ring(typing: Any, squares: Any, start: Any, more: Any, near: Any, far: Any) -> Any:  # noqa: ARG001
     """A bit for each of 16 squares whose sum with ``more`` is neither below ``near`` nor above ``far``."""
 
@@ -299,7 +299,7 @@ def _on_ring(typing: Any, squares: Any, start: Any, more: Any, near: Any, far: A
     return types.uint64(squares, types.intp, types.float64, types.float64, types.float64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _fetch(typing: Any, image: Any, y: Any, x: Any) -> Any:  # noqa: ARG001
     """Ask for a pixel that will be wanted soon, and do not wait for it."""
 
@@ -314,7 +314,7 @@ def _fetch(typing: Any, image: Any, y: Any, x: Any) -> Any:  # noqa: ARG001
     return types.void(image, types.intp, types.intp), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _zeros_below(typing: Any, bits: Any) -> Any:  # noqa: ARG001
     """How many bits from the lowest are 0; 64 if all are."""
 
@@ -324,7 +324,7 @@ def _zeros_below(typing: Any, bits: Any) -> Any:  # noqa: ARG001
     return types.int64(types.uint64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _ones(typing: Any, bits: Any) -> Any:  # noqa: ARG001
     """How many bits are 1."""
 
@@ -647,9 +647,9 @@ def _median(values: Any, number: int, spare: Any, mean: float, sigma: float) -> 
     middle, even = number // 2, number % 2 == 0
     if below <= middle - even and middle < below + inside:
         if inside <= _FEW:
-            return _middle_of_few(spare, inside, middle - below, even)
-        return _middle(spare, inside, middle - below, even)
-    return _middle(values, number, middle, even)
+            return float(_middle_of_few(spare, inside, middle - below, even))
+        return float(_middle(spare, inside, middle - below, even))
+    return float(_middle(values, number, middle, even))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]

@@ -75,7 +75,7 @@ class PeakSettings:
         if self.centroid not in ("mass", "intensity") or self.background not in ("ring", "ring-mean", "none"):
             raise ConfigError(f"centroid is {self.centroid!r}, background {self.background!r}",
                               fix="mass or intensity; ring, ring-mean or none")  # fmt: skip
-        if len(self.ring_px) != 2 or not 0.0 <= self.ring_px[0] <= self.ring_px[1] < 1e6:
+        if not 0.0 <= self.ring_px[0] <= self.ring_px[1] < 1e6:
             raise ConfigError(
                 f"ring_px is {self.ring_px}", fix="give two distances from the centroid, 0 <= inner <= outer"
             )
