@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("nightbeam.cli.doctor:doctor", "Say what on this machine would stop nightbeam, and how to mend it."),
     "down": ("nightbeam.cli.platform:down", "Stop the platform in the order that loses nothing."),
     "gains": ("nightbeam.cli.gains:gains", "Match calibrators, solve and apply interferometer gains."),
+    "geometry": ("nightbeam.cli.geometry:geometry", "Look at the geometry file of a detector."),
     "elog": ("nightbeam.cli.elog:elog", "Mirror, search and export the electronic logbook."),
     "groups": ("nightbeam.cli.groups:groups", "List, show, run and reprocess groups of subbands."),
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
