@@ -161,9 +161,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
 
 
-def _handler(
-    health: Callable[[], Health], counters: Callable[[], Mapping[str, Any]]
-) -> type[BaseHTTPRequestHandler]:
+def _handler(health: Callable[[], Health], counters: Callable[[], Mapping[str, Any]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 5.0  # who does not finish a request keeps a thread no longer
         server_version = "nightbeam"

@@ -442,9 +442,7 @@ def _batches_in_files(output_dir: Path) -> dict[str, list[tuple[str, dict[str, A
     return found
 
 
-def _account(
-    name: str, page: ProducerLedger, rows: list[tuple[str, dict[str, Any]]], running: bool
-) -> ProducerAccount:
+def _account(name: str, page: ProducerLedger, rows: list[tuple[str, dict[str, Any]]], running: bool) -> ProducerAccount:
     _add_files(page, rows)
     open_ = page.taken.without(page.settled)
     in_hand = Ranges(open_).without(page.abandoned) if running else []

@@ -17,7 +17,7 @@ from typing import Any, Final
 import psutil
 
 from nightbeam import __version__
-from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, StorageError
+from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, StorageError, ToolError
 from nightbeam.core.files import part_path, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import iso_z, utc_now
@@ -30,7 +30,7 @@ from nightbeam.cxi.config import (
     writer_config,
 )
 from nightbeam.cxi.counts import Counts
-from nightbeam.cxi.doors import Cluster, Doors, Source, the_world
+from nightbeam.cxi.doors import Cluster, Doors, Source, image_ref, the_world
 from nightbeam.cxi.execution import Done, Load, TaskPool, next_workers
 from nightbeam.cxi.health import Health, health_server, write_status
 from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered
@@ -362,8 +362,7 @@ class CxiService:
     def _receive(self, message: Any) -> None:
         """Take a message in, whatever it is; from here on its events are counted."""
         if isinstance(message, Unreadable):
-            self.counts.take(0)
-            self._lose(0, message.reason, message.text)
+            self._unreadable(message)
             return
         producer = is_end(message)
         if producer is not None:
@@ -378,6 +377,15 @@ class CxiService:
         self._start(job)
         if self.counts.batches_received % self.config.system.progress_interval == 0:
             _log.info("%s", self._progress())
+
+    def _unreadable(self, found: Unreadable) -> None:
+        if found.reason == "shard lost":  # nobody knows whether there was anything in it
+            with self.counts.lock:
+                self.counts.warnings[found.reason] += 1
+            _log.error("%s", found.text)
+            return
+        self.counts.take(0)
+        self._lose(0, found.reason, found.text)
 
     def _end_of(self, producer: str, message: Any) -> None:
         _log.info("producer %r has ended", producer)
@@ -478,7 +486,7 @@ class CxiService:
             key = (job.number, start)
             asked = (header, self._settings, start, stop, maps)
             if job.predictions is None:
-                refs = [job.message.predictions_ref, _image_ref(job.message)]
+                refs = [job.message.predictions_ref, image_ref(job.message)]
                 self.pool.submit_remote(key, process_rows, refs, *asked)
             else:
                 self.pool.submit(key, process_rows, job.predictions, job.images, *asked)
@@ -528,8 +536,10 @@ class CxiService:
         n_events, batch_id = job.header.n_events, job.header.batch_id
         if isinstance(error, BatchError):
             self._reject(n_events, error, batch_id)
-        elif isinstance(error, NightbeamError):
-            self._lose(n_events, getattr(error, "reason", "unavailable"), str(error), batch_id)
+        elif isinstance(error, NightbeamError) and not isinstance(error, ToolError):
+            full = isinstance(error, StorageError)
+            reason = getattr(error, "reason", "object store full" if full else "unavailable")
+            self._lose(n_events, reason, str(error), batch_id)
         else:
             _log.error("a task of batch %r failed twice", batch_id, exc_info=error)
             self._lose(n_events, "task failed", repr(error)[:200], batch_id)
@@ -594,7 +604,7 @@ class CxiService:
     def _over(self) -> bool:
         """Return whether an end condition is met, and remember which."""
         run, silent = self.config.run, self._clock() - self._heard
-        if self._ends.all and self._queue_empty and self._source.size() == 0:
+        if self._ends.all and self._queue_empty and self._nothing_left():
             self._ended_by = "all producers have ended"
         elif run.total_events is not None and self.counts.events_received >= run.total_events:
             self._ended_by = f"{run.total_events} events were received"
@@ -605,6 +615,13 @@ class CxiService:
         elif not self._heard_once and run.startup_timeout is not None and silent >= run.startup_timeout:
             self._ended_by = f"nothing came in the first {run.startup_timeout:g} s"
         return bool(self._ended_by)
+
+    def _nothing_left(self) -> bool:
+        """Ask all shards once more; what one of them still has is taken in."""
+        message = self._source.look_once()
+        if message is not None:
+            self._receive(message)
+        return message is None
 
     def _adapt(self) -> None:
         now = self._clock()
@@ -763,12 +780,6 @@ def _count(ranges: list[Range]) -> dict[str, int | None]:
         "batches": sum(one.last - one.first + 1 for one in ranges),
         "events": None if None in counts else sum(count or 0 for count in counts),
     }
-
-
-def _image_ref(message: Any) -> Any:
-    """Return the reference to the image that the header speaks of."""
-    found = message.metadata.get("calibrated_image_ref")
-    return found if found is not None else getattr(message, "original_image_ref", None)
 
 
 def _batch_id(message: Any) -> str:
