@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +22,12 @@ class Done:
     Attributes
     ----------
     key
-        What it was submitted under.
+        What it was submitted under: a batch, and which task of it.
     result
         What it returned, or the exception that it raised.
     """
 
-    key: Hashable
+    key: tuple[int, Any]
     result: Any
 
 
@@ -48,7 +48,7 @@ def permanent(error: BaseException) -> bool:
 
 @dataclass(slots=True)
 class _Task:
-    key: Hashable
+    key: tuple[int, Any]
     function: Callable[..., Any]
     args: tuple[Any, ...]
     tries: int = 0
@@ -92,12 +92,14 @@ class TaskPool:
         """How many threads are at work."""
         return self._running
 
-    def submit(self, key: Hashable, function: Callable[..., Any], *args: Any, first: bool = False) -> None:
+    def submit(self, key: tuple[int, Any], function: Callable[..., Any], *args: Any, first: bool = False) -> None:
         """Have ``function(*args)`` done by a thread; ``first``: before what waits."""
         (self._waiting.appendleft if first else self._waiting.append)(_Task(key, function, args))
         self._start()
 
-    def submit_remote(self, key: Hashable, function: Callable[..., Any], refs: Sequence[Any], *args: Any) -> None:
+    def submit_remote(
+        self, key: tuple[int, Any], function: Callable[..., Any], refs: Sequence[Any], *args: Any
+    ) -> None:
         """Have ``function(*values of refs, *args)`` done by one of Ray's workers, which tries it twice itself."""
         self._waiting_remote.append((_Task(key, function, args), refs))
         self._start_remote()

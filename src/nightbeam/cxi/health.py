@@ -109,7 +109,7 @@ def metrics_text(counters: Mapping[str, Any], health: Health) -> bytes:
             yield GaugeMetricFamily("cxi_up", "1 while the loop turns and the disk works.", value=float(health.works))
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector())  # type: ignore[arg-type]
+    registry.register(Collector())
     return generate_latest(registry)
 
 

@@ -216,7 +216,7 @@ def assemble(
 def _peaks(
     predictions: Any, images: NDArray[Any] | None, header: BatchHeader, settings: PeakSettings, start: int, stop: int
 ) -> PeakTable:
-    known = {"window": header.window, "settings": settings, "first_row": start}
+    known: dict[str, Any] = {"window": header.window, "settings": settings, "first_row": start}
     if header.form == "logits":
         return find_peaks(logits_array(predictions[start:stop]), images, **known)
     if header.form == "bits":
@@ -245,7 +245,8 @@ def _pixels(pixels: NDArray[Any], header: BatchHeader, start: int, stop: int) ->
     row = pixels[:, 0]
     if len(row) and not 0 <= int(row.min()) <= int(row.max()) < header.n_events * header.n_panels:
         raise BatchError(f"pixels of rows {row.min()} to {row.max()}", fix="count rows from 0 within the batch")
-    return pixels[(row >= start) & (row < stop)] - np.array([start, 0, 0], pixels.dtype)
+    own: NDArray[Any] = pixels[(row >= start) & (row < stop)] - np.array([start, 0, 0], pixels.dtype)
+    return own
 
 
 def _rows_of(header: BatchHeader, index: int) -> slice:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -494,7 +493,7 @@ class CxiService:
     def _collect(self, timeout_s: float) -> None:
         """Take in what the workers have done."""
         for done in self.pool.finished(timeout_s):
-            number, what = done.key  # type: ignore[misc]
+            number, what = done.key
             job = self._jobs.get(number)
             if job is None:  # another part of it has failed before
                 continue
@@ -680,7 +679,7 @@ class CxiService:
         What is in flight is counted anew, from the batches that are there; only between two steps.
         """
         found = self.counts.to_json()
-        assert found["balance"] == 0, found  # noqa: S101
+        assert found["balance"] == 0, found
 
     def _write_status(self, *, force: bool = False) -> None:
         now = self._clock()
@@ -702,7 +701,7 @@ class CxiService:
 
     def _look_at_queue(self) -> None:
         try:
-            self._queue_size = self._source.size() if self._state in {"running", "stopping"} else self._queue_size
+            self._queue_size = self._source.size()
         except NightbeamError as error:
             self._queue_size = None
             _log.debug("the queue does not say its size: %s", error)
@@ -770,7 +769,7 @@ def run_cpu_postprocessing_pipeline(
         config = load_config(path)
     elif not isinstance(config, WriterConfig):
         config = writer_config(config)
-    service = CxiService(config, config_path=path, doors=doors)  # type: ignore[arg-type]
+    service = CxiService(config, config_path=path, doors=doors)
     return service.loop(stop or threading.Event())
 
 
