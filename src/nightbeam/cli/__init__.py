@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("nightbeam.cli.platform:apply", "Bring a Prefect server to what prefect.yaml says."),
     "calib": ("nightbeam.cli.calib:calib", "Detector constants: inspect runs, prefetch, look at the cache."),
     "convert": ("nightbeam.cli.convert:convert", "Write a group of subbands as one Measurement Set."),
+    "cxi": ("nightbeam.cli.cxi:cxi", "Write CXI files for CrystFEL, check them, look at them."),
     "demo": ("nightbeam.cli.demo:demo", "Run the main job end to end on simulated and real data."),
     "doctor": ("nightbeam.cli.doctor:doctor", "Say what on this machine would stop nightbeam, and how to mend it."),
     "down": ("nightbeam.cli.platform:down", "Stop the platform in the order that loses nothing."),
