@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_overrides_win_over_the_file_and_what_was_not_given_changes_nothing():
 def test_an_override_of_nothing_is_an_error():
     with pytest.raises(ConfigError, match="did you mean output_dir"):
         c.merge_config_with_overrides(least(), {"outputdir": "x"})
-    with pytest.raises(ConfigError, match="processing.num_cpu_workers"):
+    with pytest.raises(ConfigError, match=r"processing\.num_cpu_workers"):
         c.merge_config_with_overrides(least(), {"num_cpu_workers": 0})
 
 
@@ -191,16 +192,16 @@ def test_a_file_that_is_not_there_or_a_directory_is_a_clear_error(tmp_path):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*c.known_keys(), "ray", "queue", "output", "x"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from([*c.known_keys(), "ray", "queue", "output", "x"]), inner, max_size=4)
+        ),
         max_leaves=10,
     )
 )
 def test_whatever_the_tree_is_the_answer_is_a_configuration_or_our_error(tree):
-    try:
+    with contextlib.suppress(ConfigError):
         c.writer_config(tree)
-    except ConfigError:
-        pass
 
 
 def test_the_lines_of_an_agreement_are_those_that_users_know():
@@ -253,7 +254,7 @@ def test_the_default_example_names_every_key_with_its_default():
 
 
 def test_files_that_are_not_there_are_named_before_anything_is_taken(tmp_path):
-    with pytest.raises(MissingError, match="no.geom") as caught:
+    with pytest.raises(MissingError, match=r"no\.geom") as caught:
         c.check_files(c.writer_config(least(geometry={"geom_file": str(tmp_path / "no.geom")})))
     assert isinstance(caught.value, FileNotFoundError)
     assert "geometry.geom_file" in str(caught.value)
