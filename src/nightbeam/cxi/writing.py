@@ -20,7 +20,7 @@ from nightbeam.core.errors import ConfigError, StorageError
 from nightbeam.core.files import require_space
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi import layout
-from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, compression_of, write_chunk
+from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, Powders, compression_of, environment_line, write_chunk
 from nightbeam.cxi.detector import Detector, ImageCounts, Slabs, describe_detector
 from nightbeam.cxi.directory import Directory
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 _MOST_RECORDS: Final = 10_000
 #: The master file is made anew after so many files, and at the end.
 _MASTER_EVERY: Final = 64
-
-Image = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +60,11 @@ class FileWritten:
 
 
 @dataclass(slots=True)
-class _Powders:
-    """Brightest values of a run, of hits and of misses."""
-
-    hits: NDArray[np.float32] | None = None
-    misses: NDArray[np.float32] | None = None
-
-
-def _brightest(powder: NDArray[np.float32] | None, image: Image) -> NDArray[np.float32]:
-    if powder is None:
-        powder = np.full(image.shape, -np.inf, np.float32)
-    np.fmax(powder, image, out=powder)
-    return powder
-
-
-@dataclass(slots=True)
 class _Chunk:
     """A file to be: its events and what is said of their batches."""
 
     directory: Directory
-    powders: _Powders
+    powders: Powders
     run: int | None
     experiment: str | None
     events: list[Event] = field(default_factory=list)
@@ -160,6 +143,8 @@ class CxiWriter:
         self._companion = None if geometry is None else _companion(geometry, plan)
         clen = None if self._companion is None else self._companion.clen
         self._needs_clen = clen is not None and clen.path is not None
+        if line := environment_line(plan.compression):
+            _log.warning("images are compressed with %s; CrystFEL reads them after: %s", plan.compression, line)
         self._detector: Detector | None = None
         self._packed: PackedMask | None = None
         if shape is not None:
@@ -167,7 +152,7 @@ class CxiWriter:
         self._directories: dict[Path, Directory] = {}
         self._home = self._open(plan.output_dir)
         self._split_runs = plan.per_run or "{run}" in plan.name_template
-        self._chunks: deque[_Chunk] = deque([_Chunk(self._home, _Powders(), None, None)])
+        self._chunks: deque[_Chunk] = deque([_Chunk(self._home, Powders(), None, None)])
         self._waiting_since: float | None = None
         self._written, self._numbers, self._since_master = 0, 0, 0
         self._counts = ImageCounts()
@@ -247,7 +232,7 @@ class CxiWriter:
         place = self._home
         if self.plan.per_run and header.run is not None:
             place = self._open(self.plan.output_dir / f"r{header.run:04d}", header.run)
-        return self._begin(_Chunk(place, _Powders(), header.run, header.experiment))
+        return self._begin(_Chunk(place, Powders(), header.run, header.experiment))
 
     def _begin(self, chunk: _Chunk) -> _Chunk:
         last = self._chunks[-1]
@@ -267,7 +252,7 @@ class CxiWriter:
         s["events_truncated"] += batch.truncated
         if self.plan.images:
             for image in batch.misses:
-                chunk.powders.misses = _brightest(chunk.powders.misses, image)
+                chunk.powders.add_miss(image)
 
     def _take(self, batch: ProcessedBatch, chunk: _Chunk) -> None:
         header = batch.batch
@@ -334,37 +319,33 @@ class CxiWriter:
     def _write_closed(self) -> None:
         while self._chunks[0].closed:
             chunk = self._chunks[0]
-            self._write_twice(chunk)
-            self._chunks.popleft()
+            written = self._write_twice(chunk)
+            self._chunks.popleft()  # from here on nothing that fails writes it again
             self._waiting_since = None
-            self._after(chunk)
+            self._after(chunk, written)
 
-    def _write_twice(self, chunk: _Chunk) -> None:
+    def _write_twice(self, chunk: _Chunk) -> FileWritten:
         try:
-            self._write(chunk)
+            return self._write(chunk)
         except StorageError as error:
             self._statistics["write_failures"] += 1
             _log.warning("%s; trying once more", error.what)
             try:
-                self._write(chunk)
+                return self._write(chunk)
             except StorageError as again:
                 self._statistics["write_failures"] += 1
                 raise StorageError(
                     f"{again.what}; {self.buffered_events} events are kept in memory", fix=again.fix
                 ) from again
 
-    def _write(self, chunk: _Chunk) -> None:
+    def _write(self, chunk: _Chunk) -> FileWritten:
         began = time.perf_counter()
         detector = self._known_detector()
         counts = ImageCounts()
-        if self.plan.images:
-            for event in chunk.events:
-                chunk.powders.hits = _brightest(chunk.powders.hits, np.asarray(event.image))
         contents = ChunkContents(
             events=chunk.events,
             numbers=chunk.numbers,
-            powder_hits=chunk.powders.hits,
-            powder_misses=chunk.powders.misses,
+            powders=chunk.powders,
             attributes=self._attributes(chunk),
         )
         self._require_space(chunk, detector)
@@ -375,7 +356,7 @@ class CxiWriter:
         write = partial(write_chunk, contents=contents, plan=self.plan, detector=detector, slabs=slabs,
                         mask=self._packed)  # fmt: skip
         path = chunk.directory.write(name, write)
-        self._add_up(chunk, path, counts, time.perf_counter() - began)
+        return self._add_up(chunk, path, counts, time.perf_counter() - began)
 
     def _known_detector(self) -> Detector:
         if self._detector is None:
@@ -407,7 +388,7 @@ class CxiWriter:
             **({} if chunk.experiment is None else {"experiment": chunk.experiment}),
         }
 
-    def _add_up(self, chunk: _Chunk, path: Path, counts: ImageCounts, seconds: float) -> None:
+    def _add_up(self, chunk: _Chunk, path: Path, counts: ImageCounts, seconds: float) -> FileWritten:
         s, peaks = self._statistics, sum(len(e.peaks) for e in chunk.events)
         size = path.stat().st_size
         s["total_events_written"] += len(chunk.events)
@@ -421,19 +402,18 @@ class CxiWriter:
         self._write_s += seconds
         self.files.append(path)
         _log.info("%s: %d events, %d peaks", path, len(chunk.events), peaks)
-        if self._on_written is not None:
-            self._on_written(
-                FileWritten(path, len(chunk.events), peaks, size, chunk.run, tuple(chunk.records), seconds)
-            )
+        return FileWritten(path, len(chunk.events), peaks, size, chunk.run, tuple(chunk.records), seconds)
 
-    def _after(self, chunk: _Chunk) -> None:
-        """Put a file into the list and, when a run ends or from time to time, into the master."""
+    def _after(self, chunk: _Chunk, written: FileWritten) -> None:
+        """Put a file into the list and, when a run ends or from time to time, into the master; then tell of it."""
         try:
-            chunk.directory.add_to_list(self.files[-1])
+            chunk.directory.add_to_list(written.path)
             if self._chunks[0].directory is not chunk.directory or self._since_master >= _MASTER_EVERY:
                 self._write_master(chunk.directory)
         except StorageError as error:
-            _log.warning("%s is written, but not yet in the list or the master: %s", self.files[-1], error.what)
+            _log.warning("%s is written, but not yet in the list or the master: %s", written.path, error.what)
+        if self._on_written is not None:
+            self._on_written(written)
 
     def _write_master(self, directory: Directory) -> None:
         if self.plan.master:
