@@ -21,6 +21,8 @@ __all__ = ["measure", "runs_of_bits", "runs_of_logits", "runs_of_pixels"]
 
 #: Pixels that are looked at together where a line has some of a peak.
 _BLOCK = 32
+#: Pixels of a line of a ring that are looked at together.
+_ARC = 16
 #: Bytes with their bits in the other order.
 _BACKWARDS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1)[:, 0].astype(
     np.uint64
@@ -29,6 +31,8 @@ _BACKWARDS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 
 _ROUNDING = 1e-3
 #: Standard deviations from the mean within which a median is sought first.
 _CLOSE = 0.3
+#: Numbers that are compared each with each.
+_FEW = 48
 #: What the columns of the table of reals are: see `measure`.
 _Y, _X, _TOTAL, _MAXIMUM, _BACKGROUND, _SIGMA, _SNR, _WEIGHT, _WEIGHT_Y, _WEIGHT_X = range(10)
 #: What the columns of the table of integers are.
@@ -96,8 +100,12 @@ def runs_of_bits(bits: Any, top: int, left: int, height: int, width: int) -> tup
     runs, starts, number = np.empty((256, 3), np.int32), np.zeros(bits.shape[0] + 1, np.int64), 0
     for r in range(bits.shape[0]):
         for y in range(height):
-            runs = _with_room(runs, number, width // 2 + 1)
-            number = _add_packed(bits[r, y + top], left, width, y, runs, number)
+            line, some = bits[r, y + top], np.uint8(0)
+            for byte in line:
+                some |= byte
+            if some != 0:
+                runs = _with_room(runs, number, width // 2 + 1)
+                number = _add_packed(line, left, width, y, runs, number)
         starts[r + 1] = number
     return runs[:number], starts
 
@@ -187,8 +195,8 @@ def measure(
     moments, slot = np.empty((256, 7), np.int64), np.empty(256, np.int64)
     with_ring = has_images and ring != 0
     taken = np.zeros((height, width) if with_ring else (0, 0), np.bool_)
-    size = _ring_size(height, width, outer) if with_ring else 0
-    values, spare = np.empty(size), np.empty(size)
+    size = _across(height, outer) * _across(width, outer) + 1 if with_ring else 0
+    values, spare, squares = np.empty(size), np.empty(size + 16), np.empty(_across(width, outer) + _ARC)
     for r in range(starts.size - 1):
         here = runs[starts[r] : starts[r + 1]]
         if here.shape[0] == 0:
@@ -209,7 +217,7 @@ def measure(
             _fetch_around(image, outer, reals[first])
             for k in range(first, number):
                 _fetch_around(image, outer, reals[min(k + 1, number - 1)])
-                _look_around(image, taken, values, spare, inner, outer, ring == 2, reals[k])
+                _look_around(image, taken, values, spare, squares, inner, outer, ring == 2, reals[k])
             _paint(here, taken, False)
         _add_intensities(here, component, slot, image, reals, weighted)
         _finish(reals[first:number], integers[first:number], weighted)
@@ -248,10 +256,10 @@ def _step(builder: Any, high: Any, low: Any) -> Any:
     return builder.fsub(*(one if one.type == wide else builder.fpext(one, wide) for one in (high, low)))
 
 
-def _each(builder: Any, value: Any) -> Any:
+def _each(builder: Any, value: Any, number: int = _BLOCK) -> Any:
     """The same number for each pixel of a block."""
-    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, _BLOCK), ir.Undefined), value, _FIRST)
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), _BLOCK), [0] * _BLOCK))
+    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, number), ir.Undefined), value, _FIRST)
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), number), [0] * number))
 
 
 _FIRST = ir.Constant(ir.IntType(32), 0)
@@ -265,6 +273,21 @@ _reaches_or_odd = _of_block(
     lambda build, high, low, least: build.fcmp_unordered(">=", _step(build, high, low), _each(build, least))
 )
 _odd = _of_block(lambda build, high, low, _: build.fcmp_unordered("uno", high, low))
+
+
+@intrinsic
+def _on_ring(typing: Any, squares: Any, start: Any, more: Any, near: Any, far: Any) -> Any:  # noqa: ARG001
+    """A bit for each of 16 squares whose sum with ``more`` is neither below ``near`` nor above ``far``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        begin = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        block = builder.load(builder.bitcast(begin, ir.VectorType(ir.DoubleType(), _ARC).as_pointer()), align=8)
+        more, near, far = (_each(builder, one, _ARC) for one in args[2:])
+        total = builder.fadd(block, more)
+        inside = builder.and_(builder.fcmp_ordered(">=", total, near), builder.fcmp_ordered("<=", total, far))
+        return builder.zext(builder.bitcast(inside, ir.IntType(_ARC)), ir.IntType(64))
+
+    return types.uint64(squares, types.intp, types.float64, types.float64, types.float64), generate
 
 
 @intrinsic
@@ -508,10 +531,9 @@ def _keep(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _ring_size(height: int, width: int, outer: float) -> int:
-    """The most pixels that a ring can have, and one."""
-    across = 2.0 * outer + 3.0
-    return int(min(across, float(height))) * int(min(across, float(width))) + 1
+def _across(size: int, outer: float) -> int:
+    """The most pixels of a line that a ring can touch."""
+    return int(min(2.0 * outer + 3.0, float(size)))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -524,10 +546,18 @@ def _paint(runs: Any, taken: Any, value: bool) -> None:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _look_around(
-    image: Any, taken: Any, values: Any, spare: Any, inner: float, outer: float, of_mean: bool, real: Any
+    image: Any,
+    taken: Any,
+    values: Any,
+    spare: Any,
+    squares: Any,
+    inner: float,
+    outer: float,
+    of_mean: bool,
+    real: Any,
 ) -> None:
     """Fill in the background and its standard deviation from the ring around a centroid."""
-    number = _gather(image, taken, values, inner * inner, outer * outer, real[_Y], real[_X])
+    number = _gather(image, taken, values, squares, inner * inner, outer * outer, real[_Y], real[_X])
     if number == 0:
         return
     around = values[:number]
@@ -547,22 +577,25 @@ def _fetch_around(image: Any, outer: float, real: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _gather(image: Any, taken: Any, values: Any, near: float, far: float, at_y: float, at_x: float) -> int:
+def _gather(
+    image: Any, taken: Any, values: Any, squares: Any, near: float, far: float, at_y: float, at_x: float
+) -> int:
     """Collect the pixels of a ring that are free and finite; ``near`` and ``far`` are squares of distances."""
     number, reach = 0, np.sqrt(far)
+    first, past = _first(at_x - reach), _past(at_x + reach, image.shape[1])
+    squares[:] = np.inf
+    for x in range(first, past):
+        squares[x - first] = (x - at_x) * (x - at_x)
     for y in range(_first(at_y - reach), _past(at_y + reach, image.shape[0])):
         dy, line, covered = (y - at_y) * (y - at_y), image[y], taken[y]
-        # From the first to the hole, and from the hole to the last, a little too far for the sake of rounding.
-        long, short = np.sqrt(max(far - dy, 0.0)), np.sqrt(max(near - dy, 0.0))
-        hole = _past(at_x - short, line.size)
-        for part in range(2):
-            first = _first(at_x - long) if part == 0 else max(hole, _first(at_x + short))
-            past = hole if part == 0 else _past(at_x + long, line.size)
-            for x in range(first, past):
-                square, value = dy + (x - at_x) * (x - at_x), np.float64(line[x])
+        for start in range(0, past - first, _ARC):
+            bits = _on_ring(squares, start, dy, near, far)
+            while bits != 0:
+                x = first + start + _zeros_below(bits)
+                bits &= bits - np.uint64(1)
                 # Written in any case, and counted if wanted: a branch here would be guessed wrong too often.
-                values[number] = value
-                number += (square >= near) & (square <= far) & (not covered[x]) & (value - value == 0.0)
+                values[number] = value = np.float64(line[x])
+                number += (not covered[x]) & (value - value == 0.0)
     return number
 
 
@@ -607,8 +640,26 @@ def _median(values: Any, spare: Any, mean: float, sigma: float) -> float:
         below += value < low
     middle, even = values.size // 2, values.size % 2 == 0
     if below <= middle - even and middle < below + inside:
+        if inside <= _FEW:
+            return _middle_of_few(spare, inside, middle - below, even)
         return _middle(spare[:inside], middle - below, even)
     return _middle(values, middle, even)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _middle_of_few(values: Any, number: int, middle: int, even: bool) -> float:
+    """What `_middle` does, by counting how many are smaller than each: more work, and no branch to guess wrong."""
+    padded = (number + 15) & ~15
+    for n in range(number, padded):
+        values[n] = np.inf
+    at, before = -np.inf, -np.inf
+    for value in values[:number]:
+        below = 0
+        for other in values[:padded]:
+            below += other < value
+        at = max(at, value if below <= middle else -np.inf)
+        before = max(before, value if below < middle else -np.inf)
+    return (before + at) / 2.0 if even else at
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
