@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 import sys
 import sysconfig
@@ -22,6 +23,7 @@ __all__ = [
     "head_argv",
     "head_environment",
     "listens_on_loopback_only",
+    "make_token",
     "prepare_environment",
     "short_temp_dir",
 ]
@@ -41,6 +43,8 @@ def prepare_environment() -> None:
     """Set what Ray reads when it is imported: it tells nobody of its use, and a token that is there is used."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a process, without a word to it, so many seconds after its cluster has gone. It may have files to finish.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         # A cluster uses a token that it finds; a driver with an explicit address would not.
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -122,6 +126,25 @@ def head_environment(*, token_file: Path | None = None) -> dict[str, str]:
     if token_file is not None:
         found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
     return found
+
+
+def make_token(file: Path) -> Path:
+    """Write a token of a new cluster into a file that only we can read; one that is there is kept.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(secrets.token_hex(32))
+    except FileExistsError:
+        return file
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror}", fix="check the directory") from error
+    return file
 
 
 def short_temp_dir(state_dir: Path) -> Path:
