@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -280,3 +281,8 @@ def test_what_others_are_told_follows_the_file():
     plan = c.output_plan(found)
     assert (plan.min_num_peak, plan.flush_interval_s, plan.compat) == (3, 5, ("psocake",))
     assert plan.static == {"sample": "lysozyme"}
+
+
+def test_every_key_is_in_the_reference():
+    page = (ROOT / "docs/reference/cxi-writer.md").read_text()
+    assert set(re.findall(r"^\| `([a-z_]+\.[a-zA-Z_]+)` \|", page, re.MULTILINE)) == set(c.known_keys())

@@ -3,6 +3,7 @@ import logging
 import threading
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightbeam.core.errors import BusyError, ConfigError, MissingError, StorageError
-from nightbeam.cxi import outlet, worker
+from nightbeam.cxi import outlet, worker, writing
+from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.ledger import account, status_path
 from nightbeam.cxi.worker import CxiService, run_cpu_postprocessing_pipeline
 from nightbeam.stream.model import PipelineOutput
@@ -625,3 +627,40 @@ def test_anything_with_the_attributes_is_a_message(world, make):
     world.queue.messages.append(strange)
     world.end()
     assert through(make())["total_events_written"] == 4
+
+
+# -- with real files ----------------------------------------------------------------------------------------------
+
+
+def test_real_files_hold_every_hit_once_in_order_although_the_disk_was_full(world, tmp_path, monkeypatch, soon):
+    full = threading.Event()
+    full.set()
+
+    def space(*_, **__):
+        if full.is_set():
+            raise StorageError("no space left", fix="make some")
+
+    monkeypatch.setattr(writing, "require_space", space)
+    for k in range(6):
+        world.send(k, peaks=(0, 1, 2, 3))
+    world.end()
+    files = replace(world.doors(), files=the_world().files)
+    service = CxiService(small_config(tmp_path, output={"buffer_size": 5}), doors=files, clock=world.clock)
+    service.open()
+    until(service, lambda: service._outlet.blocked is not None)
+    full.clear()
+    turn(service)
+    service.close()
+    service.require_balance()
+    paths = sorted(tmp_path.glob("*.cxi"))
+    sizes, counts = [], []
+    for path in paths:
+        with h5py.File(path) as file:
+            found = file["/entry_1/result_1/nPeaks"][:].tolist()
+        sizes.append(len(found))
+        counts += found
+    assert sizes == [5, 5, 5, 3]
+    assert counts == [1, 2, 3] * 6
+    (told,) = account(tmp_path)
+    assert [(one.first, one.last) for one in told.received] == [(0, 5)]
+    assert not list(tmp_path.glob(".*partial"))
