@@ -9,18 +9,27 @@ of the same pixels that lie ready in one array, written and synced as ours are. 
 left, and CPU time is counted; on a disk wall time. Also what a dataset costs in one piece, in a chunk for each event,
 and in such chunks without HDF5 between. Each in turns; a figure is of the least time, by bytes of images that came.
 
+Chain: such batches from a real queue, by reference, through the writer as it is used, into files in memory; and the
+same batches where they need not come from anywhere. CPU time is that of the writer's process and of all of Ray's, not
+of who sends; what the first takes more than the second is Ray's overhead.
+
     python benchmarks/cxi.py [--quick] [--json] [--only SECTION] [--repeat N]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +37,21 @@ from typing import Any
 import h5py
 import numba
 import numpy as np
+import psutil
 from scipy import ndimage
 
+from nightbeam.core.children import die_with_parent
+from nightbeam.cxi.config import writer_config
+from nightbeam.cxi.doors import Cluster, Doors, the_world
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
+from nightbeam.cxi.worker import CxiService
 from nightbeam.cxi.writing import CxiWriter
 from nightbeam.peaks import compute
 from nightbeam.peaks.model import PeakSettings, PeakTable, Window
-from nightbeam.stream.model import BatchHeader
+from nightbeam.platform.processes import free_port
+from nightbeam.stream import cluster
+from nightbeam.stream.model import BatchHeader, PreprocessingMetadata
+from nightbeam.stream.remote import Arrays
 
 _PANELS, _HEIGHT, _WIDTH = 16, 352, 384
 
@@ -290,10 +307,203 @@ def _writer_table(report: dict) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in _met(report["aims"]))])
 
 
+# -- chain --------------------------------------------------------------------------------------------------------
+
+_CHAIN_BATCH = 4
+_QUEUE = {"ray": {"namespace": "bench"}, "queue": {"name": "bench", "num_shards": 2}}
+
+#: Sends so many batches, each as references to the same few arrays: what a producer computes is not measured.
+_SENDER = """
+import sys
+import numpy as np
+import ray
+from nightbeam.stream import remote
+from nightbeam.stream.model import PreprocessingMetadata
+
+address, count, logits, images = sys.argv[1], int(sys.argv[2]), np.load(sys.argv[3]), np.load(sys.argv[4])
+remote.connect(address, "bench")
+sender = remote.Producer(remote.ShardedQueue.create("bench", 2, 1000), "sender")
+rows, _, height, width = logits.shape
+shapes = PreprocessingMetadata((rows // 16, 16, height, width), (rows, 1, height, width))
+refs = [(ray.put(logits), ray.put(images[:, None])) for _ in range(2)]
+for number in range(count):
+    sender.send(*refs[number % 2], preprocessing=shapes, metadata={"photon_energy": 9500.0, "encoder_value": 100.0})
+print("sent", flush=True)
+sender.finish(wait=False)
+sys.stdin.read()
+"""
+
+
+def chain(repeat: int, quick: bool) -> dict:
+    """Events a CPU-second from the queue to files, with Ray and with batches that are there already."""
+    batches = 10 if quick else 40
+    logits, images = _spots(_CHAIN_BATCH, 45)
+    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    found: dict[str, list[dict]] = {"through Ray": [], "without Ray": []}
+    with tempfile.TemporaryDirectory(prefix="nightbeam-bench-", dir=place) as name, _ray_head() as (address, head):
+        work = Path(name)
+        np.save(work / "logits.npy", logits)
+        np.save(work / "images.npy", images)
+        for turn in range(max(2, repeat // 5) + 1):
+            with _sender(address, batches, work):
+                through = _run_chain(work, None, address, head)
+            without = _run_chain(work, _no_ray(logits, images, batches), address, None)
+            if turn:
+                found["through Ray"].append(through)
+                found["without Ray"].append(without)
+    best = {name: min(runs, key=lambda run: run["cpu_s"]) for name, runs in found.items()}
+    events = batches * _CHAIN_BATCH
+    overhead = best["through Ray"]["cpu_s"] / best["without Ray"]["cpu_s"] - 1
+    rate = events / best["through Ray"]["cpu_s"]
+    return {
+        "load_average": os.getloadavg()[0],
+        "events": events,
+        "events_a_cpu_second": {name: round(events / run["cpu_s"], 1) for name, run in best.items()},
+        "events_a_second": {name: round(events / run["wall_s"], 1) for name, run in best.items()},
+        "ray_overhead": round(overhead, 3),
+        "aims": {
+            "at least 60 events a CPU-second, by reference": rate >= 60.0,
+            "Ray's overhead at most 15 % of the work": overhead <= 0.15,
+        },
+    }
+
+
+def _run_chain(work: Path, doors: Any, address: str, head: psutil.Process | None) -> dict[str, float]:
+    """CPU of this process and of Ray's, and wall time, from the first batch to the last file."""
+    out = work / "out"
+    config = writer_config(
+        {
+            **_QUEUE,
+            "ray": {"namespace": "bench", "address": address},
+            "output": {"output_dir": str(out), "buffer_size": 40},
+            "peak_finding": {"min_num_peak": 1},
+            "processing": {"mode": "threads", "max_pending_bytes": 1 << 30},
+        }
+    )
+    service = CxiService(config, doors=doors)
+    service.open()
+    begin, cpu, theirs = time.perf_counter(), time.process_time(), _cpu_of(head)
+    while service.step():
+        pass
+    service.close()
+    spent = {
+        "wall_s": time.perf_counter() - begin,
+        "cpu_s": time.process_time() - cpu + _cpu_of(head) - theirs,
+    }
+    shutil.rmtree(out)
+    return spent
+
+
+def _cpu_of(head: psutil.Process | None) -> float:
+    """CPU seconds of all processes of Ray's: its stores, its shards."""
+    if head is None:
+        return 0.0
+    times = [one.cpu_times() for one in (head, *head.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+@contextlib.contextmanager
+def _ray_head() -> Iterator[tuple[str, psutil.Process]]:
+    with tempfile.TemporaryDirectory(prefix="nb-bench-", dir="/tmp") as place:
+        port = free_port(cluster.LOOPBACK, 26900)
+        argv = cluster.head_argv(port=port, temp_dir=Path(place), num_cpus=2, object_store_bytes=1 << 30)
+        child = subprocess.Popen(
+            argv,
+            env=os.environ | cluster.head_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent(),
+        )
+        try:
+            while not cluster.alive(cluster.address_of(port)):
+                time.sleep(0.2)
+            yield cluster.address_of(port), psutil.Process(child.pid)
+        finally:
+            child.terminate()
+            child.wait(60.0)
+
+
+@contextlib.contextmanager
+def _sender(address: str, batches: int, work: Path) -> Iterator[None]:
+    """A process whose batches wait in the queue."""
+    argv = [sys.executable, "-c", _SENDER, address, str(batches), work / "logits.npy", work / "images.npy"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=die_with_parent()) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"sent\n"
+        yield
+        child.kill()
+
+
+def _no_ray(logits: np.ndarray, images: np.ndarray, batches: int) -> Doors:
+    """The same batches, in this process already."""
+    shape = logits.shape
+    shapes = PreprocessingMetadata((shape[0] // _PANELS, _PANELS, *shape[2:]), (shape[0], 1, *shape[2:]))
+    waiting = [
+        Message(
+            {"photon_energy": 9500.0, "encoder_value": 100.0, "producer_id": "here", "sequence": n,
+             "event_index": n * _CHAIN_BATCH},
+            f"here_{n}", logits, images[:, None], shapes,
+        )
+        for n in range(batches)
+    ]  # fmt: skip
+    ends = [Message({"end_of_stream": True, "producer_id": "here", "sequence": batches}, "end", None, None, None)]
+    return dataclasses.replace(
+        the_world(),
+        connect=lambda _: Cluster(),
+        source=lambda _: Ready([*waiting, *ends]),
+        fetch=lambda message, _: Arrays(message.predictions_ref, message.original_image_ref),
+        disconnect=lambda: None,
+    )
+
+
+@dataclasses.dataclass
+class Message:
+    metadata: dict
+    batch_id: str
+    predictions_ref: Any
+    original_image_ref: Any
+    preprocessing_metadata: Any
+    predictions: Any = None
+
+
+class Ready:
+    """A queue that holds everything from the beginning."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self._messages = deque(messages)
+
+    def take(self, _timeout_s: float) -> Any:
+        return self.look_once()
+
+    def look_once(self) -> Any:
+        return self._messages.popleft() if self._messages else None
+
+    def stop_asking(self) -> None:
+        pass
+
+    def drain(self) -> list:
+        return []
+
+    def size(self) -> int:
+        return len(self._messages)
+
+
+def _chain_table(report: dict) -> str:
+    lines = [f"chain: {report['events']} events of {_PANELS} x {_HEIGHT} x {_WIDTH} with 45 peaks, files in memory; "
+             f"load average {report['load_average']:.1f}"]  # fmt: skip
+    lines += [f"  {'':20}{'events/CPU-s':>14}{'events/s':>12}"]
+    for name, rate in report["events_a_cpu_second"].items():
+        lines += [f"  {name:20}{rate:14.1f}{report['events_a_second'][name]:12.1f}"]
+    lines += [f"  Ray's overhead: {100 * report['ray_overhead']:.1f} % of the work"]
+    return "\n".join([*lines, *(f"  {line}" for line in _met(report["aims"]))])
+
+
 #: What is measured, and how it is shown.
 _SECTIONS: dict[str, tuple[Callable[[int, bool], dict], Callable[[dict], str]]] = {
     "peaks": (peaks, _peaks_table),
     "writer": (writer, _writer_table),
+    "chain": (chain, _chain_table),
 }
 
 
