@@ -30,7 +30,7 @@ _BACKWARDS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 
 #: Pixels that a bound of a ring may be wrong by; which pixels belong to it is decided by their distance.
 _ROUNDING = 1e-3
 #: Standard deviations from the mean within which a median is sought first.
-_CLOSE = 0.3
+_CLOSE = 0.2
 #: Numbers that are compared each with each.
 _FEW = 48
 #: What the columns of the table of reals are: see `measure`.
@@ -592,15 +592,15 @@ def _gather(
     for n in range(squares.size):
         squares[n] = (first + n - at_x) * (first + n - at_x) if first + n < past else np.inf
     for y in range(_first(at_y - reach), _past(at_y + reach, image.shape[0])):
-        dy = (y - at_y) * (y - at_y)
+        dy, line = (y - at_y) * (y - at_y), np.uintp(y)  # unsigned: nothing is counted from the end
         for start in range(0, past - first, _ARC):
             bits = _on_ring(squares, start, dy, near, far)
             while bits != 0:
-                x = first + start + _zeros_below(bits)
+                x = np.uintp(first + start + _zeros_below(bits))
                 bits &= bits - np.uint64(1)
                 # Written in any case, and counted if wanted: a branch here would be guessed wrong too often.
-                values[number] = value = np.float64(image[y, x])
-                number += (not taken[y, x]) & (value - value == 0.0)
+                values[np.uintp(number)] = value = np.float64(image[line, x])
+                number += (not taken[line, x]) & (value - value == 0.0)
     return number
 
 
