@@ -564,9 +564,13 @@ def _look_around(
 ) -> None:
     """Fill in the background and its standard deviation from the ring around a centroid."""
     number = _gather(image, taken, values, squares, inner * inner, outer * outer, reals[k, _Y], reals[k, _X])
+    total = _sum(values, number)
+    if total - total != 0.0:
+        number = _leave_odd(values, number)
+        total = _sum(values, number)
     if number == 0:
         return
-    mean = _sum(values, number) / number
+    mean = total / number
     sigma = np.sqrt(_scatter(values, number, mean) / number)
     reals[k, _SIGMA] = sigma
     reals[k, _BACKGROUND] = mean if of_mean else _median(values, number, spare, mean, sigma)
@@ -586,7 +590,7 @@ def _fetch_around(image: Any, outer: float, reals: Any, k: int) -> None:
 def _gather(
     image: Any, taken: Any, values: Any, squares: Any, near: float, far: float, at_y: float, at_x: float
 ) -> int:
-    """Collect the pixels of a ring that are free and finite; ``near`` and ``far`` are squares of distances."""
+    """Collect the pixels of a ring that are free; ``near`` and ``far`` are squares of distances."""
     number, reach = 0, np.sqrt(far)
     first, past = _first(at_x - reach), _past(at_x + reach, image.shape[1])
     for n in range(squares.size):
@@ -599,9 +603,20 @@ def _gather(
                 x = np.uintp(first + start + _zeros_below(bits))
                 bits &= bits - np.uint64(1)
                 # Written in any case, and counted if wanted: a branch here would be guessed wrong too often.
-                values[np.uintp(number)] = value = np.float64(image[line, x])
-                number += (not taken[line, x]) & (value - value == 0.0)
+                values[np.uintp(number)] = image[line, x]
+                number += not taken[line, x]
     return number
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _leave_odd(values: Any, number: int) -> int:
+    """Leave out what is not finite; return how many there are then."""
+    kept = 0
+    for n in range(number):
+        value = values[n]
+        values[kept] = value
+        kept += value - value == 0.0
+    return kept
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
