@@ -30,7 +30,7 @@ _BACKWARDS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 
 #: Pixels that a bound of a ring may be wrong by; which pixels belong to it is decided by their distance.
 _ROUNDING = 1e-3
 #: Standard deviations from the mean within which a median is sought first.
-_CLOSE = 0.3
+_CLOSE = 0.2
 #: Numbers that are compared each with each.
 _FEW = 48
 #: What the columns of the table of reals are: see `measure`.
@@ -564,9 +564,13 @@ def _look_around(
 ) -> None:
     """Fill in the background and its standard deviation from the ring around a centroid."""
     number = _gather(image, taken, values, squares, inner * inner, outer * outer, reals[k, _Y], reals[k, _X])
+    total = _sum(values, number)
+    if total - total != 0.0:
+        number = _leave_odd(values, number)
+        total = _sum(values, number)
     if number == 0:
         return
-    mean = _sum(values, number) / number
+    mean = total / number
     sigma = np.sqrt(_scatter(values, number, mean) / number)
     reals[k, _SIGMA] = sigma
     reals[k, _BACKGROUND] = mean if of_mean else _median(values, number, spare, mean, sigma)
@@ -586,22 +590,33 @@ def _fetch_around(image: Any, outer: float, reals: Any, k: int) -> None:
 def _gather(
     image: Any, taken: Any, values: Any, squares: Any, near: float, far: float, at_y: float, at_x: float
 ) -> int:
-    """Collect the pixels of a ring that are free and finite; ``near`` and ``far`` are squares of distances."""
+    """Collect the pixels of a ring that are free; ``near`` and ``far`` are squares of distances."""
     number, reach = 0, np.sqrt(far)
     first, past = _first(at_x - reach), _past(at_x + reach, image.shape[1])
     for n in range(squares.size):
         squares[n] = (first + n - at_x) * (first + n - at_x) if first + n < past else np.inf
     for y in range(_first(at_y - reach), _past(at_y + reach, image.shape[0])):
-        dy = (y - at_y) * (y - at_y)
+        dy, line = (y - at_y) * (y - at_y), np.uintp(y)  # unsigned: nothing is counted from the end
         for start in range(0, past - first, _ARC):
             bits = _on_ring(squares, start, dy, near, far)
             while bits != 0:
-                x = first + start + _zeros_below(bits)
+                x = np.uintp(first + start + _zeros_below(bits))
                 bits &= bits - np.uint64(1)
                 # Written in any case, and counted if wanted: a branch here would be guessed wrong too often.
-                values[number] = value = np.float64(image[y, x])
-                number += (not taken[y, x]) & (value - value == 0.0)
+                values[np.uintp(number)] = image[line, x]
+                number += not taken[line, x]
     return number
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _leave_odd(values: Any, number: int) -> int:
+    """Leave out what is not finite; return how many there are then."""
+    kept = 0
+    for n in range(number):
+        value = values[n]
+        values[kept] = value
+        kept += value - value == 0.0
+    return kept
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]

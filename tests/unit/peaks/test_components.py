@@ -208,6 +208,7 @@ def test_nothing_is_compiled_again_for_the_next_batch():
     assert [len(one.signatures) for one in entries] == before
 
 
+@pytest.mark.slow  # compiles them all
 def test_kinds_of_images_have_few_compiled_versions():
     kinds = ["f4", "f8", "u2", "f2", "i1", "u1", "i2", "i4", "i8", "u4", "u8", "?", ">f4", ">u2"]
     for kind in kinds:
