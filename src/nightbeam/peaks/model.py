@@ -47,7 +47,9 @@ class PeakSettings:
         ``ring``: median of the pixels 5 to 7 px from the centroid that are in no component; ``ring-mean``: their mean;
         ``none``: 0.
     min_pixels, max_pixels
-        Smaller or larger components are no peaks.
+        Smaller or larger components are no peaks; their pixels are no background either.
+    ring_px
+        Least and largest distance from the (unweighted) centroid of the pixels of a ring, both included.
 
     Raises
     ------
@@ -70,6 +72,13 @@ class PeakSettings:
             raise ConfigError(f"connectivity is {self.connectivity}", fix="give 4 or 8")
         if self.min_pixels < 1 or (self.max_pixels is not None and self.max_pixels < self.min_pixels):
             raise ConfigError(f"min_pixels is {self.min_pixels}, max_pixels {self.max_pixels}", fix="1 <= min <= max")
+        if self.centroid not in ("mass", "intensity") or self.background not in ("ring", "ring-mean", "none"):
+            raise ConfigError(f"centroid is {self.centroid!r}, background {self.background!r}",
+                              fix="mass or intensity; ring, ring-mean or none")  # fmt: skip
+        if len(self.ring_px) != 2 or not 0.0 <= self.ring_px[0] <= self.ring_px[1] < 1e6:
+            raise ConfigError(
+                f"ring_px is {self.ring_px}", fix="give two distances from the centroid, 0 <= inner <= outer"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

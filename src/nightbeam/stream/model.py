@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -103,6 +104,56 @@ class PipelineOutput:
     batch_id: str = ""
     original_image_ref: Any = None
     preprocessing_metadata: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metadata, dict):
+            raise TypeError(f"metadata is a {type(self.metadata).__name__}, not a dict")
+        if not isinstance(self.batch_id, str):
+            raise TypeError(f"batch_id is a {type(self.batch_id).__name__}, not a str")
+        given = [one for one in (self.predictions, self.predictions_ref) if one is not None]
+        if len(given) != 1 and not (not given and self.metadata.get(END_OF_STREAM) is True):
+            both = "both" if given else "neither"
+            raise ValueError(f"{both} of predictions and predictions_ref given: give one of them")
+        if self.predictions is not None and not _is_tensor(self.predictions):
+            raise TypeError(f"predictions is a {type(self.predictions).__name__}, not a torch tensor")
+
+    def get_numpy_array(self) -> NDArray[Any]:
+        """Return the predictions as an array in this process's memory.
+
+        Raises
+        ------
+        LostError
+            If they are a reference and the object is gone.
+        """
+        if self.predictions is None:
+            from nightbeam.stream.remote import fetch_object
+
+            return np.asarray(fetch_object(self.predictions_ref))
+        tensor = self.predictions.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
+            tensor = tensor.float()
+        return np.asarray(tensor.numpy())
+
+    def get_torch_tensor(self, device: str = "cpu") -> Any:
+        """Return the predictions as a torch tensor on ``device``.
+
+        Raises
+        ------
+        LostError
+            If they are a reference and the object is gone.
+        """
+        import torch
+
+        if self.predictions is not None:
+            return self.predictions.to(device)
+        array = self.get_numpy_array()
+        # What Ray hands out cannot be written to, and torch warns of such memory.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # where it is not loaded nothing can be a tensor
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 @dataclass(frozen=True, slots=True)
