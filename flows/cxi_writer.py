@@ -114,9 +114,8 @@ def _writer(settings: Settings, config: str | None, told: Mapping[str, Any], str
 
 def _show_token(stream: StreamSettings) -> None:
     """Have this process show the cluster's word; Ray reads it from the environment alone."""
-    from nightbeam.stream.cluster import client_environment
-
-    os.environ |= client_environment(stream.address, token_file=stream.token_file)
+    if stream.token_file is not None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stream.token_file)}
 
 
 def _service(writer: WriterConfig, *, until_end: bool) -> CxiService:

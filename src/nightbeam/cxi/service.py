@@ -109,7 +109,8 @@ class StreamWriter:
         """Return the counters of all sessions; rates, queue and memory are those of the one that runs."""
         with self._lock:
             now = {} if self._session is None else dict(self._session.counters())
-            return {**_sum(self._before, now), "sessions": self.sessions, "problem": self.problem}
+            problem = "" if "started" in now else self.problem
+            return {**_sum(self._before, now), "sessions": self.sessions, "problem": problem}
 
     def _run(self, stop: threading.Event) -> bool:
         """Run one session; return whether it came to its end."""

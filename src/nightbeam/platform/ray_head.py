@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -27,7 +29,6 @@ NAME: Final = "ray"
 POOL: Final = "cxi-writer"
 #: In the environment of the head and of all that it starts: the state directory of their platform.
 MARK: Final = "RAY_HEAD_OF_PLATFORM"
-HOST: Final = "127.0.0.1"
 _FIRST_PORT: Final = 6379
 #: What a person's shell may hold for another cluster or another platform.
 _FOREIGN: Final = ("RAY_", "NIGHTBEAM_", "PREFECT_")
@@ -43,7 +44,7 @@ def is_wanted(settings: Settings, before: Report | None) -> bool:
     stream, ours = settings.stream, before.ray if before else ""
     if POOL not in settings.platform.pools or stream.address not in (None, ours):
         return False
-    if not cluster.installed():
+    if importlib.util.find_spec("ray") is None:
         logger.warning("Ray is not installed; the pool %s is served without it", POOL)
         return False
     return True
@@ -62,12 +63,12 @@ def choose_port(layout: Layout, settings: Settings, before: Report | None) -> in
     # The head of a dead supervisor may hold it, and is adopted.
     held_by_us = remembered is not None and bool(ray_processes(layout))
     if asked is not None:
-        if not is_free(HOST, asked) and not (held_by_us and asked == remembered):
-            raise BusyError(f"port {asked} on {HOST} is taken", fix="stop what listens there, or set stream.port")
+        if not is_free(cluster.LOOPBACK, asked) and not (held_by_us and asked == remembered):
+            raise BusyError(f"port {asked} on {cluster.LOOPBACK} is taken", fix="stop what listens there, or set stream.port")
         return asked
-    if remembered is not None and (held_by_us or is_free(HOST, remembered)):
+    if remembered is not None and (held_by_us or is_free(cluster.LOOPBACK, remembered)):
         return remembered
-    return free_port(HOST, _FIRST_PORT)
+    return free_port(cluster.LOOPBACK, _FIRST_PORT)
 
 
 def port_of(before: Report | None) -> int | None:
@@ -96,14 +97,15 @@ def ray_program(layout: Layout, port: int, *, settings: Settings, environ: Mappi
     stream = settings.stream
     argv = cluster.head_argv(
         port=port,
-        num_cpus=stream.num_cpus,
+        num_cpus=stream.num_cpus or len(os.sched_getaffinity(0)),
         object_store_bytes=int(stream.object_store_gb * 1e9),
         temp_dir=cluster.short_temp_dir(layout.state_dir),
     )
-    plain = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN)}
-    env = cluster.head_environment(plain, token_file=layout.ray_token)
+    env = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN)}
+    env |= cluster.head_environment(token_file=layout.ray_token)
     env |= {MARK: str(layout.state_dir), "PREFECT_HOME": str(layout.prefect_home)}
-    return Program(NAME, tuple(argv), env, layout.log_of(NAME))
+    # A script's process shows its interpreter first, and a head that goes on is known by its command line.
+    return Program(NAME, (sys.executable, *argv), env, layout.log_of(NAME))
 
 
 def ray_processes(layout: Layout) -> list[psutil.Process]:

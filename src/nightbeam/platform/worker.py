@@ -25,7 +25,7 @@ from nightbeam.platform.files import read_paused, read_report, write_flow_settin
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Program, Report
 from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all
 from nightbeam.platform.remote import ACTIVE, PrefectApi
-from nightbeam.stream.cluster import address_of
+from nightbeam.stream.cluster import STOP_GRACE_S, address_of
 
 __all__ = ["Part", "Supervisor", "main"]
 
@@ -427,7 +427,7 @@ class Supervisor:
         if killed:
             logger.error("some processes of flow runs had to be killed")
         if self._ray is not None:
-            self._ray.stop(grace_s=15.0)
+            self._ray.stop(grace_s=STOP_GRACE_S)
         self._sweep_ray()
         if self._server is not None:
             self._server.stop(grace_s=20.0)

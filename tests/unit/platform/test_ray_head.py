@@ -77,7 +77,7 @@ def test_a_platform_has_a_cluster_if_it_serves_the_writer_and_the_site_names_non
 
 
 def test_without_ray_the_platform_comes_up_and_says_so(layout, monkeypatch, caplog):
-    monkeypatch.setattr("nightbeam.stream.cluster.installed", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not ray_head.is_wanted(_settings(layout), None)
     assert "Ray is not installed" in caplog.text
 
