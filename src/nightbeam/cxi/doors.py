@@ -1,0 +1,136 @@
+"""What the loop asks of the world, in one place, so that a test can be the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nightbeam.cxi.config import WriterConfig, output_plan
+from nightbeam.cxi.execution import Remote
+from nightbeam.cxi.outlet import Files
+from nightbeam.cxi.writing import CxiWriter
+from nightbeam.geometry.model import Geometry
+from nightbeam.stream import nodes, remote
+from nightbeam.stream.model import BatchHeader
+
+__all__ = ["Cluster", "Doors", "Source", "image_ref", "the_world"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to work with.
+
+    Attributes
+    ----------
+    nodes
+        Machines.
+    object_store_bytes
+        Of this machine's object store; None where nobody says.
+    """
+
+    nodes: int = 1
+    object_store_bytes: int | None = None
+
+
+class Source(Protocol):
+    """Where messages come from; `nightbeam.stream.remote.Receiver` over a queue is one."""
+
+    def take(self, timeout_s: float) -> Any:
+        """Return the next message, or None where none came in that time."""
+
+    def look_once(self) -> Any:
+        """Ask every shard and return the first message; None where none has any."""
+
+    def stop_asking(self) -> None:
+        """Ask for nothing more."""
+
+    def drain(self) -> list[Any]:
+        """Return what had been asked for before and comes now."""
+
+    def size(self) -> int:
+        """Return how many messages are in the queue."""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The world.
+
+    Attributes
+    ----------
+    connect
+        Open the cluster of the configuration and return what there is.
+    source
+        Open its queue.
+    fetch
+        Bring the arrays of a message: an object with ``predictions`` and ``images``.
+    fetch_images
+        Bring the images alone.
+    remote
+        Return Ray's workers, at most so many tasks.
+    files
+        Return what writes files.
+    disconnect
+        Leave the cluster.
+    """
+
+    connect: Callable[[WriterConfig], Cluster]
+    source: Callable[[WriterConfig], Source]
+    fetch: Callable[[Any, Any], Any]
+    fetch_images: Callable[[Any, Any], Any]
+    remote: Callable[[int], Remote]
+    files: Callable[[WriterConfig, Any], Files]
+    disconnect: Callable[[], None] = lambda: None
+
+
+class _Queue:
+    """A queue and who takes from it."""
+
+    def __init__(self, queue: remote.ShardedQueue, poll_s: float) -> None:
+        self._queue, self._receiver = queue, remote.Receiver(queue, poll_s=poll_s)
+        self.take, self.look_once = self._receiver.take, self._receiver.look_once
+        self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, queue.size
+
+
+def the_world() -> Doors:
+    """Return Ray and the disk."""
+    return Doors(
+        connect=_connect,
+        source=_source,
+        fetch=remote.fetch,
+        fetch_images=_fetch_images,
+        remote=remote.RayWorkers,
+        files=_files,
+        disconnect=remote.disconnect,
+    )
+
+
+def image_ref(message: Any) -> Any:
+    """Return the image that the header speaks of: a reference, an array or None."""
+    calibrated = message.metadata.get("calibrated_image_ref")
+    return calibrated if calibrated is not None else getattr(message, "original_image_ref", None)
+
+
+def _connect(config: WriterConfig) -> Cluster:
+    remote.connect(config.ray.address, config.ray.namespace)
+    number = nodes.count_nodes()
+    return Cluster(number, remote.object_store_bytes() // number or None)
+
+
+def _source(config: WriterConfig) -> Source:
+    """Open the queue; it is made where there is none of that name anywhere, so that either side may start first."""
+    wanted, namespace = config.queue, config.ray.namespace
+    places = {one.namespace for one in remote.list_queues() if one.name == wanted.name}
+    if wanted.num_shards == "auto" or (places and namespace not in places):
+        queue = remote.ShardedQueue.open(wanted.name, wanted.num_shards)
+    else:
+        queue = remote.ShardedQueue.create(wanted.name, wanted.num_shards, wanted.maxsize_per_shard)
+    return _Queue(queue, wanted.poll_timeout)
+
+
+def _fetch_images(message: Any, header: BatchHeader) -> Any:
+    return remote.fetch_object(image_ref(message), what=f"the image of batch {header.batch_id!r}")
+
+
+def _files(config: WriterConfig, geometry: Geometry | None) -> Files:
+    return CxiWriter(output_plan(config), geometry=geometry, origins=config.geometry.panel_map)

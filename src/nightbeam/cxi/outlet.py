@@ -1,0 +1,290 @@
+"""The one thread that hands batches to the files, and what happens when the disk will not take them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from nightbeam.core.errors import NightbeamError, RejectedError, StorageError
+from nightbeam.cxi.counts import Counts, Rate
+from nightbeam.cxi.model import ProcessedBatch
+from nightbeam.stream.model import BatchHeader
+
+__all__ = ["Files", "Outlet", "Parcel"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+class Files(Protocol):
+    """What writes files; `nightbeam.cxi.writing.CxiWriter` is one."""
+
+    files: list[Path]
+
+    def submit(self, batch: ProcessedBatch) -> Any:
+        """Buffer the hits of a batch and write what is full."""
+
+    def tick(self, now_s: float) -> Any:
+        """Write what has waited for long enough, and what could not be written."""
+
+    def flush_final(self) -> Mapping[str, Any]:
+        """Write what is left."""
+
+    def get_statistics(self) -> Mapping[str, Any]:
+        """Return the totals."""
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """A batch on its way to the files.
+
+    Attributes
+    ----------
+    batch
+        Its hits and misses.
+    n_bytes
+        What it keeps in memory.
+    """
+
+    batch: ProcessedBatch
+    n_bytes: int = 0
+
+
+class Outlet:
+    """Give batches to the files in the order in which they come, in a thread of its own.
+
+    Where the disk is full or broken nothing is given any more; it is tried again after 1, 2, 4 ... 60 s. `blocked`
+    says so meanwhile, and it is said once in the log.
+
+    Parameters
+    ----------
+    files
+        What writes.
+    counts
+        What is kept up to date.
+    clock
+        Seconds, of a clock that does not jump.
+    tick_s
+        How often `Files.tick` is called where nothing comes.
+    on_settled
+        Is told the header of each batch all of whose events are in files or filtered.
+    on_file
+        Is called when a file has been written.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        counts: Counts,
+        *,
+        clock: Callable[[], float],
+        tick_s: float = 0.5,
+        on_settled: Callable[[BatchHeader], None] = lambda _: None,
+        on_file: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.files, self.rate = files, Rate(clock)
+        self._counts, self._clock, self._tick_s = counts, clock, tick_s
+        self._on_settled, self._on_file = on_settled, on_file
+        self._parcels: deque[Parcel] = deque()
+        self._changed = threading.Condition()
+        self._open: deque[tuple[BatchHeader, int]] = deque()
+        self._accepted = self._chunks = self._lost = 0
+        self._closing = self._ended = False
+        self._pause_s = _FIRST_PAUSE_S
+        self._failed: BaseException | None = None
+        self.blocked: StorageError | None = None
+        self._thread = threading.Thread(target=self._run, name="cxi-files", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting_events(self) -> int:
+        """How many hits wait to be given to the files."""
+        with self._changed:
+            return sum(len(parcel.batch.events) for parcel in self._parcels)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes these batches keep in memory."""
+        with self._changed:
+            return sum(parcel.n_bytes for parcel in self._parcels)
+
+    def put(self, parcel: Parcel) -> None:
+        """Hand over a batch; returns at once."""
+        with self._changed:
+            self._parcels.append(parcel)
+            self._changed.notify_all()
+
+    def settle(self, wait_s: float) -> bool:
+        """Wait until nothing waits, or nothing can be written; returns whether nothing waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._parcels or self.blocked or self._ended, wait_s)
+            return not self._parcels
+
+    def close(self) -> None:
+        """Write everything and end the thread.
+
+        Raises
+        ------
+        StorageError
+            If the disk did not take it, at a second try either; says how many events are lost.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            # The flag is ours: a thread's join takes an interrupted wait for its end.
+            self._changed.wait_for(lambda: self._ended)
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        if self._lost and self.blocked is not None:
+            raise StorageError(
+                f"{self._lost} events could not be written and are lost: {self.blocked.what}",
+                fix=self.blocked.fix or "free some space, then start the writer again",
+            ) from self.blocked
+
+    # -- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._finish()
+        except BaseException as error:  # whoever waits for the end must get it
+            _log.exception("the writing thread has ended")
+            self._failed = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _turn(self) -> bool:
+        """Do one thing; False when it is time to end."""
+        with self._changed:
+            if not self._closing and (self.blocked or not self._parcels):
+                self._changed.wait(self._pause_s if self.blocked else self._tick_s)
+            if self._closing and (self.blocked or not self._parcels):
+                return False
+            parcel = self._parcels[0] if self._parcels and not self.blocked else None
+        if parcel is None:
+            self._try(lambda: self.files.tick(self._clock()))
+            return True
+        if self._give(parcel):
+            with self._changed:
+                self._parcels.popleft()
+                self._changed.notify_all()
+        return True
+
+    def _try(self, call: Callable[[], Any]) -> bool:
+        """Call something that writes; returns whether the disk took it."""
+        try:
+            call()
+        except StorageError as error:
+            self._block(error)
+            self._look()
+            return False
+        if self.blocked is not None:
+            _log.warning("files can be written again")
+            self.blocked, self._pause_s = None, _FIRST_PAUSE_S
+        self._look()
+        return True
+
+    def _block(self, error: StorageError) -> None:
+        if self.blocked is None:
+            _log.error("no file can be written, so nothing more is taken from the queue: %s", error)
+        else:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self.blocked = error
+
+    def _give(self, parcel: Parcel) -> bool:
+        """Give a batch to the files; False where a part of it has to be given again."""
+        batch, before = parcel.batch, self._held()
+        error: Exception | None = None
+        try:
+            self._try(lambda: self.files.submit(batch))
+        except Exception as raised:  # one bad batch never ends the run
+            error = raised
+        taken = self._held() - before
+        if error is None and taken < len(batch.events):
+            self._passed_part(taken)
+            parcel.batch = replace(batch, events=batch.events[taken:], misses=())
+            return False
+        if error is not None:
+            self._refused(batch, taken, error)
+            return True
+        self._passed(batch)
+        return True
+
+    def _passed(self, batch: ProcessedBatch) -> None:
+        self._accepted += len(batch.events)
+        self._open.append((batch.batch, self._accepted))
+        self._counts.pass_on(
+            len(batch.events) + batch.filtered, batch.filtered, batch.truncated, **self._written_and_buffered()
+        )
+        self.rate.add(len(batch.events) + batch.filtered)
+        self._look()
+
+    def _passed_part(self, taken: int) -> None:
+        self._accepted += taken
+        self._counts.pass_part(taken, **self._written_and_buffered())
+
+    def _refused(self, batch: ProcessedBatch, taken: int, error: Exception) -> None:
+        if taken:
+            self._passed_part(taken)
+        left = len(batch.events) - taken + batch.filtered
+        if isinstance(error, NightbeamError):
+            _log.error("batch %r is rejected: %s", batch.batch.batch_id, error)
+            reason = error.reason if isinstance(error, RejectedError) and hasattr(error, "reason") else "not writable"
+            self._counts.reject(left, reason)
+        else:
+            _log.error("batch %r is lost", batch.batch.batch_id, exc_info=error)
+            self._counts.lose(left, "write failed")
+        self._on_settled(batch.batch)
+
+    def _look(self) -> None:
+        """Take over what the writer says, and settle what is in files."""
+        said = self._written_and_buffered()
+        self._counts.now_written(**said)
+        while self._open and self._open[0][1] <= said["written"]:
+            self._on_settled(self._open.popleft()[0])
+        chunks = int(self.files.get_statistics().get("chunks_written", 0))
+        if chunks != self._chunks:
+            self._chunks = chunks
+            self._on_file()
+
+    def _finish(self) -> None:
+        """Write what is left, with one more try; what the disk does not take is lost."""
+        for _ in range(2):
+            if self._rest():
+                break
+        self._lost = self._give_up()
+
+    def _rest(self) -> bool:
+        while self._parcels:
+            if self._give(self._parcels[0]):
+                self._parcels.popleft()
+            if self.blocked:
+                break
+        return self._try(self.files.flush_final) and not self._parcels
+
+    def _give_up(self) -> int:
+        lost = self._counts.lose_buffered("not written")
+        while self._parcels:
+            batch = self._parcels.popleft().batch
+            self._counts.lose(len(batch.events) + batch.filtered, "not written")
+            lost += len(batch.events)
+            self._on_settled(batch.batch)
+        return lost
+
+    def _held(self) -> int:
+        return sum(self._written_and_buffered().values())
+
+    def _written_and_buffered(self) -> dict[str, int]:
+        said = self.files.get_statistics()
+        return {"written": int(said["total_events_written"]), "buffered": int(said["buffer_size"])}
