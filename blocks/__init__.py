@@ -50,7 +50,7 @@ def _elog_service(settings: Settings) -> ElogService:
 
 
 def _ray_cluster() -> RayCluster:
-    """Return the block as an operator has set it; without a word it means what the settings say, whenever it is read."""
+    """Return the block as an operator has set it; one that says nothing means what the settings say when it is read."""
     try:
         known = RayCluster.load("main")
     except ValueError:

@@ -19,7 +19,7 @@ class RayCluster(Block):
 
     address: str | None = Field(
         default=None,
-        description="host:port, or auto; None: as the settings say, which without a word of a site is the platform's own.",
+        description="host:port, or auto; None: as the settings say, and where they are silent the platform's own.",
     )
     namespace: str | None = Field(
         default=None, description="Ray's namespace of the queues; None: as the writer's configuration says."

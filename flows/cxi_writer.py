@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks import RayCluster
-from flows._service import TAKEOVER_S, run_service, unless_cancelled
+from flows._service import run_service, unless_cancelled
 from nightbeam.core.errors import ConfigError
-from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings, StreamSettings, load_settings
 
 if TYPE_CHECKING:
     from nightbeam.cxi.config import WriterConfig
-    from nightbeam.cxi.worker import CxiService
+    from nightbeam.cxi.service import StreamWriter
 
 #: Rows of a table at the run.
 _MOST_ROWS: Final = 100
@@ -70,13 +68,8 @@ def _serve(
     writer = _writer(settings, config, told, stream)
     _show_token(stream)
     service = _service(writer, until_end=until_end)
-
-    def loop(stop: threading.Event) -> None:
-        with sole_owner(_output_lock(writer), wait_s=TAKEOVER_S, what=f"the output {writer.output.output_dir}"):
-            service.loop(stop)
-
     return run_service(
-        loop,
+        service.loop,
         lock=stream_lock(settings.state_dir, writer.ray.namespace, writer.queue.name),
         name="cxi-writer",
         counters=lambda: _numbers(service),
@@ -87,11 +80,8 @@ def _serve(
 
 def stream_lock(state_dir: Path, namespace: str, queue: str) -> Path:
     """Return the lock of the one run that takes from a queue: what a run has taken, no other will ever see."""
-    return state_dir / "cxi" / f"{quote(namespace, safe='')}.{quote(queue, safe='')}.lock"
-
-
-def _output_lock(writer: WriterConfig) -> Path:
-    return writer.output.output_dir / f"{writer.output.file_prefix}.lock"
+    name = hashlib.sha256(f"{namespace}\0{queue}".encode()).hexdigest()[:16]
+    return state_dir / "cxi" / f"stream-{name}.lock"
 
 
 def _writer(settings: Settings, config: str | None, told: Mapping[str, Any], stream: StreamSettings) -> WriterConfig:
@@ -106,7 +96,10 @@ def _writer(settings: Settings, config: str | None, told: Mapping[str, Any], str
     # The file's own cluster is believed where it names one: `auto` is its way to say nothing.
     address = {"ray.address": stream.address} if stream.address and read.ray.address == "auto" else {}
     writer = merge_config_with_overrides(read, {**told, **known, **address})
-    for key, given in (("output.output_dir", writer.output.output_dir), ("geometry.geom_file", writer.geometry.geom_file)):
+    for key, given in (
+        ("output.output_dir", writer.output.output_dir),
+        ("geometry.geom_file", writer.geometry.geom_file),
+    ):
         if given is not None and not given.is_absolute():
             raise ConfigError(f"{key} of {path} is {given}, and a service stands nowhere", fix="write the whole path")
     return writer
@@ -118,15 +111,48 @@ def _show_token(stream: StreamSettings) -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stream.token_file)}
 
 
-def _service(writer: WriterConfig, *, until_end: bool) -> CxiService:
-    from nightbeam.cxi.worker import CxiService  # heavy: an apply imports every flow
+def _service(writer: WriterConfig, *, until_end: bool) -> StreamWriter:
+    from nightbeam.cxi.service import StreamWriter  # heavy: an apply imports every flow
 
-    return CxiService(writer, until_end=until_end)
-
-
-def _numbers(service: CxiService) -> Mapping[str, Any]:
-    return dict(service.counters())
+    return StreamWriter(writer, until_end=until_end)
 
 
-def _reasons(service: CxiService) -> list[dict[str, Any]]:
-    return []
+def _numbers(service: StreamWriter) -> Mapping[str, Any]:
+    found = service.counters()
+    written, filtered = (found.get(name, 0) for name in ("total_events_written", "total_events_filtered"))
+    hits = written + found.get("buffer_size", 0)
+    return {
+        "batches": found.get("batches_received", 0),
+        "events": found.get("events_received", 0),
+        "hit rate": f"{hits / (hits + filtered):.3f}" if hits + filtered else "-",
+        "written": written,
+        "rejected": sum(found.get("events_rejected", {}).values()),
+        "lost": sum(found.get("events_lost", {}).values()),
+        "batches that never came": sum(gap["batches"] for gap in found.get("events_missing", {}).values()),
+        "batches in the queue": _or_dash(found.get("queue_size")),
+        "events/s": found.get("events_per_s", 0.0),
+        "files": found.get("chunks_written", 0),
+        "last file": _or_dash(found.get("last_file")),
+        "last event": _or_dash(found.get("last_event")),
+        "sessions": found["sessions"],
+        "waits for": "; ".join(found["problems"]) or "-",
+    }
+
+
+def _or_dash(value: Any) -> Any:
+    return "-" if value is None else value
+
+
+def _reasons(service: StreamWriter) -> list[dict[str, Any]]:
+    """Return what was not written and why, most first."""
+    found = service.counters()
+    rows = [
+        {"what": what, "reason": reason, "events": events, "batches": found[f"batches_{what}"].get(reason, 0)}
+        for what in ("rejected", "lost")
+        for reason, events in found.get(f"events_{what}", {}).items()
+    ]
+    gaps = [
+        {"what": "never came", "reason": f"left out by {producer}", "events": gap["events"], "batches": gap["batches"]}
+        for producer, gap in found.get("events_missing", {}).items()
+    ]
+    return sorted(rows, key=lambda row: -row["events"])[:_MOST_ROWS] + gaps[:_MOST_ROWS]

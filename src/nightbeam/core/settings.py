@@ -333,11 +333,15 @@ class StreamSettings(_Section):
         description="host:port of an existing cluster, or auto; None: the platform starts one on this machine.",
     )
     token_file: Path | None = Field(
-        None, description="Holds the word that the cluster asks for; None: it asks for none, or the platform's own does."
+        None,
+        description="Holds the word that the cluster asks for; None: it asks for none, or the platform's own does.",
     )
     namespace: str = Field("peaknet-pipeline", min_length=1, description="Ray's namespace of the queues.")
     port: int | None = Field(
-        None, ge=1024, le=65535, description="Of the cluster on this machine; None: 6379 if free, else the next free one."
+        None,
+        ge=1024,
+        le=65535,
+        description="Of the cluster on this machine; None: 6379 if free, else the next free one.",
     )
     num_cpus: int | None = Field(
         None, ge=1, description="Tasks that the cluster on this machine runs at a time; None: one a core."

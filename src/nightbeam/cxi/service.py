@@ -1,4 +1,4 @@
-"""The writer for months: one session after another, each until its producers end, and patience where something is missing."""
+"""The writer for months: one session after another, and patience where something is missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 from nightbeam.core.errors import MissingError, UnavailableError
 from nightbeam.cxi.config import WriterConfig
+from nightbeam.cxi.health import Health
 
 __all__ = ["Session", "StreamWriter"]
 
@@ -41,7 +42,10 @@ class Session(Protocol):
         """Run; then write everything that was taken."""
 
     def counters(self) -> Mapping[str, Any]:
-        """Return what was counted."""
+        """Return what was counted; ``started`` is among it as soon as something can be."""
+
+    def health(self) -> Health:
+        """Return what is wrong."""
 
 
 class StreamWriter:
@@ -81,6 +85,7 @@ class StreamWriter:
         self._until_end, self._begin, self._wait_s = until_end, begin or _writer, wait_s
         self._before: dict[str, Any] = {}
         self._session: Session | None = None
+        self._runs = False
         self._lock = threading.Lock()
 
     def loop(self, stop: threading.Event) -> dict[str, Any]:
@@ -106,11 +111,17 @@ class StreamWriter:
         return self.counters()
 
     def counters(self) -> dict[str, Any]:
-        """Return the counters of all sessions; rates, queue and memory are those of the one that runs."""
+        """Return the counters of all sessions; rates, queue and memory are those of the one that runs.
+
+        ``problems`` are what is waited for, or what the session says is wrong.
+        """
         with self._lock:
             now = {} if self._session is None else dict(self._session.counters())
-            problem = "" if "started" in now else self.problem
-            return {**_sum(self._before, now), "sessions": self.sessions, "problem": problem}
+            if self._session is not None and self._runs and "started" in now:
+                problems = list(self._session.health().problems)
+            else:
+                problems = [self.problem] if self.problem else []
+            return {**_sum(self._before, now), "sessions": self.sessions, "problems": problems}
 
     def _run(self, stop: threading.Event) -> bool:
         """Run one session; return whether it came to its end."""
@@ -120,11 +131,14 @@ class StreamWriter:
                 self._before = _sum(self._before, dict(self._session.counters()))
             self._session = session
             self.sessions += 1
+        self._runs = True
         try:
             session.loop(stop)
         except (UnavailableError, MissingError) as error:
             self._wait_for(str(error))
             return False
+        finally:
+            self._runs = False
         self.problem = ""
         return True
 

@@ -19,7 +19,17 @@ from nightbeam.platform.model import Layout, Program, Report
 from nightbeam.platform.processes import free_port, is_free
 from nightbeam.stream import cluster
 
-__all__ = ["NAME", "POOL", "choose_port", "is_wanted", "make_token", "port_of", "ray_processes", "ray_program", "trim_sessions"]
+__all__ = [
+    "NAME",
+    "POOL",
+    "choose_port",
+    "is_wanted",
+    "make_token",
+    "port_of",
+    "ray_processes",
+    "ray_program",
+    "trim_sessions",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +74,9 @@ def choose_port(layout: Layout, settings: Settings, before: Report | None) -> in
     held_by_us = remembered is not None and bool(ray_processes(layout))
     if asked is not None:
         if not is_free(cluster.LOOPBACK, asked) and not (held_by_us and asked == remembered):
-            raise BusyError(f"port {asked} on {cluster.LOOPBACK} is taken", fix="stop what listens there, or set stream.port")
+            raise BusyError(
+                f"port {asked} on {cluster.LOOPBACK} is taken", fix="stop what listens there, or set stream.port"
+            )
         return asked
     if remembered is not None and (held_by_us or is_free(cluster.LOOPBACK, remembered)):
         return remembered

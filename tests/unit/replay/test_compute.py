@@ -13,9 +13,7 @@ from nightbeam.peaks.model import Window
 from nightbeam.replay.compute import mask_of, normalize, pad, padded_size, predictions_of
 
 
-@pytest.mark.parametrize(
-    ("style", "window"), [("bottom-right", Window(0, 0, 2, 3)), ("center", Window(1, 2, 2, 3))]
-)
+@pytest.mark.parametrize(("style", "window"), [("bottom-right", Window(0, 0, 2, 3)), ("center", Window(1, 2, 2, 3))])
 def test_the_pad_is_where_the_style_says_and_the_odd_pixel_at_the_end(style, window):
     frames = np.arange(1, 13, dtype=np.float32).reshape(1, 2, 2, 3)
     rows, found = pad(frames, (5, 8), style)
