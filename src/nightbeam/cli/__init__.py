@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),
     "simulate": ("nightbeam.cli.simulate:simulate", "Make data whose truth is known."),
     "status": ("nightbeam.cli.platform:status", "Show the servers, workers and queues of the platform."),
+    "stream": ("nightbeam.cli.stream:stream", "Look at the queues between a network and the CXI writer."),
     "up": ("nightbeam.cli.platform:up", "Start the platform: server, pools, deployments, workers."),
 }
 

@@ -41,6 +41,8 @@ def prepare_environment() -> None:
     """Set what Ray reads when it is imported: it tells nobody of its use, and a token that is there is used."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a process, without a word to it, so many seconds after its cluster has gone. It may have files to finish.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         # A cluster uses a token that it finds; a driver with an explicit address would not.
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -50,8 +50,10 @@ __all__ = [
     "disconnect",
     "fetch",
     "fetch_object",
+    "find_queue",
     "is_end",
     "list_queues",
+    "not_there",
     "object_store_bytes",
 ]
 
@@ -62,6 +64,10 @@ _SHARD = re.compile(r"(?P<base>.+)_shard_(?P<number>0|[1-9][0-9]{0,5})", re.DOTA
 _SAME_NAMESPACE = "check `ray.namespace` matches in both configs"
 _FIRST_WAIT_S: Final = 0.005
 _MOST_WAIT_S: Final = 0.1
+#: A shard that cannot be reached for so long is taken for dead.
+_MOST_SILENCE_S: Final = 20.0
+#: A question costs a millisecond of CPU. With 8 shards that have nothing this makes some 3 % of a core.
+_IDLE_S: Final = 0.15
 
 
 # -- the cluster --------------------------------------------------------------------------------------------------
@@ -382,6 +388,7 @@ class ShardedQueue:
         self.name, self.namespace = name, namespace
         self._shards = list(shards)
         self._dead: set[int] = set()
+        self._silent: dict[int, float] = {}  # since when they cannot be reached
         self._next = 0
 
     @classmethod
@@ -449,7 +456,7 @@ class ShardedQueue:
         namespace = ray.get_runtime_context().namespace
         found = _find(name, namespace)
         if found is None:
-            raise _not_there(name, namespace)
+            raise not_there(name, namespace)
         if found.gaps:
             raise ConfigError(
                 f"queue {name!r} has shards {_listed(found.shards)}; {_listed(found.gaps)} are gone",
@@ -457,11 +464,25 @@ class ShardedQueue:
             )
         if num_shards not in ("auto", len(found.shards)):
             raise _wrong_count(found, int(num_shards))
+        return cls.of(found)
+
+    @classmethod
+    def of(cls, found: QueueFound) -> Self:
+        """Connect to a queue that `list_queues` has shown, of any namespace, to those of its shards that are there.
+
+        Raises
+        ------
+        MissingError
+            If it has been dropped since.
+        """
+        import ray
+
+        name, namespace = found.name, found.namespace
         try:
             with _errors(f"queue {name!r}"):
                 shards = [ray.get_actor(f"{name}_shard_{k}", namespace=namespace) for k in found.shards]
         except ValueError as error:  # it was dropped since we looked
-            raise _not_there(name, namespace) from error
+            raise not_there(name, namespace) from error
         return cls(name, namespace, shards)
 
     @property
@@ -527,9 +548,9 @@ class ShardedQueue:
         import ray
 
         try:
-            return ray.get(getattr(self._shards[k], method).remote(*args))
+            answer = ray.get(getattr(self._shards[k], method).remote(*args))
         except ray.exceptions.RayActorError as error:
-            self.mark_dead(k, error)
+            self.note_failure(k, error)
             return None
         except ray.exceptions.RayTaskError as error:
             raise InputError(
@@ -538,12 +559,27 @@ class ShardedQueue:
             ) from error
         except ray.exceptions.RayError as error:
             raise _translated(error, f"shard {k} of queue {self.name!r}") from error
+        self.note_answer(k)
+        return answer
 
-    def mark_dead(self, k: int, error: BaseException) -> None:
-        """Take note that a shard died; what was in it is lost, and the others go on."""
+    def note_answer(self, k: int) -> None:
+        """Take note that a shard has answered."""
+        self._silent.pop(k, None)
+
+    def note_failure(self, k: int, error: BaseException) -> Literal["silent", "still silent", "dead"]:
+        """Take note that a shard did not answer; one that died is lost with what was in it, and the others go on."""
+        from ray.exceptions import ActorUnavailableError
+
+        now = time.monotonic()
+        before = self._silent.setdefault(k, now)
+        if isinstance(error, ActorUnavailableError) and now - before < _MOST_SILENCE_S:
+            if before == now:
+                log.warning("shard %d of queue %r cannot be reached: %s", k, self.name, _line(error))
+            return "silent" if before == now else "still silent"
         if k not in self._dead:
             self._dead.add(k)
             log.error("shard %d of queue %r has died, what was in it is lost: %s", k, self.name, _line(error))
+        return "dead"
 
     def gone(self) -> UnavailableError:
         """Return the error that says that there is nothing left of it."""
@@ -605,11 +641,39 @@ def _wrong_count(found: QueueFound, expected: int) -> ConfigError:
     )
 
 
-def _not_there(name: str, namespace: str) -> MissingError:
+def find_queue(name: str, namespace: str | None = None) -> QueueFound:
+    """Return the queue of that name.
+
+    Parameters
+    ----------
+    name
+        Of the queue.
+    namespace
+        Where; None: there must be one alone of that name.
+
+    Raises
+    ------
+    MissingError
+        If there is none.
+    ConfigError
+        If several namespaces have one.
+    """
+    found = [one for one in list_queues() if one.name == name and namespace in (None, one.namespace)]
+    if not found:
+        raise not_there(name, namespace)
+    if len(found) > 1:
+        where = _listed([one.namespace for one in found])
+        raise ConfigError(f"there is a queue '{name}' in each of the namespaces {where}", fix="name one of them")
+    return found[0]
+
+
+def not_there(name: str, namespace: str | None) -> MissingError:
+    """Return the error that says where else there is a queue of that name."""
     elsewhere = [one.namespace for one in list_queues() if one.name == name]
     found = f"; there is one in namespace {_listed(elsewhere)}" if elsewhere else ""
+    where = "any namespace" if namespace is None else f"namespace '{namespace}'"
     fix = _SAME_NAMESPACE if elsewhere else f"{_SAME_NAMESPACE}, and that the pipeline has been started"
-    return MissingError(f"Cannot find queue '{name}' in namespace '{namespace}'{found}", fix=fix)
+    return MissingError(f"Cannot find queue '{name}' in {where}{found}", fix=fix)
 
 
 def _listed(items: Sequence[Any]) -> str:
@@ -821,7 +885,7 @@ def _references_in_use() -> set[str] | None:
     count = getattr(core, "get_all_reference_counts", None)
     if count is None:  # it is no public part of Ray
         return None
-    return {key if isinstance(key, str) else key.hex() for key in count()}
+    return {key if isinstance(key, str) else key.decode() for key in count()}
 
 
 def _wait_until(true: Callable[[], bool], until: float | None) -> bool:
@@ -843,7 +907,8 @@ class Unreadable:
     ----------
     reason
         A short word that is counted: ``unreadable``: a message was taken and cannot be unpickled here; ``shard
-        lost``: a shard has died with what it held, which may have been nothing.
+        lost``: a shard has died with what it held, which may have been nothing; ``shard silent``: it could not be
+        reached just now, and the message of one answer may be lost.
     text
         What there is to say.
     shard
@@ -870,7 +935,7 @@ class Receiver:
     """What takes messages out of a queue, all shards at once, in the order in which one producer put them.
 
     A shard that has nothing is asked again after ``poll_s``, later and later, so that waiting costs little: the shard
-    whose turn it is every 50 ms, each other one as often as to make one question per 50 ms of them together.
+    whose turn it is every 150 ms, the others less often the more there are.
 
     An item is gone from the queue as soon as a shard has answered. Therefore `stop_asking` and `drain` at the end.
 
@@ -997,9 +1062,12 @@ class Receiver:
         return [k for k in range(len(self._lanes)) if k not in self.queue.dead]
 
     def _ask_those_due(self, now: float) -> None:
-        for k in self._living():
-            lane = self._lanes[k]
-            if lane.due_s <= now:
+        living = [(k, self._lanes[k]) for k in self._living()]
+        if not any(lane.due_s <= now and self._wants_more(lane) for _, lane in living):
+            return
+        for k, lane in living:
+            # Two questions at once cost little more than one: whose turn comes soon is asked with those who are due.
+            if lane.due_s - min(lane.wait_s / 2, _IDLE_S / 3) <= now:
                 while len(lane.open) + len(lane.items) < self._in_flight:
                     self._ask(k)
 
@@ -1021,8 +1089,9 @@ class Receiver:
             time.sleep(seconds)
             return
         # A question that has been put is answered in a millisecond: not to wait for it would only ask again.
-        ray.wait(refs, timeout=max(seconds, 0.002))
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        ready, rest = ray.wait(refs, timeout=max(seconds, 0.002))
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         there = set(ready)
         for k, lane in enumerate(self._lanes):
             while lane.open and lane.open[0][0] in there:
@@ -1040,7 +1109,7 @@ class Receiver:
         lane.empty = question
         if k in self.queue.dead:
             return
-        most_s = 0.05 if k == self._turn else 0.05 * len(self._lanes)
+        most_s = _IDLE_S if k == self._turn else max(_IDLE_S, _IDLE_S / 2 * len(self._lanes))
         lane.wait_s = min(max(2 * lane.wait_s, self._poll_s), max(most_s, self._poll_s))
         lane.due_s = time.monotonic() + lane.wait_s
 
@@ -1048,16 +1117,24 @@ class Receiver:
         import ray
 
         try:
-            return ray.get(ref)
+            answer = ray.get(ref)
         except ray.exceptions.RayActorError as error:
-            if k in self.queue.dead:
-                return None
-            self.queue.mark_dead(k, error)
-            return Unreadable("shard lost", f"shard {k} of queue {self.queue.name!r} has died: {_line(error)}", k)
+            return self._failure(k, error)
         except Exception as error:  # to unpickle a stranger's message may raise anything
             text = f"a message of shard {k} of queue {self.queue.name!r} cannot be read: {_line(_root(error))}"
             log.error("%s", text)
             return Unreadable("unreadable", text, k)
+        self.queue.note_answer(k)
+        return answer
+
+    def _failure(self, k: int, error: BaseException) -> Unreadable | None:
+        if k in self.queue.dead:
+            return None
+        state = self.queue.note_failure(k, error)
+        if state == "still silent":
+            return None
+        what, reason = ("has died", "shard lost") if state == "dead" else ("does not answer", "shard silent")
+        return Unreadable(reason, f"shard {k} of queue {self.queue.name!r} {what}: {_line(error)}", k)
 
 
 # -- arrays -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""``nightbeam stream``: the queues between a network and the writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nightbeam.cli.output import json_option, show, talk
+
+if TYPE_CHECKING:
+    from nightbeam.stream.remote import QueueFound, ShardedQueue
+
+__all__ = ["stream"]
+
+
+def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--address`` and ``--namespace``."""
+    address = click.option(
+        "--address", default="auto", show_default=True, help="Of the Ray cluster: auto, host:port or ray://host:port."
+    )
+    namespace = click.option("--namespace", help="Of the queue.  [default: the only one that has a queue of that name]")
+    return address(namespace(function))
+
+
+@click.group("stream")
+def stream() -> None:
+    """Look at the queues between a network and the writer, and remove those that are left over."""
+
+
+@stream.command("status")
+@click.argument("name", required=False)
+@cluster_options
+@json_option
+def status(name: str | None, address: str, namespace: str | None, as_json: bool) -> None:
+    """List the queues of the cluster with the messages that wait in them; with NAME those of that name."""
+    from nightbeam.stream import remote
+
+    _connect(address)
+    found = [one for one in remote.list_queues() if name in (None, one.name) and namespace in (None, one.namespace)]
+    if name is not None and not found:
+        raise remote.not_there(name, namespace)
+    show([_line(one, as_json=as_json) for one in found], as_json=as_json)
+    if not found:
+        talk("no queue is there")
+
+
+@stream.command("drop")
+@click.argument("name")
+@cluster_options
+@click.option("--yes", is_flag=True, help="Also if it holds messages, which are lost with it.")
+@json_option
+def drop(name: str, address: str, namespace: str | None, yes: bool, as_json: bool) -> None:
+    """Remove the queue NAME, which a run has left in the cluster.
+
+    Whoever still uses it gets errors.
+    """
+    from nightbeam.core.errors import BusyError
+    from nightbeam.stream import remote
+
+    _connect(address)
+    found = remote.find_queue(name, namespace)
+    queue = remote.ShardedQueue.of(found)
+    waiting = queue.size()
+    if waiting and not yes:
+        raise BusyError(
+            f"queue '{name}' in namespace '{found.namespace}' holds {waiting} messages",
+            fix="let a writer take them, or lose them with --yes",
+        )
+    lost = queue.drop()
+    if as_json:
+        show([{"name": name, "namespace": found.namespace, "lost": lost}], as_json=True)
+    else:
+        talk(f"removed queue {name} of namespace {found.namespace}, {lost} messages with it")
+
+
+def _connect(address: str) -> None:
+    from nightbeam.stream.remote import connect
+
+    connect(address, "nightbeam-stream")
+
+
+def _line(found: QueueFound, *, as_json: bool) -> dict[str, Any]:
+    from nightbeam.stream.remote import ShardedQueue
+
+    queue: ShardedQueue = ShardedQueue.of(found)
+    sizes = queue.sizes()
+    row: dict[str, Any] = {
+        "name": found.name,
+        "namespace": found.namespace,
+        "shards": len(found.shards),
+        "messages": sum(size or 0 for size in sizes),
+    }
+    gone = list(found.gaps)
+    if as_json:
+        return row | {"sizes": dict(zip(map(str, found.shards), sizes, strict=True)), "gone": gone}
+    return (
+        row
+        | {"in each shard": " ".join("-" if size is None else str(size) for size in sizes)}
+        | ({"gone": gone} if gone else {})
+    )
