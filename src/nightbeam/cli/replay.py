@@ -141,7 +141,7 @@ def replay(
 def _plan(asked: dict[str, Any]) -> ReplayPlan:
     from nightbeam.replay.model import ReplayPlan
 
-    pad = asked["pad"] or (1,)
+    pad: Any = asked["pad"] or (1,)
     same = ("batch", "repeat", "pad_style", "normalize", "calibrated", "form", "by", "end", "wait")
     return ReplayPlan(
         first_event=asked["first"],
@@ -205,11 +205,11 @@ def _simulated(asked: dict[str, Any]) -> FrameSource:
 
 def _geometry(asked: dict[str, Any]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Return the origins of the panels in the slab, and the slab of distances from the beam."""
+    if asked["panels"] is None or len(asked["panels"]) != 3:
+        raise UsageError("a geometry file does not say how large a module is", fix="give --panels CxHxW too")
     from nightbeam.geometry.compute import beam_radius_px, tile_origins
     from nightbeam.geometry.files import read_geometry
 
-    if asked["panels"] is None or len(asked["panels"]) != 3:
-        raise UsageError("a geometry file does not say how large a module is", fix="give --panels CxHxW too")
     geometry = read_geometry(asked["geometry"])
     return tile_origins(geometry, asked["panels"]), beam_radius_px(geometry)
 

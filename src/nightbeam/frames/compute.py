@@ -83,9 +83,10 @@ def _draw_peaks(plan: FramePlan, rng: np.random.Generator, count: int) -> NDArra
     place = np.empty((count, 3))
     for n in range(count):
         place[n] = _draw_place(plan, rng, place[:n])
-    total = np.exp(rng.uniform(*np.log(plan.total_adu), count))
+    total = np.exp(rng.uniform(math.log(plan.total_adu[0]), math.log(plan.total_adu[1]), count))
     order = np.lexsort((place[:, 2], place[:, 1], place[:, 0]))
-    return np.column_stack([place, total])[order]
+    peaks: NDArray[np.float64] = np.column_stack([place, total])[order]
+    return peaks
 
 
 def _draw_place(plan: FramePlan, rng: np.random.Generator, taken: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -103,7 +104,8 @@ def _draw_place(plan: FramePlan, rng: np.random.Generator, taken: NDArray[np.flo
 
 
 def _nanoseconds(plan: FramePlan, first: int, n: int) -> NDArray[np.int64]:
-    return np.rint(np.arange(first, first + n) * (1e9 / plan.rate_hz)).astype(np.int64)
+    since: NDArray[np.int64] = np.rint(np.arange(first, first + n) * (1e9 / plan.rate_hz)).astype(np.int64)
+    return since
 
 
 def lcls_time(nanoseconds: NDArray[np.int64]) -> NDArray[np.uint64]:

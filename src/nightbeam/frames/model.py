@@ -97,7 +97,7 @@ class FramePlan:
     start_s: int = 1_700_000_000
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1 or math.prod(self.shape) > 1 << 28:
+        if min(self.shape) < 1 or math.prod(self.shape) > 1 << 28:
             raise ConfigError(
                 f"frames of shape {self.shape}", fix="give panels, rows and columns, 2**28 pixels at most"
             )

@@ -72,7 +72,7 @@ def matched_filter_class() -> Callable[[list[float], float, float], Any]:
             x = functional.pad(x, border)
             total = x.narrow(axis, reach, n) * self.taps[reach]
             for k in range(reach):
-                total = total + (x.narrow(axis, k, n) + x.narrow(axis, 2 * reach - k, n)) * self.taps[k]
+                total.add_(x.narrow(axis, k, n) + x.narrow(axis, 2 * reach - k, n), alpha=self.taps[k])
             return total
 
     return MatchedFilterNetwork

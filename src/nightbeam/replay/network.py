@@ -30,7 +30,7 @@ __all__ = ["Network", "export_network", "load_network"]
 #: Of the panels that the exported matched filter takes: with one block, torch would compile another program.
 _LEAST_SIDE: Final = 9
 #: Pixels that go through a network at once on a CPU: what is between its layers shall fit into the cache.
-_CPU_PIXELS: Final = 1 << 19
+_CPU_PIXELS: Final = 1 << 18
 #: And on a GPU.
 _GPU_PIXELS: Final = 1 << 25
 
@@ -77,7 +77,7 @@ class Network:
             raise InputError(what, fix="give float32 of (rows, 1, H, W)")
         if not len(batch):
             return torch.empty((0, 2, *batch.shape[2:]), device=self.device)
-        parts = [self._checked(part) for part in batch.split(self._rows or _rows_at_once(batch, self.device))]
+        parts = [self._checked(part) for part in torch.split(batch, self._rows or _rows_at_once(batch, self.device))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _checked(self, images: torch.Tensor) -> torch.Tensor:

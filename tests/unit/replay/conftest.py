@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from nightbeam.frames.model import Frames
-from nightbeam.replay.network import Network
+from nightbeam.replay.network import Network, export_network
 
 
 @dataclass
@@ -100,3 +101,11 @@ def clock() -> FakeClock:
 @pytest.fixture
 def network() -> Network:
     return Network(lambda x: torch.cat((torch.full_like(x, 500.0), x), 1), name="bright", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The matched filter as `torch.export` writes it, which takes torch some seconds."""
+    path = tmp_path_factory.mktemp("model") / "m.pt2"
+    export_network(path)
+    return path
