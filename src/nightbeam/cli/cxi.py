@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nightbeam.cli import cxi_write
 from nightbeam.cli.output import json_option, show, talk
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ _PATH = click.Path(path_type=Path)
 @click.group("cxi")
 def cxi() -> None:
     """Write CXI files for CrystFEL, check them, look at them."""
+
+
+cxi_write.add_to(cxi)
 
 
 @cxi.command("check")

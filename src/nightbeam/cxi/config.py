@@ -540,8 +540,8 @@ def _said(where: list[str], item: Any) -> str:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    near = near or [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]  # in the wrong section
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "remove it"
 
 

@@ -14,7 +14,7 @@ _WINDOW_S: Final = 10.0
 
 
 class Rate:
-    """Events per second over the last ten seconds and since the first.
+    """Events per second over the last ten seconds and since the first; a second counts as the least.
 
     Parameters
     ----------
@@ -23,27 +23,29 @@ class Rate:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._first, self._total = clock, None, 0
+        self._clock, self._total = clock, 0
+        self._first: float | None = None
         self._seen: deque[tuple[float, int]] = deque()
-
-    _first: float | None
+        self._lock = threading.Lock()
 
     def add(self, n: int) -> None:
         """Count events that are done now."""
         now = self._clock()
-        self._first = now if self._first is None else self._first
-        self._total += n
-        self._seen.append((now, n))
-        self._forget(now)
+        with self._lock:
+            self._first = now if self._first is None else self._first
+            self._total += n
+            self._seen.append((now, n))
+            self._forget(now)
 
     def now(self) -> tuple[float, float]:
         """Return the rates: of the last ten seconds, and of all."""
-        if self._first is None:
-            return 0.0, 0.0
         now = self._clock()
-        self._forget(now)
-        since = max(now - self._first, 1e-3)
-        return sum(n for _, n in self._seen) / min(max(since, 1.0), _WINDOW_S), self._total / since
+        with self._lock:
+            if self._first is None:
+                return 0.0, 0.0
+            self._forget(now)
+            since = max(now - self._first, 1.0)
+            return sum(n for _, n in self._seen) / min(since, _WINDOW_S), self._total / since
 
     def _forget(self, now: float) -> None:
         while self._seen and self._seen[0][0] < now - _WINDOW_S:

@@ -77,6 +77,15 @@ class Outlet:
         Is told the header of each batch all of whose events are in files or filtered.
     on_file
         Is called when a file has been written.
+
+    Attributes
+    ----------
+    said
+        What the files last said of themselves; others may not ask them while the thread is at work.
+    rate
+        Of events that were given to the files or filtered.
+    blocked
+        Why nothing can be written, or None.
     """
 
     def __init__(
@@ -90,6 +99,7 @@ class Outlet:
         on_file: Callable[[], None] = lambda: None,
     ) -> None:
         self.files, self.rate = files, Rate(clock)
+        self.said = dict(files.get_statistics())
         self._counts, self._clock, self._tick_s = counts, clock, tick_s
         self._on_settled, self._on_file = on_settled, on_file
         self._parcels: deque[Parcel] = deque()
@@ -121,11 +131,10 @@ class Outlet:
             self._parcels.append(parcel)
             self._changed.notify_all()
 
-    def settle(self, wait_s: float) -> bool:
-        """Wait until nothing waits, or nothing can be written; returns whether nothing waits."""
+    def wait(self, seconds: float) -> None:
+        """Wait until something has changed, at most so long."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._parcels or self.blocked or self._ended, wait_s)
-            return not self._parcels
+            self._changed.wait(seconds)
 
     def close(self) -> None:
         """Write everything and end the thread.
@@ -253,7 +262,8 @@ class Outlet:
         self._counts.now_written(**said)
         while self._open and self._open[0][1] <= said["written"]:
             self._on_settled(self._open.popleft()[0])
-        chunks = int(self.files.get_statistics().get("chunks_written", 0))
+        self.said = dict(self.files.get_statistics())
+        chunks = int(self.said.get("chunks_written", 0))
         if chunks != self._chunks:
             self._chunks = chunks
             self._on_file()

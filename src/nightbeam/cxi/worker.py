@@ -209,9 +209,11 @@ class CxiService:
             self._take_one()
         else:
             self._heard = self._turned  # nobody was asked, so nobody was silent
-            self._collect(_BUSY_WAIT_S)
-            if not self.pool.open:
+            if self.pool.open:
+                self._collect(_BUSY_WAIT_S)
+            else:
                 self._let_go()
+                self._outlet.wait(_BUSY_WAIT_S)
         self._collect(0.0)
         self._pass_on(self._order.expire(self._clock()))
         self._adapt()
@@ -331,7 +333,7 @@ class CxiService:
     @property
     def pending_bytes(self) -> int:
         """Bytes of all batches that were taken and are not with the files."""
-        return sum(self._bytes.values()) + self._outlet.waiting_bytes
+        return sum(list(self._bytes.values())) + self._outlet.waiting_bytes
 
     def _may_take(self) -> bool:
         return (
@@ -656,7 +658,7 @@ class CxiService:
             missing = {name: _count(ranges) for name, ranges in self.ledger.missing().items()}
         if self._state == "starting":
             return found
-        said = self._outlet.files.get_statistics()
+        said = self._outlet.said
         recent, overall = self._outlet.rate.now()
         looked_at = found["total_events_written"] + found["total_events_filtered"] + found["buffer_size"]
         names = ("chunks_written", "peaks_written", "bytes_written", "last_file")
@@ -673,13 +675,17 @@ class CxiService:
             "last_event": self._last_event or None,
         }  # fmt: skip
 
-    def check_balance(self) -> None:
-        """Raise AssertionError unless received = written + filtered + rejected + lost + buffered + in flight.
+    def require_balance(self) -> None:
+        """Check that received = written + filtered + rejected + lost + buffered + in flight; true at every moment.
 
-        What is in flight is counted anew, from the batches that are there; only between two steps.
+        Raises
+        ------
+        RuntimeError
+            If it is not, which is a mistake in this program.
         """
         found = self.counts.to_json()
-        assert found["balance"] == 0, found
+        if found["balance"] != 0:
+            raise RuntimeError(f"the events do not add up: {found}")
 
     def _write_status(self, *, force: bool = False) -> None:
         now = self._clock()

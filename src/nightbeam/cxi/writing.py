@@ -298,13 +298,14 @@ class CxiWriter:
     # -- writing --------------------------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> None:
-        """Write what has waited for ``plan.flush_interval_s``, by a clock that the caller looks at.
+        """Write what could not be written, and what has waited for ``plan.flush_interval_s`` by the caller's clock.
 
         Raises
         ------
         StorageError
             If a file could not be written; its events are kept.
         """
+        self._write_closed()
         if not self.buffered_events:
             self._waiting_since = None
         elif self._waiting_since is None:

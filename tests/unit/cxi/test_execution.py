@@ -1,0 +1,96 @@
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightbeam.cxi.execution import Load, TaskPool, next_workers
+from nightbeam.stream.model import BatchError, LostError
+
+
+@pytest.fixture
+def pool():
+    made = TaskPool(2, most_threads=4)
+    yield made
+    made.close()
+
+
+def all_of(pool):
+    found = []
+    while pool.open:
+        found += pool.finished(5.0)
+    return {done.key: done.result for done in found}
+
+
+def test_every_task_comes_back_once(pool):
+    for k in range(20):
+        pool.submit((k, ""), pow, k, 2)
+    assert all_of(pool) == {(k, ""): k * k for k in range(20)}
+
+
+def test_no_more_run_at_a_time_than_the_limit_says(pool):
+    lock, running, most = threading.Lock(), 0, 0
+
+    def work():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        with lock:
+            running -= 1
+
+    for k in range(50):
+        pool.submit((k, ""), work)
+    all_of(pool)
+    assert most <= 2
+
+
+def test_a_task_that_fails_once_is_done_again(pool):
+    tries = []
+
+    def once():
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("bad luck")
+        return "done"
+
+    pool.submit((0, ""), once)
+    assert all_of(pool) == {(0, ""): "done"}
+    assert pool.retried == 1
+
+
+@pytest.mark.parametrize(("error", "tries"), [(RuntimeError("x"), 2), (BatchError("x"), 1), (LostError("x"), 1)])
+def test_a_task_that_fails_again_comes_back_as_its_error(pool, error, tries):
+    seen = []
+
+    def work():
+        seen.append(1)
+        raise error
+
+    pool.submit((0, ""), work)
+    assert all_of(pool) == {(0, ""): error}
+    assert len(seen) == tries
+
+
+def test_nothing_to_wait_for_is_not_waited_for(pool):
+    assert pool.finished(60.0) == []
+
+
+def test_one_more_worker_where_something_waits_all_are_busy_and_a_core_is_free():
+    assert next_workers(Load(workers=2, busy=2, queued=1, cpu_idle=0.5, cores=4)) == 3
+    assert next_workers(Load(workers=2, busy=1, queued=1, cpu_idle=0.5, cores=4)) == 2
+    assert next_workers(Load(workers=2, busy=2, queued=0, cpu_idle=0.5, cores=4)) == 2
+    assert next_workers(Load(workers=2, busy=2, queued=1, cpu_idle=0.1, cores=4)) == 2
+
+
+def test_one_less_where_nothing_waits_and_most_are_idle():
+    assert next_workers(Load(workers=4, busy=1, queued=0, cpu_idle=0.9, cores=4)) == 3
+    assert next_workers(Load(workers=1, busy=0, queued=0, cpu_idle=0.9, cores=4)) == 1
+
+
+@given(st.integers(1, 64), st.integers(0, 64), st.integers(0, 9), st.floats(0, 1), st.integers(1, 64))
+def test_workers_stay_between_one_and_the_cores_and_change_by_one(workers, busy, queued, idle, cores):
+    workers = min(workers, cores)
+    found = next_workers(Load(workers, busy, queued, idle, cores))
+    assert 1 <= found <= cores
+    assert abs(found - workers) <= 1
