@@ -291,25 +291,29 @@ class _LabRegions:
         determinant[abs(determinant) <= 1e-6 * lengths] = np.nan
         self.inverse = adjugate / determinant[:, None, None]
         self.ends = np.array([(p.shape[1], p.shape[0]) for p in self.panels])
+        reach = axes * self.ends[:, None, :]
+        self.low = self.corners + np.minimum(reach, 0).sum(axis=2)
+        self.high = self.corners + np.maximum(reach, 0).sum(axis=2)
 
     def mark(self, region: BadRegion, bad: NDArray[np.bool_]) -> None:
         """Mark the pixels of one region."""
         if region.lab is None:
             return
-        begin, end = self._windows(region.lab)
-        for number in np.flatnonzero((begin < end).all(axis=1)):
-            (fs0, ss0), (fs1, ss1) = begin[number], end[number]
+        first, last = region.lab[::2], region.lab[1::2]
+        near = np.flatnonzero(((self.low - 1 < last) & (self.high + 1 > first)).all(axis=1))
+        begin, end = self._windows(region.lab, near)
+        for number, (fs0, ss0), (fs1, ss1) in zip(near, begin, end, strict=True):
             self._mark_panel(self.panels[number], (ss0, ss1, fs0, fs1), region.lab, bad)
 
-    def _windows(self, lab: tuple[float, float, float, float]) -> tuple[Origins, Origins]:
+    def _windows(self, lab: tuple[float, float, float, float], near: Origins) -> tuple[Origins, Origins]:
         # The rectangle's corners in each panel's own axes; a panel seen edge on has none: all of it is looked at.
-        corners = np.array(list(itertools.product(lab[:2], lab[2:])))
+        corners, ends = np.array(list(itertools.product(lab[:2], lab[2:]))), self.ends[near]
         with np.errstate(invalid="ignore", over="ignore"):
-            own = np.einsum("pij,pkj->pki", self.inverse, corners[None] - self.corners[:, None])
+            own = np.einsum("pij,pkj->pki", self.inverse[near], corners[None] - self.corners[near, None])
         low, high = own.min(axis=1) - 1, own.max(axis=1) + 2
         lost = ~(np.isfinite(low) & np.isfinite(high)).all(axis=1, keepdims=True)
-        begin = np.clip(np.where(lost, 0, low), 0, self.ends)
-        end = np.clip(np.where(lost, self.ends, high), 0, self.ends)
+        begin = np.clip(np.where(lost, 0, low), 0, ends)
+        end = np.clip(np.where(lost, ends, high), 0, ends)
         return begin.astype(np.intp), np.ceil(end).astype(np.intp)
 
     @staticmethod

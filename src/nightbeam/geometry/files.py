@@ -40,9 +40,9 @@ _MAX_AXES, _MAX_FLAGS = 16, 16
 _MAX_PX, _MAX_STEP, _MAX_OFFSET_M, _RES_RANGE = 1e9, 1e3, 1e6, (1e-3, 1e12)
 
 _BEGIN, _END = "----- Begin geometry file -----", "----- End geometry file -----"
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _BITS = re.compile(r"0[xX][0-9a-fA-F]{1,16}|\d{1,19}", re.ASCII)
-_TERM = re.compile(r"\s*([+-]?)\s*(\d+\.?\d*|\.\d+)?\s*([xyz])\s*", re.ASCII)
+_TERM = re.compile(r" ?([+-]?) ?(\d+(?:\.\d*)?|\.\d+)? ?([xyz]) ?", re.ASCII)
 _DIM = re.compile(r"dim(\d{1,4})", re.ASCII)
 _MASK = re.compile(r"mask([0-7])_(data|file|goodbits|badbits)")
 _OLD_MASK = {"mask": (0, "data"), "mask_file": (0, "file"), "mask_good": (0, "goodbits"), "mask_bad": (0, "badbits")}
@@ -198,6 +198,7 @@ def _text(text: str) -> str:
 
 
 def _direction(text: str) -> Vector:
+    text = " ".join(text.split())
     vector, at = {"x": 0.0, "y": 0.0, "z": 0.0}, 0
     while found := _TERM.match(text, at):
         if at and not found[1]:

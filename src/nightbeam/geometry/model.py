@@ -51,7 +51,7 @@ _UNITS: Mapping[QuantityName, Mapping[str, float]] = {
     "detector_shift_x": _LENGTHS,
     "detector_shift_y": _LENGTHS,
 }
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 #: Neither a number nor a path: 0.1m, 0,1 or nan.
 _NO_NUMBER = re.compile(r"[+-]?(?:[\d.]|(?:nan|inf|infinity)$)|[+-]", re.IGNORECASE)
 
