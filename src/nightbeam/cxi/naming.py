@@ -84,7 +84,7 @@ class Naming:
         """
         values = {
             "prefix": self.prefix,
-            "experiment": re.sub(r"[^A-Za-z0-9._+-]", "-", experiment or "")[:40] or "noexp",
+            "experiment": re.sub(r"[^A-Za-z0-9._+-]", "-", experiment or "").lstrip(".")[:40] or "noexp",
             "run": "norun" if run is None else f"r{run:04d}",
             "chunk": f"{chunk:04d}",
             "time": when.astimezone(UTC).strftime("%Y%m%d_%H%M%S_%f"),

@@ -334,26 +334,26 @@ class CxiWriter:
     def _write_closed(self) -> None:
         while self._chunks[0].closed:
             chunk = self._chunks[0]
-            self._write_twice(chunk)
-            self._chunks.popleft()
+            written = self._write_twice(chunk)
+            self._chunks.popleft()  # from here on nothing that fails writes it again
             self._waiting_since = None
-            self._after(chunk)
+            self._after(chunk, written)
 
-    def _write_twice(self, chunk: _Chunk) -> None:
+    def _write_twice(self, chunk: _Chunk) -> FileWritten:
         try:
-            self._write(chunk)
+            return self._write(chunk)
         except StorageError as error:
             self._statistics["write_failures"] += 1
             _log.warning("%s; trying once more", error.what)
             try:
-                self._write(chunk)
+                return self._write(chunk)
             except StorageError as again:
                 self._statistics["write_failures"] += 1
                 raise StorageError(
                     f"{again.what}; {self.buffered_events} events are kept in memory", fix=again.fix
                 ) from again
 
-    def _write(self, chunk: _Chunk) -> None:
+    def _write(self, chunk: _Chunk) -> FileWritten:
         began = time.perf_counter()
         detector = self._known_detector()
         counts = ImageCounts()
@@ -375,7 +375,7 @@ class CxiWriter:
         write = partial(write_chunk, contents=contents, plan=self.plan, detector=detector, slabs=slabs,
                         mask=self._packed)  # fmt: skip
         path = chunk.directory.write(name, write)
-        self._add_up(chunk, path, counts, time.perf_counter() - began)
+        return self._add_up(chunk, path, counts, time.perf_counter() - began)
 
     def _known_detector(self) -> Detector:
         if self._detector is None:
@@ -407,7 +407,7 @@ class CxiWriter:
             **({} if chunk.experiment is None else {"experiment": chunk.experiment}),
         }
 
-    def _add_up(self, chunk: _Chunk, path: Path, counts: ImageCounts, seconds: float) -> None:
+    def _add_up(self, chunk: _Chunk, path: Path, counts: ImageCounts, seconds: float) -> FileWritten:
         s, peaks = self._statistics, sum(len(e.peaks) for e in chunk.events)
         size = path.stat().st_size
         s["total_events_written"] += len(chunk.events)
@@ -421,19 +421,18 @@ class CxiWriter:
         self._write_s += seconds
         self.files.append(path)
         _log.info("%s: %d events, %d peaks", path, len(chunk.events), peaks)
-        if self._on_written is not None:
-            self._on_written(
-                FileWritten(path, len(chunk.events), peaks, size, chunk.run, tuple(chunk.records), seconds)
-            )
+        return FileWritten(path, len(chunk.events), peaks, size, chunk.run, tuple(chunk.records), seconds)
 
-    def _after(self, chunk: _Chunk) -> None:
-        """Put a file into the list and, when a run ends or from time to time, into the master."""
+    def _after(self, chunk: _Chunk, written: FileWritten) -> None:
+        """Put a file into the list and, when a run ends or from time to time, into the master; then tell of it."""
         try:
-            chunk.directory.add_to_list(self.files[-1])
+            chunk.directory.add_to_list(written.path)
             if self._chunks[0].directory is not chunk.directory or self._since_master >= _MASTER_EVERY:
                 self._write_master(chunk.directory)
         except StorageError as error:
-            _log.warning("%s is written, but not yet in the list or the master: %s", self.files[-1], error.what)
+            _log.warning("%s is written, but not yet in the list or the master: %s", written.path, error.what)
+        if self._on_written is not None:
+            self._on_written(written)
 
     def _write_master(self, directory: Directory) -> None:
         if self.plan.master:
