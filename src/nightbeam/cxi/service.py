@@ -153,13 +153,16 @@ class StreamWriter:
 
 
 def _sum(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    totals = {name: before.get(name, 0) + now.get(name, 0) for name in _TOTALS if name in before or name in now}
+    totals = {
+        name: (before.get(name) or 0) + (now.get(name) or 0) for name in _TOTALS if name in before or name in now
+    }
     by_reason = {
         name: dict(Counter(before.get(name, {})) + Counter(now.get(name, {})))
         for name in _TOTALS_BY_REASON
         if name in before or name in now
     }
-    return {**before, **now, **totals, **by_reason}
+    # What a session cannot say yet, such as its last file, is what the one before it said.
+    return {**before, **{name: value for name, value in now.items() if value is not None}, **totals, **by_reason}
 
 
 def _writer(config: WriterConfig) -> Session:
