@@ -153,9 +153,7 @@ class StreamWriter:
 
 
 def _sum(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    totals = {
-        name: (before.get(name) or 0) + (now.get(name) or 0) for name in _TOTALS if name in before or name in now
-    }
+    totals = {name: (before.get(name) or 0) + (now.get(name) or 0) for name in _TOTALS if name in before or name in now}
     by_reason = {
         name: dict(Counter(before.get(name, {})) + Counter(now.get(name, {})))
         for name in _TOTALS_BY_REASON

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from nightbeam.core.children import run_child
 from nightbeam.core.errors import NightbeamError, ToolError
 from nightbeam.core.files import write_text
-from nightbeam.core.locks import is_held
 from nightbeam.core.settings import CxiSettings, Settings, StreamSettings
 from nightbeam.cxi.check import check_file
 from nightbeam.cxi.files import Chunk, read_chunk

@@ -63,7 +63,12 @@ def demo_settings(directory: Path, base: Settings) -> Settings:
         }
     )
     elog = base.elog.model_copy(update={"database": None, "database_dir": None})
-    parts = {"contimg": contimg, "elog": elog, "scans": NightDemo.settings(base.scans), **StreamDemo.settings(directory)}
+    parts = {
+        "contimg": contimg,
+        "elog": elog,
+        "scans": NightDemo.settings(base.scans),
+        **StreamDemo.settings(directory),
+    }
     return base.model_copy(update={"state_dir": directory, **parts}).resolved()
 
 

@@ -191,8 +191,10 @@ def test_a_file_that_is_not_there_or_a_directory_is_a_clear_error(tmp_path):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*c.known_keys(), "ray", "queue", "output", "x"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from([*c.known_keys(), "ray", "queue", "output", "x"]), inner, max_size=4)
+        ),
         max_leaves=10,
     )
 )

@@ -52,7 +52,9 @@ def test_a_number_that_is_there_is_not_taken_in_again():
     assert found.add(3)
 
 
-@pytest.mark.parametrize("rows", ["x", [[1, 0, 0, 0]], [[1, 2, 3]], [[-1, 2, 0, 0]], [[0, 1.5, 0, 0]], [None], [[True] * 4]])
+@pytest.mark.parametrize(
+    "rows", ["x", [[1, 0, 0, 0]], [[1, 2, 3]], [[-1, 2, 0, 0]], [[0, 1.5, 0, 0]], [None], [[True] * 4]]
+)
 def test_rows_that_are_no_ranges_are_refused(rows):
     with pytest.raises(InputError):
         Ranges.from_json(rows)
