@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 import sys
 import sysconfig
@@ -22,6 +23,7 @@ __all__ = [
     "head_argv",
     "head_environment",
     "listens_on_loopback_only",
+    "make_token",
     "prepare_environment",
     "short_temp_dir",
 ]
@@ -124,6 +126,25 @@ def head_environment(*, token_file: Path | None = None) -> dict[str, str]:
     if token_file is not None:
         found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
     return found
+
+
+def make_token(file: Path) -> Path:
+    """Write a token of a new cluster into a file that only we can read; one that is there is kept.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(secrets.token_hex(32))
+    except FileExistsError:
+        return file
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror}", fix="check the directory") from error
+    return file
 
 
 def short_temp_dir(state_dir: Path) -> Path:

@@ -112,12 +112,13 @@ def connect(
         if ray.is_initialized():
             _check_namespace(namespace)
             return
-        options = {"namespace": namespace, "log_to_driver": False, "logging_level": "WARNING"}
+        options: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "WARNING"}
         if address == "local":
             options |= _local(num_cpus, object_store_bytes, temp_dir)
         else:
             options |= {"address": _resolve(address)}
         with _init_errors(address):
+            _knock(options["address"])
             ray.init(**options, configure_logging=False)
 
 
@@ -200,6 +201,20 @@ def _resolve(address: str) -> str:
     return found
 
 
+def _knock(address: str) -> None:
+    """Ask the head once whether our token will do: when `ray.init` is refused it tries again for 20 s."""
+    import ray
+
+    if ":" not in address or address.startswith("ray://"):
+        return
+    try:
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise
+    except ray.exceptions.RayError as error:
+        log.info("the Ray cluster at %s is not ready: %s", address, _line(error))
+
+
 def _running() -> str:
     """Return the address of the running cluster that ``auto`` means."""
     from ray._private import services, utils
@@ -232,7 +247,7 @@ def _init_errors(address: str) -> Iterator[None]:
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError, TimeoutError) as error:
         causes = list(_chain(error))
         text = _line(causes[-1])
-        if any(isinstance(one, ray.exceptions.AuthenticationError) for one in causes):
+        if any("AuthenticationError" in f"{type(one).__name__} {one}" for one in causes):
             raise AuthError(
                 f"the Ray cluster at {address} wants a token: {text}",
                 fix="let RAY_AUTH_TOKEN_PATH name its token file, or copy it to ~/.ray/auth_token",
@@ -1034,7 +1049,10 @@ class Receiver:
             lane = self._lanes[k]
             if not lane.items:
                 continue
-            if strict and not self._stopped and not self._all_empty_since(lane.items[0][1], range(i)):
+            item, question = lane.items[0]
+            if isinstance(item, Unreadable) and item.reason != "unreadable":
+                return lane.items.popleft()[0]  # news of a shard; it is still the same one's turn
+            if strict and not self._stopped and not self._all_empty_since(question, range(i)):
                 return None
             self._turn = (k + 1) % n
             return self._hand_out(lane)
