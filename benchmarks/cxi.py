@@ -4,6 +4,11 @@ Peaks: events of 16 panels of 352 x 384 pixels, with 45 and with 322 components.
 logit 1 exceeds logit 0, compiled, in one thread; the rival is scipy's label with bincount for size and centroid, which
 does less: it measures no intensity. Each in turns, several times; a figure is the least CPU time, by event.
 
+Writer: files of such events, with all that a file has, list and master. The floor is bare h5py: one contiguous dataset
+of the same pixels that lie ready in one array, written and synced as ours are. In memory (/dev/shm) only the work is
+left, and CPU time is counted; on a disk wall time. Also what a dataset costs in one piece, in a chunk for each event,
+and in such chunks without HDF5 between. Each in turns; a figure is of the least time, by bytes of images that came.
+
     python benchmarks/cxi.py [--quick] [--json] [--only SECTION] [--repeat N]
 """
 
@@ -12,16 +17,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numba
 import numpy as np
 from scipy import ndimage
 
+from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
+from nightbeam.cxi.writing import CxiWriter
 from nightbeam.peaks import compute
-from nightbeam.peaks.model import PeakSettings
+from nightbeam.peaks.model import PeakSettings, PeakTable, Window
+from nightbeam.stream.model import BatchHeader
 
 _PANELS, _HEIGHT, _WIDTH = 16, 352, 384
 
@@ -159,9 +172,128 @@ def _peaks_table(report: dict) -> str:
     return "\n".join(lines)
 
 
+# -- writer -------------------------------------------------------------------------------------------------------
+
+_BATCH = 10
+_CLOCKS = {"memory": time.process_time, "disk": time.perf_counter}
+
+
+def writer(repeat: int, quick: bool) -> dict:
+    """GB/s of images into files: bare h5py, ours, and ways to store a stack."""
+    events = 20 if quick else 100
+    places = {"memory": Path("/dev/shm"), "disk": Path(tempfile.gettempdir())}
+    report: dict[str, Any] = {"load_average": os.getloadavg()[0], "events": events, "of_the_floor": {}, "aims": {}}
+    images = np.random.default_rng(3).normal(10, 3, (events, _PANELS, _HEIGHT, _WIDTH)).astype(np.float32)
+    for where, place in places.items():
+        if place.is_dir():
+            with tempfile.TemporaryDirectory(prefix="nightbeam-bench-", dir=place) as work:
+                report[where] = _writer(Path(work), images, max(3, repeat // 2), _CLOCKS[where])
+            floor = report[where]["bare h5py"]
+            report["of_the_floor"][where] = {name: round(rate / floor, 3) for name, rate in report[where].items()}
+            report["aims"][f"at least 0.6 of bare h5py, in {where}"] = report[where]["ours"] / floor >= 0.6
+    return report
+
+
+def _writer(work: Path, images: np.ndarray, repeat: int, clock: Callable[[], float]) -> dict[str, float]:
+    side_by_side = [[_HEIGHT * (n % 8), _WIDTH * (n // 8)] for n in range(_PANELS)]
+    turns: dict[str, Callable[[], Any]] = {
+        "bare h5py": partial(_bare, work / "bare.h5", images),
+        "bare h5py, not synced": partial(_bare, work / "bare.h5", images, sync=False),
+        "ours": partial(_ours, work / "ours", _batches(images), None),
+        "ours, one hit in ten": partial(_ours, work / "ours", _batches(images, every=10), None),
+        "ours, modules side by side": partial(_ours, work / "ours", _batches(images), side_by_side),
+        "ours, as uint16": partial(_ours, work / "ours", _batches(images), None, dtype="uint16"),
+        "a dataset in one piece": partial(_stack, work / "s.h5", images, "one piece"),
+        "a chunk for each event": partial(_stack, work / "s.h5", images, "chunks"),
+        "such chunks, written directly": partial(_stack, work / "s.h5", images, "direct"),
+    }
+    best = dict.fromkeys(turns, np.inf)
+    for turn in range(repeat + 1):
+        for name, write in turns.items():
+            begin = clock()
+            write()
+            if turn:
+                best[name] = min(best[name], clock() - begin)
+            for left in work.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return {name: round(images.nbytes / seconds / 1e9, 3) for name, seconds in best.items()}
+
+
+def _bare(path: Path, images: np.ndarray, sync: bool = True) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=images.reshape(len(images), -1, _WIDTH))
+    if sync:
+        _sync(path)
+
+
+def _stack(path: Path, images: np.ndarray, how: str) -> None:
+    slabs = images.reshape(len(images), -1, _WIDTH)
+    chunked = {} if how == "one piece" else {"chunks": (1, *slabs.shape[1:]), "maxshape": (None, *slabs.shape[1:])}
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("data", slabs.shape, slabs.dtype, **chunked)
+        for n, slab in enumerate(slabs):
+            if how == "direct":
+                made.id.write_direct_chunk((n, 0, 0), slab)
+            else:
+                made[n] = slab
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _ours(work: Path, batches: list[ProcessedBatch], origins: Any, **changes: Any) -> None:
+    plan = OutputPlan(output_dir=work, buffer_size=sum(len(b.events) for b in batches), **changes)
+    writing = CxiWriter(plan, geometry=None, origins=origins)
+    for batch in batches:
+        writing.submit(batch)
+    writing.flush_final()
+
+
+def _batches(images: np.ndarray, every: int = 1) -> list[ProcessedBatch]:
+    """Batches of events with 45 peaks each; with ``every``, only one event in so many is a hit."""
+    made = []
+    for first in range(0, len(images), _BATCH):
+        pixels = images[first : first + _BATCH]
+        shape = pixels.shape[2:]
+        said = BatchHeader(
+            f"b{first}", "gpu0", first // _BATCH, first, None, None, len(pixels), _PANELS, shape, shape,
+            Window(0, 0, *shape), "logits", "network_input", np.arange(1, len(pixels) + 1, dtype=np.uint64) << 32, None,
+            np.full(len(pixels), 9500.0), np.full(len(pixels), 120.0),
+        )  # fmt: skip
+        events = [Event(said, n, _peaks_of(n), pixels[n]) for n in range(0, len(pixels), every)]
+        misses = tuple(pixels[n] for n in range(len(pixels)) if n % every)
+        made.append(ProcessedBatch(said, tuple(events), len(misses), misses=misses))
+    return made
+
+
+def _peaks_of(event: int, number: int = 45) -> PeakTable:
+    row = event * _PANELS + np.arange(number) % _PANELS
+    y, x = np.linspace(5, _HEIGHT - 5, number), np.linspace(5, _WIDTH - 5, number)
+    ones = np.ones(number)
+    box = np.stack([y, y, x, x], axis=1).astype(np.int64)
+    return PeakTable(row, y, x, ones.astype(np.int64), ones, ones, ones, ones, ones, box)
+
+
+def _writer_table(report: dict) -> str:
+    lines = [f"writer: {report['events']} events of {_PANELS} x {_HEIGHT} x {_WIDTH}, float32; "
+             f"load average {report['load_average']:.1f}"]  # fmt: skip
+    for where in report["of_the_floor"]:
+        lines += [f"  {where:32}{'GB/s':>10}{'of the floor':>14}"]
+        lines += [
+            f"  {name:32}{rate:10.2f}{report['of_the_floor'][where][name]:14.3f}"
+            for name, rate in report[where].items()
+        ]
+    return "\n".join([*lines, *(f"  {line}" for line in _met(report["aims"]))])
+
+
 #: What is measured, and how it is shown.
 _SECTIONS: dict[str, tuple[Callable[[int, bool], dict], Callable[[dict], str]]] = {
     "peaks": (peaks, _peaks_table),
+    "writer": (writer, _writer_table),
 }
 
 

@@ -24,11 +24,49 @@ from nightbeam.cxi.columns import conditions, copied_columns, event_columns, pea
 from nightbeam.cxi.detector import Detector, Slabs
 from nightbeam.cxi.model import Event, OutputPlan
 
-__all__ = ["ChunkContents", "PackedMask", "compression_of", "environment_line", "open_new", "sync", "write_chunk"]
+__all__ = [
+    "ChunkContents",
+    "PackedMask",
+    "Powders",
+    "compression_of",
+    "environment_line",
+    "open_new",
+    "sync",
+    "write_chunk",
+]
 
 #: CrystFEL's HDF5 1.10 reads it, and attributes may be longer than 64 KiB.
 _LIBVER: Final = ("v108", "v110")
 _PLUGINS: Final = ("bslz4", "bszstd", "zstd")
+
+
+@dataclass(slots=True)
+class Powders:
+    """Brightest values of a run; -inf where none was a number.
+
+    Attributes
+    ----------
+    hits, misses : (C, H0, W0) or None
+        None: no image yet.
+    """
+
+    hits: NDArray[np.float32] | None = None
+    misses: NDArray[np.float32] | None = None
+
+    def add_hit(self, image: NDArray[Any]) -> None:
+        """Add an image; to add it again changes nothing."""
+        self.hits = _brightest(self.hits, image)
+
+    def add_miss(self, image: NDArray[Any]) -> None:
+        """Add an image."""
+        self.misses = _brightest(self.misses, image)
+
+
+def _brightest(powder: NDArray[np.float32] | None, image: NDArray[Any]) -> NDArray[np.float32]:
+    if powder is None:
+        powder = np.full(image.shape, -np.inf, np.float32)
+    np.fmax(powder, image, out=powder)
+    return powder
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +77,15 @@ class ChunkContents:
     ----------
     events, numbers
         At least one, and the running number of each in its run.
-    powder_hits, powder_misses : (C, H0, W0) or None
-        Brightest values so far; None: none yet.
+    powders
+        Brightest values so far; these events' are added as they are written.
     attributes
         Of the file.
     """
 
     events: Sequence[Event]
     numbers: Sequence[int]
-    powder_hits: NDArray[np.float32] | None
-    powder_misses: NDArray[np.float32] | None
+    powders: Powders
     attributes: Mapping[str, Any]
 
 
@@ -199,8 +236,8 @@ class _Writer:
         self.pictures: dict[str, Callable[[Any], None]] = {
             layout.DATA: self._images,
             layout.MASK: self._mask,
-            layout.POWDER_HITS: lambda made: self._powder(made, contents.powder_hits),
-            layout.POWDER_MISSES: lambda made: self._powder(made, contents.powder_misses),
+            layout.POWDER_HITS: lambda made: self._powder(made, contents.powders.hits),
+            layout.POWDER_MISSES: lambda made: self._powder(made, contents.powders.misses),
             layout.SEGMENTATION: self._maps,
         }
 
@@ -250,6 +287,7 @@ class _Writer:
 
     def _images(self, made: Any) -> None:
         for n, event in enumerate(self.contents.events):
+            self.contents.powders.add_hit(_present(event.image))  # now: what is written next is in the cache then
             slab = self.slabs.of(_present(event.image))
             if self.plan.compression == "none":
                 made.id.write_direct_chunk((n, 0, 0), slab)  # nothing between the array and the file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,17 +246,26 @@ class StreamLedger:
     def __init__(self, producers: Mapping[str, ProducerLedger] | None = None) -> None:
         self.producers: dict[str, ProducerLedger] = dict(producers or {})
         self._mine: set[str] = set()
+        self._pages: Counter[str] = Counter()
 
     def take(self, header: BatchHeader, *, now: str) -> None:
-        """Note that a batch was taken; a producer that begins again after an earlier writer gets a new page."""
+        """Note that a batch was taken.
+
+        A producer that has ended, or was heard by an earlier writer, and begins again gets a new page.
+        """
         if header.sequence is None:
             return
         page = self.producers.get(header.producer)
-        if page is None or (header.producer not in self._mine and (page.ended or header.sequence in page.taken)):
+        if page is None or (header.producer not in self._mine and header.sequence in page.taken):
             page = self.producers[header.producer] = ProducerLedger(since=now)
+            self._pages[header.producer] += 1
         self._mine.add(header.producer)
         page.ended = False
         page.taken.add(header.sequence, header.first_event, header.n_events)
+
+    def page_of(self, producer: str) -> str:
+        """Return a name for a producer that is another one after it has begun again."""
+        return f"{producer}\0{self._pages[producer]}"
 
     def settle(self, header: BatchHeader) -> None:
         """Note that every event of a batch is in a file or counted."""
@@ -267,9 +277,6 @@ class StreamLedger:
         """Note that a producer has no more."""
         if producer in self.producers:
             self.producers[producer].ended = True
-
-    def forget(self, producer: str) -> None:
-        """Begin a new page when the producer is heard of again."""
         self._mine.discard(producer)
 
     def due(self) -> dict[str, int]:

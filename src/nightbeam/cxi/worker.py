@@ -39,8 +39,8 @@ from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, p
 from nightbeam.geometry.compute import explicit_origins, tile_origins
 from nightbeam.geometry.files import read_geometry
 from nightbeam.geometry.model import Geometry
-from nightbeam.stream.compute import describe, is_end, needs_arrays
-from nightbeam.stream.model import BatchError, BatchHeader, LostError
+from nightbeam.stream.compute import describe, is_end, message_metadata, needs_arrays
+from nightbeam.stream.model import BatchError, BatchHeader
 from nightbeam.stream.order import Resequencer
 from nightbeam.stream.remote import Unreadable
 
@@ -67,15 +67,16 @@ class _Job:
     n_bytes: int
     predictions: Any = None
     images: Any = None
+    line: str = ""
     left: int = 0
     parts: list[RowsResult] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class _Result:
-    """What became of a batch: a parcel, or nothing where it was turned down."""
+    """What became of a batch: a parcel, or nothing where it was turned down; its place in which line."""
 
-    producer: str
+    line: str
     sequence: int | None
     number: int | None
     parcel: Parcel | None
@@ -123,7 +124,7 @@ class CxiService:
         self._results: dict[int, _Result] = {}
         self._order: Resequencer[_Result] = Resequencer(max_wait_s=_GAP_WAIT_S)
         self._seen, self._ends = Seen(), Ends(config.queue.num_producers)
-        self._known_producers: set[str] = set()
+        self._known_lines: set[str] = set()
         self._fits: dict[tuple[int, int, int], BatchError | None] = {}
         self._said: set[Any] = set()
         self._queue_size: int | None = None
@@ -372,7 +373,7 @@ class CxiService:
         self._last_event = iso_z(utc_now())
         try:
             job = self._job_of(message)
-        except (BatchError, LostError) as error:
+        except Exception as error:  # a stranger's message may be anything; it never ends the run
             self._turn_down(message, error)
             return
         self._start(job)
@@ -392,11 +393,13 @@ class CxiService:
         _log.info("producer %r has ended", producer)
         total = numbered(message)[1]
         self._ends.add(producer)
-        self._pass_on(self._order.end(producer, total, self._clock()))
+        self._seen.forget(producer)
+        self._pass_on(self._order.end(self.ledger.page_of(producer), total, self._clock()))
         with self.counts.lock:
             self.ledger.end(producer)
 
     def _job_of(self, message: Any) -> _Job:
+        message_metadata(message)
         arrays = self._doors.fetch(message, None) if needs_arrays(message) else None
         shape = None if arrays is None else tuple(arrays.predictions.shape)
         header = describe(message, self._defaults, shape=shape)
@@ -409,17 +412,18 @@ class CxiService:
             job.predictions, job.images = arrays.predictions, arrays.images
         return job
 
-    def _turn_down(self, message: Any, error: BatchError | LostError) -> None:
+    def _turn_down(self, message: Any, error: Exception) -> None:
         """Count a message that cannot become a batch; what follows it does not wait for it."""
-        n_events = announced_events(message)
+        n_events, (producer, sequence) = announced_events(message), numbered(message)
         self.counts.take(n_events)
-        producer, sequence = numbered(message)
-        if isinstance(error, LostError):
-            self._lose(n_events, error.reason, str(error), _batch_id(message))
-        else:
+        if isinstance(error, BatchError):
             self._reject(n_events, error, _batch_id(message))
-        if error.reason != "duplicate" and self.config.output.ordered:
-            self._in_sequence(_Result(producer, sequence, None, None))
+        elif isinstance(error, NightbeamError):
+            self._lose(n_events, _reason(error), str(error), _batch_id(message))
+        else:
+            self._reject(n_events, BatchError(f"it cannot be understood: {error!r:.200}"), _batch_id(message))
+        if getattr(error, "reason", "") != "duplicate" and self.config.output.ordered:
+            self._in_sequence(_Result(self.ledger.page_of(producer), sequence, None, None))
 
     def _require_fit(self, header: BatchHeader) -> None:
         shape = (header.n_panels, *header.panel_shape)
@@ -455,9 +459,11 @@ class CxiService:
     def _start(self, job: _Job) -> None:
         header = job.header
         self.counts.take(header.n_events)
-        self._expect(header)
+        due = self.ledger.due().get(header.producer)
         with self.counts.lock:
             self.ledger.take(header, now=iso_z(utc_now()))
+        job.line = self.ledger.page_of(header.producer)
+        self._expect(header, job.line, due)
         self._next_job += 1
         self._jobs[job.number] = job
         self._bytes[job.number] = job.n_bytes
@@ -466,14 +472,13 @@ class CxiService:
         else:
             self._start_rows(job)
 
-    def _expect(self, header: BatchHeader) -> None:
+    def _expect(self, header: BatchHeader, line: str, due: int | None) -> None:
         """Go on where an earlier writer was, so that nobody waits for what that one had."""
-        if header.sequence is None or header.producer in self._known_producers:
+        if header.sequence is None or line in self._known_lines:
             return
-        self._known_producers.add(header.producer)
-        due = self.ledger.due().get(header.producer)
+        self._known_lines.add(line)
         if due is not None and header.sequence >= due:
-            self._order.expect(header.producer, due)
+            self._order.expect(line, due)
 
     def _goes_far(self, job: _Job) -> bool:
         return self._far and getattr(job.message, "predictions_ref", None) is not None
@@ -538,9 +543,7 @@ class CxiService:
         if isinstance(error, BatchError):
             self._reject(n_events, error, batch_id)
         elif isinstance(error, NightbeamError) and not isinstance(error, ToolError):
-            full = isinstance(error, StorageError)
-            reason = getattr(error, "reason", "object store full" if full else "unavailable")
-            self._lose(n_events, reason, str(error), batch_id)
+            self._lose(n_events, _reason(error), str(error), batch_id)
         else:
             _log.error("a task of batch %r failed twice", batch_id, exc_info=error)
             self._lose(n_events, "task failed", repr(error)[:200], batch_id)
@@ -553,7 +556,7 @@ class CxiService:
     def _deliver(self, job: _Job, parcel: Parcel | None) -> None:
         """Be done with a batch's work; what came of it goes on when its turn has come."""
         del self._jobs[job.number]
-        result = _Result(job.header.producer, job.header.sequence, job.number, parcel)
+        result = _Result(job.line, job.header.sequence, job.number, parcel)
         if not self.config.output.ordered:
             self._pass_on([result])
             return
@@ -563,7 +566,7 @@ class CxiService:
             self._next_out += 1
 
     def _in_sequence(self, result: _Result) -> None:
-        ready = self._order.add(result.producer, result.sequence, result, self._clock())
+        ready = self._order.add(result.line, result.sequence, result, self._clock())
         self._pass_on([*ready, *(again for _, _, again in self._order.take_refused())])
 
     def _pass_on(self, results: list[_Result]) -> None:
@@ -785,6 +788,11 @@ def _count(ranges: list[Range]) -> dict[str, int | None]:
         "batches": sum(one.last - one.first + 1 for one in ranges),
         "events": None if None in counts else sum(count or 0 for count in counts),
     }
+
+
+def _reason(error: NightbeamError) -> str:
+    full = isinstance(error, StorageError)
+    return str(getattr(error, "reason", "object store full" if full else "unavailable"))
 
 
 def _batch_id(message: Any) -> str:

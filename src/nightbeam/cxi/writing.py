@@ -20,7 +20,7 @@ from nightbeam.core.errors import ConfigError, StorageError
 from nightbeam.core.files import require_space
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi import layout
-from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, compression_of, write_chunk
+from nightbeam.cxi.chunkfile import ChunkContents, PackedMask, Powders, compression_of, environment_line, write_chunk
 from nightbeam.cxi.detector import Detector, ImageCounts, Slabs, describe_detector
 from nightbeam.cxi.directory import Directory
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 _MOST_RECORDS: Final = 10_000
 #: The master file is made anew after so many files, and at the end.
 _MASTER_EVERY: Final = 64
-
-Image = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +60,11 @@ class FileWritten:
 
 
 @dataclass(slots=True)
-class _Powders:
-    """Brightest values of a run, of hits and of misses."""
-
-    hits: NDArray[np.float32] | None = None
-    misses: NDArray[np.float32] | None = None
-
-
-def _brightest(powder: NDArray[np.float32] | None, image: Image) -> NDArray[np.float32]:
-    if powder is None:
-        powder = np.full(image.shape, -np.inf, np.float32)
-    np.fmax(powder, image, out=powder)
-    return powder
-
-
-@dataclass(slots=True)
 class _Chunk:
     """A file to be: its events and what is said of their batches."""
 
     directory: Directory
-    powders: _Powders
+    powders: Powders
     run: int | None
     experiment: str | None
     events: list[Event] = field(default_factory=list)
@@ -160,6 +143,8 @@ class CxiWriter:
         self._companion = None if geometry is None else _companion(geometry, plan)
         clen = None if self._companion is None else self._companion.clen
         self._needs_clen = clen is not None and clen.path is not None
+        if line := environment_line(plan.compression):
+            _log.warning("images are compressed with %s; CrystFEL reads them after: %s", plan.compression, line)
         self._detector: Detector | None = None
         self._packed: PackedMask | None = None
         if shape is not None:
@@ -167,7 +152,7 @@ class CxiWriter:
         self._directories: dict[Path, Directory] = {}
         self._home = self._open(plan.output_dir)
         self._split_runs = plan.per_run or "{run}" in plan.name_template
-        self._chunks: deque[_Chunk] = deque([_Chunk(self._home, _Powders(), None, None)])
+        self._chunks: deque[_Chunk] = deque([_Chunk(self._home, Powders(), None, None)])
         self._waiting_since: float | None = None
         self._written, self._numbers, self._since_master = 0, 0, 0
         self._counts = ImageCounts()
@@ -247,7 +232,7 @@ class CxiWriter:
         place = self._home
         if self.plan.per_run and header.run is not None:
             place = self._open(self.plan.output_dir / f"r{header.run:04d}", header.run)
-        return self._begin(_Chunk(place, _Powders(), header.run, header.experiment))
+        return self._begin(_Chunk(place, Powders(), header.run, header.experiment))
 
     def _begin(self, chunk: _Chunk) -> _Chunk:
         last = self._chunks[-1]
@@ -267,7 +252,7 @@ class CxiWriter:
         s["events_truncated"] += batch.truncated
         if self.plan.images:
             for image in batch.misses:
-                chunk.powders.misses = _brightest(chunk.powders.misses, image)
+                chunk.powders.add_miss(image)
 
     def _take(self, batch: ProcessedBatch, chunk: _Chunk) -> None:
         header = batch.batch
@@ -357,14 +342,10 @@ class CxiWriter:
         began = time.perf_counter()
         detector = self._known_detector()
         counts = ImageCounts()
-        if self.plan.images:
-            for event in chunk.events:
-                chunk.powders.hits = _brightest(chunk.powders.hits, np.asarray(event.image))
         contents = ChunkContents(
             events=chunk.events,
             numbers=chunk.numbers,
-            powder_hits=chunk.powders.hits,
-            powder_misses=chunk.powders.misses,
+            powders=chunk.powders,
             attributes=self._attributes(chunk),
         )
         self._require_space(chunk, detector)

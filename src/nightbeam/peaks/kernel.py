@@ -31,6 +31,8 @@ _BACKWARDS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 
 _ROUNDING = 1e-3
 #: Standard deviations from the mean within which a median is sought first.
 _CLOSE = 0.3
+#: Numbers that are compared each with each.
+_FEW = 48
 #: What the columns of the table of reals are: see `measure`.
 _Y, _X, _TOTAL, _MAXIMUM, _BACKGROUND, _SIGMA, _SNR, _WEIGHT, _WEIGHT_Y, _WEIGHT_X = range(10)
 #: What the columns of the table of integers are.
@@ -194,7 +196,7 @@ def measure(
     with_ring = has_images and ring != 0
     taken = np.zeros((height, width) if with_ring else (0, 0), np.bool_)
     size = _across(height, outer) * _across(width, outer) + 1 if with_ring else 0
-    values, spare, squares = np.empty(size), np.empty(size), np.empty(_across(width, outer) + _ARC)
+    values, spare, squares = np.empty(size), np.empty(size + 16), np.empty(_across(width, outer) + _ARC)
     for r in range(starts.size - 1):
         here = runs[starts[r] : starts[r + 1]]
         if here.shape[0] == 0:
@@ -638,8 +640,26 @@ def _median(values: Any, spare: Any, mean: float, sigma: float) -> float:
         below += value < low
     middle, even = values.size // 2, values.size % 2 == 0
     if below <= middle - even and middle < below + inside:
+        if inside <= _FEW:
+            return _middle_of_few(spare, inside, middle - below, even)
         return _middle(spare[:inside], middle - below, even)
     return _middle(values, middle, even)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _middle_of_few(values: Any, number: int, middle: int, even: bool) -> float:
+    """What `_middle` does, by counting how many are smaller than each: more work, and no branch to guess wrong."""
+    padded = (number + 15) & ~15
+    for n in range(number, padded):
+        values[n] = np.inf
+    at, before = -np.inf, -np.inf
+    for value in values[:number]:
+        below = 0
+        for other in values[:padded]:
+            below += other < value
+        at = max(at, value if below <= middle else -np.inf)
+        before = max(before, value if below < middle else -np.inf)
+    return (before + at) / 2.0 if even else at
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
