@@ -127,7 +127,7 @@ def test_a_killed_writer_is_restarted_goes_on_and_states_what_was_lost(service, 
     numbers = {n for first, last, *_ in service.status()["producers"]["a"]["taken"] for n in range(first, last + 1)}
     missing = set(range(60)) - numbers
     counters = service.status()["counters"]
-    assert len(missing) <= sum(gap["batches"] for gap in counters["events_missing"].values()) + 0
+    assert len(missing) == sum(gap["batches"] for gap in counters["events_missing"].values())
     written = service.written()
     assert written
     assert {number for _, number in written} <= numbers
@@ -154,8 +154,6 @@ def test_a_cancel_drains_and_a_second_run_is_refused(service, tmp_path):
     # The one promise in seconds: a cancelled service is gone long before Prefect would kill it.
     assert drained < 15.0
     status = service.status()
-    print(drained, json.dumps(status)); time.sleep(4)
-    for one in service.api.logs(run): print(one["message"])
     page, counters = status["producers"]["c"], status["counters"]
     assert page["taken"] == page["settled"], "everything that was taken is in files or was filtered"
     assert counters["events_received"] == counters["total_events_written"] + counters["total_events_filtered"]
