@@ -129,7 +129,7 @@ class StreamDemo:
         while time.monotonic() < until:
             path = status_path(self.out, _PREFIX)
             pages = read_status(path).get("producers", {}) if path.exists() else {}
-            settled = sum(events or 0 for page in pages.values() for *_, events in page["settled"])
+            settled = sum((end or 0) - (begin or 0) for page in pages.values() for _, _, begin, end in page["settled"])
             if settled >= EVENTS:
                 return
             time.sleep(0.25)
