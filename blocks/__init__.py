@@ -8,12 +8,13 @@ from prefect.blocks.core import Block
 from blocks.calib import CalibrationService
 from blocks.contimg import ContimgSite
 from blocks.elog import ElogService
+from blocks.stream import RayCluster
 from nightbeam.core.settings import Settings
 
-__all__ = ["KINDS", "CalibrationService", "ContimgSite", "ElogService", "save_site_blocks"]
+__all__ = ["KINDS", "CalibrationService", "ContimgSite", "ElogService", "RayCluster", "save_site_blocks"]
 
 #: Every block of ours.
-KINDS: tuple[type[Block], ...] = (CalibrationService, ContimgSite, ElogService)
+KINDS: tuple[type[Block], ...] = (CalibrationService, ContimgSite, ElogService, RayCluster)
 
 
 def save_site_blocks(settings: Settings) -> list[str]:
@@ -24,7 +25,8 @@ def save_site_blocks(settings: Settings) -> list[str]:
     _calibration_service(settings).save("main", overwrite=True)
     ContimgSite.of(settings).save("main", overwrite=True)
     _elog_service(settings).save("main", overwrite=True)
-    return ["calibration-service/main", "contimg-site/main", "elog-service/main"]
+    _ray_cluster().save("main", overwrite=True)
+    return ["calibration-service/main", "contimg-site/main", "elog-service/main", "ray-cluster/main"]
 
 
 def _calibration_service(settings: Settings) -> CalibrationService:
@@ -45,3 +47,13 @@ def _elog_service(settings: Settings) -> ElogService:
         return ElogService.of(settings)
     assert isinstance(known, ElogService)
     return ElogService.of(settings, known=known)
+
+
+def _ray_cluster() -> RayCluster:
+    """Return the block as an operator has set it; one that says nothing means what the settings say when it is read."""
+    try:
+        known = RayCluster.load("main")
+    except ValueError:
+        return RayCluster()
+    assert isinstance(known, RayCluster)
+    return known

@@ -10,7 +10,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 import blocks
-from blocks import KINDS, ContimgSite
+from blocks import KINDS, ContimgSite, RayCluster
 from nightbeam.contimg import Site
 from nightbeam.core.settings import load_settings
 
@@ -54,6 +54,18 @@ def test_passwords_of_databases_are_masked_and_come_through(tmp_path):
     block = ContimgSite.of(_settings(tmp_path))
     assert "pw@h" not in repr(block)
     assert block.settings().contimg.queue_db == "postgresql://u:pw@h/q"
+
+
+def test_a_cluster_is_where_an_operator_says_or_where_the_settings_do():
+    own = {"address": "127.0.0.1:6379", "token_file": "/state/ray.token"}
+    settings = load_settings(
+        config=Path(os.devnull), overrides={f"stream.{name}": value for name, value in own.items()}, environ={}
+    )
+    assert RayCluster().stream(settings.stream) == settings.stream
+    told = RayCluster(address="head.site:6379", namespace="live").stream(settings.stream)
+    assert (told.address, told.namespace, told.token_file) == ("head.site:6379", "live", None)
+    told = RayCluster(address="head.site:6379", token_file="/site/word").stream(settings.stream)
+    assert str(told.token_file) == "/site/word"
 
 
 def test_prefect_finds_the_blocks_by_our_entry_point():

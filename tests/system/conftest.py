@@ -35,6 +35,8 @@ SMALL_GROUPS = {
 }
 #: Simulated scans are of this air; the service looks for them often.
 SIMULATED_SCANS = {"scans.atmosphere": "closed-form", "scans.interval_s": 0.5}
+#: The platform's own Ray cluster is a small one.
+SMALL_STREAM = {"stream.num_cpus": 1, "stream.object_store_gb": 0.2}
 
 
 @dataclass
@@ -93,6 +95,9 @@ def platform_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         "platform.port": unused_port(),
         **SMALL_GROUPS,
         **SIMULATED_SCANS,
+        **SMALL_STREAM,
+        "stream.port": unused_port(),
+        "cxi.config": state.parent / "writer.yaml",
     }
     return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
 

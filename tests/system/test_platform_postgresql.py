@@ -120,6 +120,7 @@ def _workers_alone_serve_it_and_leave_it_running(settings: Settings, api: platfo
     assert {pool["name"]: pool["is_paused"] for pool in api.pools()} == {
         "batch": True,
         "casa": False,
+        "cxi-writer": False,
         "example-service": False,
         "scan-calibrator": False,
     }

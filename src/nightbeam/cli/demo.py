@@ -53,7 +53,8 @@ def demo(
 
     A platform is started. Detector constants are prefetched from a calibration service of the demo. A logbook of the
     demo is mirrored, changes, and is mirrored again. A night of single-dish scans, one of them damaged, is calibrated
-    while it is observed. Three groups of simulated subbands trickle in (one with a calibrator, one with a late
+    while it is observed. Simulated frames go through a network into a queue, and files of their peaks are written
+    while they come. Three groups of simulated subbands trickle in (one with a calibrator, one with a late
     subband), and each must become an image that shows the simulated sky. Then real observations go through the same
     calibration and imaging. Exit code 1 when anything is wrong.
     """
@@ -77,6 +78,7 @@ def demo(
         show(report.constants, title="detector constants")
         show(report.logbook, title="mirror of the electronic logbook")
         show(report.scans, title="scans of a single dish: recovered beside the truth")
+        show(report.stream, title="detector stream: files beside the truth")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:

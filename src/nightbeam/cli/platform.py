@@ -96,6 +96,7 @@ def status(ctx: click.Context, state_dir: Path | None, as_json: bool) -> None:
 
 def _show_status(found: Any) -> None:
     head = {"supervisor": found.phase, "pid": found.supervisor_pid, "server": found.server, "api": found.api_url}
+    head |= {"ray": found.ray} if found.ray else {}
     show([head], title="platform")
     if found.parts:
         names = ("name", "state", "pid", "since", "restarts", "last_exit")

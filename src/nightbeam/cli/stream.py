@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nightbeam.cli.output import json_option, show, talk
+from nightbeam.cli.output import json_option, settings_of, show, talk
 from nightbeam.cli.replay import export_network, replay
 
 if TYPE_CHECKING:
@@ -26,12 +27,18 @@ def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group("stream")
-def stream() -> None:
-    """Look at the queues between a network and the writer, fill them, and remove those that are left over."""
+@click.pass_context
+def stream(ctx: click.Context) -> None:
+    """Look at the queues between a network and the writer, fill one, and remove those that are left over.
 
-
-stream.add_command(replay)
-stream.add_command(export_network)
+    The cluster is that of the settings (`stream.address`), where they name one.
+    """
+    found = settings_of(ctx).stream
+    if found.token_file is not None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(found.token_file)}
+    if found.address is not None:
+        there = {"address": found.address}
+        ctx.default_map = {"status": there, "drop": there, "replay": {**there, "namespace": found.namespace}}
 
 
 @stream.command("status")
@@ -105,3 +112,7 @@ def _line(found: QueueFound, *, as_json: bool) -> dict[str, Any]:
         | {"in each shard": " ".join("-" if size is None else str(size) for size in sizes)}
         | ({"gone": gone} if gone else {})
     )
+
+
+stream.add_command(replay)
+stream.add_command(export_network)

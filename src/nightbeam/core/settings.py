@@ -23,6 +23,7 @@ __all__ = [
     "CalibrateSettings",
     "ContimgSettings",
     "ConvertSettings",
+    "CxiSettings",
     "ElogSettings",
     "ImageSettings",
     "IngestSettings",
@@ -30,6 +31,7 @@ __all__ = [
     "ScanLimitsSettings",
     "ScansSettings",
     "Settings",
+    "StreamSettings",
     "database_url",
     "load_settings",
 ]
@@ -249,7 +251,7 @@ class PlatformSettings(_Section):
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
     pools: dict[str, PositiveInt] = Field(
-        default={"batch": 4, "casa": 1, "example-service": 1, "scan-calibrator": 1},
+        default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
     )
 
@@ -322,6 +324,40 @@ class ScansSettings(_Section):
     )
 
 
+class StreamSettings(_Section):
+    """The Ray cluster through which networks hand on their batches."""
+
+    address: str | None = Field(
+        None,
+        pattern=r"^(auto|(ray://)?[^\s/:]+:\d{1,5})$",
+        description="host:port of an existing cluster, or auto; None: the platform starts one on this machine.",
+    )
+    token_file: Path | None = Field(
+        None,
+        description="Holds the word that the cluster asks for; None: it asks for none, or the platform's own does.",
+    )
+    namespace: str = Field("peaknet-pipeline", min_length=1, description="Ray's namespace of the queues.")
+    port: int | None = Field(
+        None,
+        ge=1024,
+        le=65535,
+        description="Of the cluster on this machine; None: 6379 if free, else the next free one.",
+    )
+    num_cpus: int | None = Field(
+        None, ge=1, description="Tasks that the cluster on this machine runs at a time; None: one a core."
+    )
+    object_store_gb: float = Field(
+        2.0, ge=0.1, description="Memory of the cluster on this machine for arrays that wait to be read."
+    )
+
+
+class CxiSettings(_Section):
+    """The service that writes CXI files."""
+
+    config: Path | None = Field(None, description="The writer's configuration (YAML) that the service uses.")
+    output_dir: Path | None = Field(None, description="Where files go; None: as that configuration says.")
+
+
 class Settings(_Section):
     """All settings of a site."""
 
@@ -331,9 +367,11 @@ class Settings(_Section):
     )
     calib: CalibSettings = CalibSettings()
     contimg: ContimgSettings = ContimgSettings()
+    cxi: CxiSettings = CxiSettings()
     elog: ElogSettings = ElogSettings()
     platform: PlatformSettings = PlatformSettings()
     scans: ScansSettings = ScansSettings()
+    stream: StreamSettings = StreamSettings()
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -377,8 +415,16 @@ class Settings(_Section):
                 "cache_dir": s.cache_dir and s.cache_dir.expanduser().absolute(),
             }
         )
-        sections = {"calib": calib, "contimg": contimg, "elog": elog, "scans": scans}
-        return self.model_copy(update={"state_dir": state, **sections})
+        cxi = self.cxi.model_copy(
+            update={
+                "config": self.cxi.config and self.cxi.config.expanduser().absolute(),
+                "output_dir": self.cxi.output_dir and self.cxi.output_dir.expanduser().absolute(),
+            }
+        )
+        token = self.stream.token_file
+        stream = self.stream.model_copy(update={"token_file": token and token.expanduser().absolute()})
+        parts = {"calib": calib, "contimg": contimg, "cxi": cxi, "elog": elog, "scans": scans, "stream": stream}
+        return self.model_copy(update={"state_dir": state, **parts})
 
     def to_yaml(self) -> str:
         """Return the settings as the YAML that `load_settings` reads."""

@@ -65,6 +65,7 @@ class DemoReport:
     constants: tuple[RealCheck, ...] = ()
     logbook: tuple[RealCheck, ...] = ()
     scans: tuple[RealCheck, ...] = ()
+    stream: tuple[RealCheck, ...] = ()
     left_out: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -72,5 +73,5 @@ class DemoReport:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words."""
         wrong = [f"{group.group_id}: {problem}" for group in self.groups for problem in group.problems]
-        rows = (*self.constants, *self.logbook, *self.scans, *self.real_data)
+        rows = (*self.constants, *self.logbook, *self.scans, *self.stream, *self.real_data)
         return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in rows if not row.ok]

@@ -27,6 +27,7 @@ from nightbeam.demo.detector_constants import ConstantsDemo, constants_demo
 from nightbeam.demo.logbook import LogbookDemo, logbook_demo
 from nightbeam.demo.model import DemoReport, GroupCheck, RealCheck
 from nightbeam.demo.night import NightDemo
+from nightbeam.demo.stream import StreamDemo
 from nightbeam.imaging import measure_sources, product_path
 from nightbeam.simulate import Truth, TruthGroup, read_truth
 
@@ -62,7 +63,12 @@ def demo_settings(directory: Path, base: Settings) -> Settings:
         }
     )
     elog = base.elog.model_copy(update={"database": None, "database_dir": None})
-    parts = {"contimg": contimg, "elog": elog, "scans": NightDemo.settings(base.scans)}
+    parts = {
+        "contimg": contimg,
+        "elog": elog,
+        "scans": NightDemo.settings(base.scans),
+        **StreamDemo.settings(directory),
+    }
     return base.model_copy(update={"state_dir": directory, **parts}).resolved()
 
 
@@ -126,6 +132,9 @@ def run_demo(
             say("single-dish scans: calibrated by the service while they are observed; one of them is damaged")
             scans = NightDemo.of(settings.scans).check(api, say=say)
             seconds["scans"] = time.monotonic() - begin - sum(seconds.values())
+            say("detector stream: simulated frames through a network, written by the service")
+            stream = StreamDemo.of(settings).check(api, say=say)
+            seconds["stream"] = time.monotonic() - begin - sum(seconds.values())
             groups = _watch_groups(settings, started.api_url, timeout_s=timeout_s, say=say)
             seconds["groups"] = time.monotonic() - begin - sum(seconds.values())
         finally:
@@ -142,7 +151,7 @@ def run_demo(
     else:
         left_out = (*left_out, f"the real observations: there is no folder {real_data}")
     seconds["all"] = time.monotonic() - begin
-    return DemoReport(groups, rows, cached, mirrored, scans, left_out, seconds)
+    return DemoReport(groups, rows, cached, mirrored, scans, stream, left_out, seconds)
 
 
 def _asking(settings: Settings, constants: ConstantsDemo, logbook: LogbookDemo) -> Settings:

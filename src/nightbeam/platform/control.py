@@ -22,6 +22,7 @@ from nightbeam.platform import compute
 from nightbeam.platform.files import read_report, write_flow_settings
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PlatformStatus, PoolStatus, Report
 from nightbeam.platform.processes import Process, flow_processes
+from nightbeam.platform.ray_head import ray_processes
 from nightbeam.platform.remote import PrefectApi
 from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 
@@ -131,8 +132,9 @@ def platform_status(settings: Settings) -> PlatformStatus:
         problem = _why_not_running(report)
         parts = _left_running(report)
         return PlatformStatus(Phase.STOPPED, api_url, server, problem=problem, parts=parts, pools=pools)
+    groups, ray = _groups(settings), report.ray or settings.stream.address or ""
     return PlatformStatus(
-        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, _groups(settings)
+        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, groups, ray
     )
 
 
@@ -188,7 +190,8 @@ def _spawn(settings: Settings, layout: Layout, schedules: bool) -> subprocess.Po
 
 
 def _stop_leftovers(settings: Settings, layout: Layout) -> bool:
-    if not _left_running(read_report(layout)) and not flow_processes(layout.prefect_home):
+    left = (_left_running(read_report(layout)), flow_processes(layout.prefect_home), ray_processes(layout))
+    if not any(left):
         return False
     with sole_owner(layout.lock, wait_s=5.0, what=f"the platform of {layout.state_dir}"):
         supervisor = Supervisor(settings)

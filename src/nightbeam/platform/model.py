@@ -84,6 +84,11 @@ class Layout:
         return self.own / "paused.json"
 
     @property
+    def ray_token(self) -> Path:
+        """What a client of the platform's own Ray cluster has to show."""
+        return self.own / "ray.token"
+
+    @property
     def supervisor_log(self) -> Path:
         """The supervisor's log."""
         return self.logs / "supervisor.log"
@@ -119,7 +124,7 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """What a supervisor says of itself in its status file."""
+    """What a supervisor says of itself in its status file; ``ray`` is the address of its own Ray cluster."""
 
     phase: Phase
     pid: int
@@ -128,6 +133,7 @@ class Report:
     problem: str = ""
     schedules: bool = True
     parts: tuple[PartStatus, ...] = ()
+    ray: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,8 @@ class PlatformStatus:
         One entry for each.
     groups
         Groups of subbands in each state of the queue.
+    ray
+        Address of the Ray cluster, the platform's own or another; "" for none.
     """
 
     phase: Phase
@@ -167,6 +175,7 @@ class PlatformStatus:
     parts: tuple[PartStatus, ...] = ()
     pools: tuple[PoolStatus, ...] = ()
     groups: dict[str, int] = field(default_factory=dict)
+    ray: str = ""
 
     @property
     def healthy(self) -> bool:

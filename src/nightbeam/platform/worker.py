@@ -20,11 +20,12 @@ from nightbeam.core.locks import sole_owner
 from nightbeam.core.log import set_up_logging
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import iso_z, utc_now
-from nightbeam.platform import compute
+from nightbeam.platform import compute, ray_head
 from nightbeam.platform.files import read_paused, read_report, write_flow_settings, write_paused, write_report
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Program, Report
 from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all
 from nightbeam.platform.remote import ACTIVE, PrefectApi
+from nightbeam.stream.cluster import STOP_GRACE_S, address_of
 
 __all__ = ["Part", "Supervisor", "main"]
 
@@ -156,6 +157,8 @@ class Supervisor:
         self._api_url = settings.platform.api_url or ""
         self._server: Part | None = None
         self._workers: list[Part] = []
+        self._ray: Part | None = None
+        self._ray_port: int | None = None
         self._silent_since: float | None = None
         self._next_health = 0.0
 
@@ -191,6 +194,7 @@ class Supervisor:
         platform = self._settings.platform
         before = read_report(self._layout)
         self._layout.results.mkdir(parents=True, exist_ok=True)
+        self._settle_ray(before)
         write_flow_settings(self._layout.config, self._settings)
         self._make_default_directories()
         if not platform.api_url:
@@ -202,6 +206,7 @@ class Supervisor:
         self._resume_pools()
         self._start_workers(env, before)
         self._await_workers()
+        self._start_ray(before)
         if not self._stop.is_set():
             self._phase = Phase.RUNNING
             self._report()
@@ -296,6 +301,36 @@ class Supervisor:
             self._workers.append(part)
         self._report()
 
+    def _settle_ray(self, before: Report | None) -> None:
+        """Decide where our own Ray cluster will listen, so that the settings of flows can name it."""
+        if not ray_head.is_wanted(self._settings, before):
+            return
+        self._ray_port = ray_head.choose_port(self._layout, self._settings, before)
+        found = {"address": address_of(self._ray_port), "token_file": self._layout.ray_token}
+        stream = self._settings.stream.model_copy(update=found)
+        self._settings = self._settings.model_copy(update={"stream": stream})
+
+    def _start_ray(self, before: Report | None) -> None:
+        """Start the Ray cluster, last of all and without waiting for it: only runs of one pool need it."""
+        if self._ray_port is None:
+            self._sweep_ray()  # of a platform that had one
+        if self._ray_port is None or self._stop.is_set():
+            return
+        ray_head.make_token(self._layout)
+        known = {part.name: part for part in before.parts} if before else {}
+        program = ray_head.ray_program(self._layout, self._ray_port, settings=self._settings, environ=os.environ)
+        self._ray = Part(program, cwd_of=self._layout)
+        if ray_head.NAME in known and self._ray.adopt(known[ray_head.NAME]):
+            return
+        self._sweep_ray()
+        ray_head.trim_sessions(self._layout)
+        self._ray.start()
+
+    def _sweep_ray(self) -> None:
+        """End what a Ray cluster of ours has left: a raylet or a worker may outlive the head."""
+        if stop_all(ray_head.ray_processes(self._layout), grace_s=5.0):
+            logger.error("some processes of the Ray cluster had to be killed")
+
     def _await_workers(self) -> None:
         until = time.monotonic() + 60.0
         waiting = set(self._settings.platform.pools)
@@ -313,12 +348,14 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stop.wait(_TICK_S):
             changed = False
-            for part in [*([self._server] if self._server else []), *self._workers]:
+            for part in self._parts():
                 try:
                     if part.mend():
                         changed = True
                         if part in self._workers and part.process is not None:
                             self._sweep()
+                        if part is self._ray and part.process is None:
+                            self._sweep_ray()
                 except ToolError as error:
                     logger.error("%s", error)
             self._check_health()
@@ -365,13 +402,16 @@ class Supervisor:
             part.process = process
             if known.name == "server":
                 self._server = part
+            elif known.name == ray_head.NAME:
+                self._ray = part
             else:
                 self._workers.append(part)
+        self._ray_port = ray_head.port_of(before)
         if before and not self._api_url:
             self._api_url = before.api_url
 
     def stop_everything(self) -> None:
-        """Pause the pools, cancel the runs, wait for them, then end workers, stragglers and server."""
+        """Pause the pools, cancel the runs, wait for them, then end workers, stragglers, Ray and server."""
         failed = bool(self._problem)
         self._phase = Phase.STOPPING
         self._report()
@@ -386,10 +426,13 @@ class Supervisor:
         killed = stop_all(flow_processes(self._layout.prefect_home), grace_s=30.0)
         if killed:
             logger.error("some processes of flow runs had to be killed")
+        if self._ray is not None:
+            self._ray.stop(grace_s=STOP_GRACE_S)
+        self._sweep_ray()
         if self._server is not None:
             self._server.stop(grace_s=20.0)
         self._workers = []
-        self._server = None
+        self._ray = self._server = None
         self._phase = Phase.FAILED if failed else Phase.STOPPED
         self._report()
         logger.info("down")
@@ -415,8 +458,10 @@ class Supervisor:
             time.sleep(_TICK_S)
         logger.error("some runs did not end within %.0f s; their processes are ended now", RUNS_END_S)
 
+    def _parts(self) -> list[Part]:
+        return [*([self._server] if self._server else []), *self._workers, *([self._ray] if self._ray else [])]
+
     def _report(self) -> None:
-        parts = [*([self._server] if self._server else []), *self._workers]
         report = Report(
             phase=self._phase,
             pid=os.getpid(),
@@ -424,7 +469,8 @@ class Supervisor:
             port=self._port,
             problem=self._problem,
             schedules=self._schedules,
-            parts=tuple(part.status() for part in parts),
+            parts=tuple(part.status() for part in self._parts()),
+            ray=address_of(self._ray_port) if self._ray_port is not None else "",
         )
         write_report(self._layout, report)
 

@@ -6,8 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +35,7 @@ from nightbeam.stream.model import (
     PipelineOutput,
     PreprocessingMetadata,
 )
+from nightbeam.stream.signals import our_signals
 
 __all__ = [
     "Arrays",
@@ -106,7 +105,7 @@ def connect(
     if not namespace:
         raise ConfigError("ray.namespace is empty", fix="name the namespace of the pipeline")
     prepare_environment()
-    with _our_signals():
+    with our_signals():
         import ray
 
         if ray.is_initialized():
@@ -128,7 +127,8 @@ def disconnect() -> None:
 
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        ray.shutdown()
+        with our_signals():
+            ray.shutdown()
 
 
 def object_store_bytes() -> int:
@@ -137,21 +137,6 @@ def object_store_bytes() -> int:
 
     with _errors("the size of the object store"):
         return int(ray.cluster_resources().get("object_store_memory", 0))
-
-
-@contextlib.contextmanager
-def _our_signals() -> Iterator[None]:
-    # Ray puts a handler of its own in place of whatever a service has for SIGTERM.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python
-                signal.signal(number, handler)
 
 
 def _check_namespace(namespace: str) -> None:

@@ -1,0 +1,129 @@
+"""The writer for months: sessions follow each other, what is missing is waited for, counters add up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nightbeam.core.errors import BusyError, MissingError, StorageError, UnavailableError
+from nightbeam.cxi.service import StreamWriter
+from nightbeam.cxi.worker import CxiService
+from nightbeam.testing.cxi_world import World, small_config
+
+
+class Worlds:
+    """One world after another; the last one has no end, and stops the service as soon as it is asked."""
+
+    def __init__(self, stop: threading.Event, *prepare: Callable[[World], Any]) -> None:
+        self.stop, self.worlds = stop, [World() for _ in prepare]
+        for world, fill in zip(self.worlds, prepare, strict=True):
+            fill(world)
+        self._rest: Iterator[World] = iter(self.worlds)
+        self.asked = 0
+
+    def begin(self, config: Any) -> CxiService:
+        self.asked += 1
+        world = next(self._rest, None)
+        if world is None:
+            self.stop.set()
+            world = World()
+        return CxiService(config, doors=world.doors())
+
+
+def two_batches(world: World) -> None:
+    world.send(0)
+    world.send(1, peaks=(3, 0, 0, 3))
+    world.end()
+
+
+def one_batch_without_arrays(world: World) -> None:
+    world.send(0)
+    world.objects.clear()
+    world.end()
+
+
+def test_a_session_ends_with_its_producers_and_the_next_begins_and_counters_add_up(tmp_path):
+    stop = threading.Event()
+    worlds = Worlds(stop, two_batches, one_batch_without_arrays, two_batches)
+    service = StreamWriter(small_config(tmp_path), begin=worlds.begin, wait_s=0.01)
+    found = service.loop(stop)
+    assert worlds.asked == 4
+    assert (found["batches_received"], found["events_received"]) == (5, 20)
+    assert (found["total_events_written"], found["total_events_filtered"]) == (12, 4)
+    assert found["events_lost"] == {"object lost": 4}
+    assert found["balance"] == 0
+    assert found["sessions"] == 4
+    assert [len(world.files.events()) for world in worlds.worlds] == [6, 0, 6]
+
+
+def test_until_end_is_until_the_end_of_the_first_session(tmp_path):
+    stop = threading.Event()
+    worlds = Worlds(stop, two_batches, two_batches)
+    found = StreamWriter(small_config(tmp_path), until_end=True, begin=worlds.begin).loop(stop)
+    assert worlds.asked == 1
+    assert found["total_events_written"] == 6
+    assert not stop.is_set()
+
+
+@pytest.mark.parametrize("error", [UnavailableError("no cluster"), MissingError("no queue")])
+def test_what_is_not_there_yet_is_waited_for_and_said_once(tmp_path, error, caplog):
+    stop = threading.Event()
+    worlds = Worlds(stop, two_batches)
+    said: list[list[str]] = []
+
+    def begin(config: Any) -> Any:
+        if len(said) < 3:
+            said.append(service.counters()["problems"])
+            return Failing(error)
+        return worlds.begin(config)
+
+    service = StreamWriter(small_config(tmp_path), until_end=True, begin=begin, wait_s=0.01)
+    with caplog.at_level(logging.WARNING):
+        found = service.loop(stop)
+    assert said == [[], [str(error)], [str(error)]]
+    assert caplog.text.count(error.what) == 1
+    assert found["total_events_written"] == 6
+    assert found["problems"] == []
+
+
+@pytest.mark.parametrize("error", [BusyError("another writer"), StorageError("no room for 7 events")])
+def test_what_waiting_does_not_mend_ends_the_service(tmp_path, error):
+    service = StreamWriter(small_config(tmp_path), begin=lambda _: Failing(error))
+    with pytest.raises(type(error)):
+        service.loop(threading.Event())
+
+
+def test_a_cluster_that_goes_in_mid_session_is_waited_for_and_what_was_counted_stays(tmp_path):
+    stop = threading.Event()
+    worlds = Worlds(stop, two_batches)
+    first = CxiService(small_config(tmp_path), doors=worlds.worlds[0].doors())
+    take, taken = worlds.worlds[0].queue.take, []
+
+    def gone(timeout_s: float) -> Any:
+        if taken:
+            raise UnavailableError("the cluster is gone")
+        taken.append(1)
+        return take(timeout_s)
+
+    worlds.worlds[0].queue.take = gone  # type: ignore[method-assign]
+    sessions: Iterator[Any] = iter([first])
+    service = StreamWriter(small_config(tmp_path), begin=lambda c: next(sessions, None) or worlds.begin(c), wait_s=0.01)
+    worlds._rest = iter([])
+    found = service.loop(stop)
+    assert found["batches_received"] == 1
+    assert found["total_events_written"] == 4
+
+
+class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def loop(self, stop: threading.Event) -> Any:
+        raise self.error
+
+    def counters(self) -> dict[str, Any]:
+        return {"batches_received": 0}
