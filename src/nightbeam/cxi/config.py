@@ -140,7 +140,16 @@ def _count_or_auto(value: Any) -> int | Literal["auto"]:
 def _static(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise ValueError("a word, a number, or true or false is wanted")
+    # What HDF5 cannot keep is refused here, before anything is taken from the queue.
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number of 64 bits at most is wanted")
+    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+        raise ValueError("a text without NUL and without halves of characters is wanted")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1, le=2**62)]
