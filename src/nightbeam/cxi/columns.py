@@ -147,7 +147,8 @@ def _table(values: NDArray[Any], counts: NDArray[np.intp]) -> NDArray[np.float32
 def copied_columns(events: Sequence[Event]) -> dict[str, NDArray[Any]]:
     """Return what was kept of the metadata, by its key.
 
-    Numbers of one shape stay numbers, NaN where a batch has none; all else becomes text.
+    Numbers of one shape stay numbers, NaN where a batch has none. Bytes stay as they are; all else becomes UTF-8, with
+    a backslash for what is no character.
     """
     keys = dict.fromkeys(key for event in events for key in event.batch.copied)
     return {key: _column([_value(event.batch.copied, key, event.index) for event in events]) for key in keys}
@@ -163,7 +164,13 @@ def _column(values: list[Any]) -> NDArray[Any]:
         missing = np.full(arrays[0].shape, np.nan)
         column = np.stack([missing if value is None else np.asarray(value) for value in values])
         return column.astype(np.uint8) if column.dtype.kind == "b" else column
-    return np.array([b"" if value is None else str(value).encode() for value in values])
+    return np.array([_bytes(value) for value in values])
+
+
+def _bytes(value: Any) -> bytes:
+    if value is None or isinstance(value, bytes):
+        return value or b""
+    return str(value).encode("utf-8", "backslashreplace")
 
 
 def conditions(
