@@ -13,6 +13,7 @@ from nightbeam.geometry.compute import (
     bad_pixels,
     explicit_origins,
     panel_index,
+    placed_panels,
     slab_of,
     stacked_origins,
     tile_origins,
@@ -151,12 +152,14 @@ def _places(origins: NDArray[np.intp], shape: Shape) -> list[tuple[slice, slice]
 def radius_px(geometry: Geometry, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the distance from the beam of places in the slab, in pixels; 0 in a gap.
 
+    A shift of the detector that the geometry gives as a number counts.
+
     Parameters
     ----------
     y, x : (n,)
         Row and column, where whole numbers are centres of pixels.
     """
-    panels = geometry.panels
+    panels = placed_panels(geometry)
     owner = panel_index(geometry)
     row, column = (np.clip(np.rint(v).astype(np.intp), 0, n - 1) for v, n in zip((y, x), owner.shape, strict=True))
     which = owner[row, column]

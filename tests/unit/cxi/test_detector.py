@@ -7,7 +7,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from nightbeam.cxi.detector import Slabs, describe_detector
+from nightbeam.cxi.detector import Slabs, describe_detector, radius_px
+from nightbeam.geometry.files import parse_geometry
 
 NAN, INF = float("nan"), float("inf")
 MOST = float(np.finfo(np.float32).max)
@@ -37,3 +38,9 @@ def test_each_pixel_that_the_file_cannot_hold_is_counted_once(given, wanted, kep
     slabs = Slabs(describe_detector((1, 1, given.size)), np.dtype(wanted))
     assert np.array_equal(slabs.of(given.reshape(1, 1, -1)).ravel(), np.array(kept, wanted), equal_nan=True)
     assert astuple(slabs.counts) == counts
+
+
+def test_the_radius_of_a_peak_knows_the_shift_of_the_detector(geom_text):
+    # Panel p0a0 begins at (-27, 23); 10 pixels a mm. Its first centre is then at (-27 + 0.5 + 20, 23 - 0.5 - 10).
+    moved = parse_geometry("detector_shift_x = 2 mm\ndetector_shift_y = -1 mm\n" + geom_text())
+    assert radius_px(moved, np.zeros(1), np.zeros(1)) == pytest.approx(np.hypot(6.5, 12.5))
