@@ -263,6 +263,8 @@ class _Check:
     def _pixels(self, data: Any) -> Iterator[Finding]:
         if kind_of(data) not in _NUMBERS:
             yield Finding("data", f"{data.name} is {_form(data)}: whole or real numbers are wanted")
+        if 0 in data.shape[1:]:
+            yield Finding("data", f"{data.name} is {_form(data)}: it has no pixel")
 
     def _no_images(self, path: str) -> Finding:
         return Finding("data", f"there is no {path}: a file of lists of peaks only, which indexamajig cannot use alone")
@@ -291,7 +293,7 @@ class _Check:
     def _value(self, name: str, found: Any) -> Iterator[Finding]:
         """Look at numbers of events; all but shifts of the detector must be above 0."""
         yield from self._filters(found)
-        if kind_of(found) not in _NUMBERS or found.size not in (1, len(self.counts)):
+        if kind_of(found) not in _NUMBERS or found.size not in (1, len(self.counts) or found.size):
             yield Finding(
                 name, f"{found.name} is {_form(found)}: a number, or one for each of {len(self.counts)} events"
             )

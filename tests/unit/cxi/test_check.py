@@ -175,6 +175,11 @@ def test_a_geometry_with_an_axis_of_panels_is_said_to_be_ambiguous(written, shar
     assert not report.good
 
 
+def test_without_counts_nothing_is_said_of_lengths_of_columns(written):
+    path, _ = written(images=False)
+    assert codes(check_file(spoilt(path, lambda f: f.__delitem__("/entry_1/result_1/nPeaks")))) == ["nPeaks", "data"]
+
+
 def test_odd_types_do_not_hide_what_else_is_wrong(written):
     path, geometry = written()
     spoilt(path, replaced(X, np.array([[b"a", b"b"]] * 3)))
@@ -222,7 +227,7 @@ def test_without_a_geometry_the_numbers_are_looked_at_as_well(written):
     assert [(f.code, f.event) for f in report.findings] == [("peaks", 0), ("clen", 1)]
 
 
-@pytest.mark.parametrize("data", [1.0, np.zeros(3)])
+@pytest.mark.parametrize("data", [1.0, np.zeros(3), np.zeros((3, 0, 0))])
 def test_a_number_in_place_of_images_is_found_without_a_geometry(written, data):
     path, _ = written()
     assert codes(check_file(spoilt(path, replaced("/entry_1/data_1/data", data)))) == ["data"]
