@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,12 +130,14 @@ class Ranges:
             first, event = one.first, one.first_event
             while at < len(cuts) and cuts[at].last < first:
                 at += 1
-            for cut in islice(cuts, at, None):
-                if cut.first > one.last:
-                    break
+            while at < len(cuts) and cuts[at].first <= one.last:
+                cut = cuts[at]
                 if cut.first > first:
                     left.append(Range(first, cut.first - 1, event, cut.first_event))
                 first, event = cut.last + 1, cut.end_event
+                if cut.last > one.last:  # it cuts into the next one, too
+                    break
+                at += 1
             if first <= one.last:
                 left.append(Range(first, one.last, event, one.end_event))
         return [_sure(one) for one in left]
