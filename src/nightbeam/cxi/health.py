@@ -83,7 +83,7 @@ def write_status(path: Path, status: Mapping[str, Any]) -> None:
     part = part_path(path)
     with storage_errors(path):
         try:
-            part.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(status, separators=(",", ":")) + "\n", encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def look_at(path: Path) -> Member:
     return Member(path, events, found, links)
 
 
-def write_master(path: Path, files: Sequence[Path], known: dict[Path, Member]) -> Path | None:
+def write_master(path: Path, files: Sequence[Path]) -> Path | None:
     """Write a master file of files in the same directory, or replace it; returns its place, None without files.
 
     Parameters
@@ -84,15 +84,13 @@ def write_master(path: Path, files: Sequence[Path], known: dict[Path, Member]) -
     files
         In order. One whose images are of another shape or type than the last one's is left out, and so is one that
         cannot be read.
-    known
-        Of files seen before; completed here, so that each is looked at once.
 
     Raises
     ------
     StorageError
         If it cannot be written.
     """
-    members = _members(files, known)
+    members = _members(files)
     if not members:
         return None
     remove_parts(path)
@@ -107,14 +105,13 @@ def write_master(path: Path, files: Sequence[Path], known: dict[Path, Member]) -
     return path
 
 
-def _members(files: Sequence[Path], known: dict[Path, Member]) -> list[Member]:
+def _members(files: Sequence[Path]) -> list[Member]:
+    members: list[Member] = []
     for path in files:
-        if path not in known:
-            try:
-                known[path] = look_at(path)
-            except NightbeamError as error:
-                _log.warning("%s is not in the master file: %s", path, error.what)
-    members = [known[path] for path in files if path in known]
+        try:
+            members.append(look_at(path))
+        except NightbeamError as error:
+            _log.warning("%s is not in the master file: %s", path, error.what)
     same = [one for one in members if one.kind == members[-1].kind]
     if len(same) < len(members):
         _log.warning("%d of %d files have other images and are not in the master file", len(members) - len(same),

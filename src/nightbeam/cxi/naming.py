@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import socket
 import string
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,12 +102,29 @@ class Naming:
         >>> Naming("p", "{prefix}_{chunk}").is_ours("p_0003.cxi"), Naming("p", "{prefix}_{chunk}").is_ours("pq_3.cxi")
         (True, False)
         """
-        return re.fullmatch(self._pattern() + r"(?:-\d+)?\.cxi", name) is not None
+        return _pattern(self.prefix, self.template).fullmatch(name) is not None
 
-    def ours_in(self, directory: Path) -> list[Path]:
-        """Return the finished files of this prefix in a directory, oldest first."""
-        found = [path for path in directory.iterdir() if self.is_ours(path.name) and path.is_file()]
-        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    def ours_in(self, directory: Path, *, but: Collection[str] = (), since_s: float | None = None) -> list[Path]:
+        """Return the finished files of this prefix in a directory, oldest first.
+
+        Parameters
+        ----------
+        directory
+            Where to look.
+        but
+            Names that are not wanted; files of such names are not looked at.
+        since_s
+            Those that were last changed before are not wanted, seconds since 1970.
+        """
+        found: list[tuple[int, str]] = []
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name in but or not self.is_ours(entry.name):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # somebody has just moved it
+                    if entry.is_file() and (changed := entry.stat().st_mtime_ns) >= (since_s or 0.0) * 1e9:
+                        found.append((changed, entry.name))
+        return [directory / name for _, name in sorted(found)]
 
     def partials_in(self, directory: Path) -> Iterator[tuple[Path, str]]:
         """Yield the unfinished files of this prefix in a directory, each with its writer."""
@@ -115,10 +134,13 @@ class Naming:
             if found and self.is_ours(found["name"]) and path.is_file() and not path.is_symlink():
                 yield path, found["writer"]
 
-    def _pattern(self) -> str:
-        known = {**_MATCHES, "prefix": re.escape(self.prefix)}
-        return "".join(re.escape(text) + (known[name] if name else "")
-                       for text, name, *_ in string.Formatter().parse(self.template))  # fmt: skip
+
+@functools.lru_cache(maxsize=16)
+def _pattern(prefix: str, template: str) -> re.Pattern[str]:
+    known = {**_MATCHES, "prefix": re.escape(prefix)}
+    parts = string.Formatter().parse(template)
+    made = "".join(re.escape(text) + (known[name] if name else "") for text, name, *_ in parts)
+    return re.compile(made + r"(?:-\d+)?\.cxi")
 
 
 def partial_path(path: Path, writer: str) -> Path:

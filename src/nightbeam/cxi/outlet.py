@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from nightbeam.core.errors import NightbeamError, RejectedError, StorageError
@@ -25,8 +24,6 @@ _LONGEST_PAUSE_S: Final = 60.0
 
 class Files(Protocol):
     """What writes files; `nightbeam.cxi.writing.CxiWriter` is one."""
-
-    files: list[Path]
 
     def submit(self, batch: ProcessedBatch) -> Any:
         """Buffer the hits of a batch and write what is full."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from nightbeam.core.errors import MissingError, UnavailableError
@@ -17,6 +18,7 @@ __all__ = ["Session", "StreamWriter"]
 _log = logging.getLogger(__name__)
 
 _WAIT_S: Final = 2.0
+_LONGEST_WAIT_S: Final = 30.0
 #: Counters that are added up over the sessions; the others are those of the session that runs.
 _TOTALS: Final = (
     "batches_received",
@@ -62,15 +64,16 @@ class StreamWriter:
         Whether the end of the first session is the end.
     begin
         Makes a session.
+    leave
+        Leaves the cluster. While a queue is waited for the connection is kept: each one is a job of the cluster, which
+        remembers them.
     wait_s
-        Between two looks for what is missing.
+        Between two looks for what is missing; twice as long each time, up to 30 s.
 
     Attributes
     ----------
     problem
         What is waited for, in words; ``""`` for nothing.
-    sessions
-        How many have begun to take.
     """
 
     def __init__(
@@ -79,10 +82,14 @@ class StreamWriter:
         *,
         until_end: bool = False,
         begin: Callable[[WriterConfig], Session] | None = None,
+        leave: Callable[[], None] | None = None,
         wait_s: float = _WAIT_S,
     ) -> None:
-        self.config, self.problem, self.sessions = config, "", 0
+        self.config, self.problem = config, ""
         self._until_end, self._begin, self._wait_s = until_end, begin or _writer, wait_s
+        self._leave = leave or (_leave if begin is None else lambda: None)
+        self._pause_s = wait_s
+        self._opened = 0
         self._before: dict[str, Any] = {}
         self._session: Session | None = None
         self._runs = False
@@ -104,13 +111,21 @@ class StreamWriter:
         """
         if self._begin is _writer:
             _compile()
-        while not stop.is_set():
-            ended = self._run(stop)
-            if ended and self._until_end:
-                break
-            if not self._received():
-                stop.wait(self._wait_s)
+        try:
+            while not stop.is_set():
+                ended = self._run(stop)
+                if ended and self._until_end:
+                    break
+                self._rest(stop)
+        finally:
+            self._leave()
         return self.counters()
+
+    @property
+    def sessions(self) -> int:
+        """Return how many have begun to take."""
+        with self._lock:
+            return self._opened + self._is_open()
 
     def counters(self) -> dict[str, Any]:
         """Return the counters of all sessions; rates, queue and memory are those of the one that runs.
@@ -123,7 +138,7 @@ class StreamWriter:
                 problems = list(self._session.health().problems)
             else:
                 problems = [self.problem] if self.problem else []
-            return {**_sum(self._before, now), "sessions": self.sessions, "problems": problems}
+            return {**_sum(self._before, now), "sessions": self._opened + self._is_open(), "problems": problems}
 
     def _run(self, stop: threading.Event) -> bool:
         """Run one session; return whether it came to its end."""
@@ -131,18 +146,37 @@ class StreamWriter:
         with self._lock:
             if self._session is not None:
                 self._before = _sum(self._before, dict(self._session.counters()))
+            self._opened += self._is_open()
             self._session = session
-            self.sessions += 1
         self._runs = True
         try:
             session.loop(stop)
-        except (UnavailableError, MissingError) as error:
+        except MissingError as error:
             self._wait_for(str(error))
+            return False
+        except UnavailableError as error:
+            self._wait_for(str(error))
+            self._leave()
             return False
         finally:
             self._runs = False
         self.problem = ""
+        self._leave()
         return True
+
+    def _rest(self, stop: threading.Event) -> None:
+        """Wait, the longer the more often nothing could begin; not at all after a session that had work."""
+        if self._is_open():
+            self._pause_s = self._wait_s
+            if not self._received():
+                stop.wait(self._wait_s)
+            return
+        stop.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, max(_LONGEST_WAIT_S, self._wait_s))
+
+    def _is_open(self) -> bool:
+        """Return whether the session has begun to take, or had."""
+        return self._session is not None and "started" in self._session.counters()
 
     def _wait_for(self, problem: str) -> None:
         if problem != self.problem:
@@ -181,6 +215,13 @@ def _compile() -> None:
 
 
 def _writer(config: WriterConfig) -> Session:
+    from nightbeam.cxi.doors import the_world
     from nightbeam.cxi.worker import CxiService  # brings the kernels
 
-    return CxiService(config)
+    return CxiService(config, doors=replace(the_world(), disconnect=lambda: None))
+
+
+def _leave() -> None:
+    from nightbeam.stream import remote
+
+    remote.disconnect()

@@ -33,7 +33,7 @@ from nightbeam.cxi.doors import Cluster, Doors, Source, image_ref, the_world
 from nightbeam.cxi.execution import Done, Load, TaskPool, next_workers
 from nightbeam.cxi.health import Health, health_server, write_status
 from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered
-from nightbeam.cxi.ledger import Range, StreamLedger, lock_path, read_status, reconcile, status_path
+from nightbeam.cxi.ledger import StreamLedger, lock_path, resume, status_path, total_events
 from nightbeam.cxi.outlet import Outlet, Parcel
 from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, process_rows, split_rows
 from nightbeam.geometry.compute import explicit_origins, tile_origins
@@ -185,10 +185,10 @@ class CxiService:
         check_files(self.config)
         geometry = self._read_geometry()
         self._own_directory()
-        self._begin_ledger()
         cluster = self._doors.connect(self.config)
         self._stack.callback(self._doors.disconnect)
         self._source: Source = self._doors.source(self.config)
+        self._begin_ledger()  # it may take a while, and says what was lost: not each time that nobody is there
         self._limits(cluster)
         self._outlet = Outlet(
             self._doors.files(self.config, geometry),
@@ -291,20 +291,19 @@ class CxiService:
         """Go on with the account of an earlier writer, and say what it had taken and not written."""
         output = self.config.output
         try:
-            status = read_status(status_path(output.output_dir, output.file_prefix))
-            self.ledger = StreamLedger.from_json(status.get("producers", {}))
+            self.ledger, abandoned = resume(output.output_dir, output.file_prefix)
         except MissingError:
             return
         except InputError as error:
             _log.warning("the account of an earlier writer is not gone on with: %s", error)
             return
-        for producer, ranges in reconcile(self.ledger, output.output_dir).items():
-            counts = [one.events for one in ranges]
-            events = "?" if None in counts else sum(count or 0 for count in counts)
+        self._write_status(force=True)  # what is said now is not said again
+        for producer, ranges in abandoned.items():
+            events = total_events(ranges)
             numbers = ", ".join(f"{one.first}-{one.last}" for one in ranges[:20])
             _log.error(
                 "an earlier writer was killed: batches %s of producer %r (%s events) were taken and never written",
-                numbers, producer, events,
+                numbers, producer, "?" if events is None else events,
             )  # fmt: skip
 
     def _limits(self, cluster: Cluster) -> None:
@@ -459,7 +458,7 @@ class CxiService:
     def _start(self, job: _Job) -> None:
         header = job.header
         self.counts.take(header.n_events)
-        due = self.ledger.due().get(header.producer)
+        due = self.ledger.due(header.producer)
         with self.counts.lock:
             self.ledger.take(header, now=iso_z(utc_now()))
         job.line = self.ledger.page_of(header.producer)
@@ -658,7 +657,7 @@ class CxiService:
         """Return all totals; from any thread."""
         with self.counts.lock:
             found = self.counts.to_json()
-            missing = {name: _count(ranges) for name, ranges in self.ledger.missing().items()}
+            missing = self.ledger.never_received()
         if self._state == "starting":
             return found
         said = self._outlet.said
@@ -718,7 +717,7 @@ class CxiService:
     def _status(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         health = self.health()
         with self.counts.lock:
-            producers = self.ledger.to_json()
+            producers, forgotten = self.ledger.to_json(), dict(self.ledger.forgotten)
         return {
             "state": self._state,
             "ended_by": self._ended_by or None,
@@ -732,7 +731,9 @@ class CxiService:
             "queue": {"name": self.config.queue.name, "namespace": self.config.ray.namespace},
             "health_port": self.port,
             "counters": dict(counters),
+            "name_template": self.config.output.name_template,
             "producers": producers,
+            "producers_forgotten": forgotten,
         }
 
     def _progress(self) -> str:
@@ -780,14 +781,6 @@ def run_cpu_postprocessing_pipeline(
         config = writer_config(config)
     service = CxiService(config, config_path=path, doors=doors)
     return service.loop(stop or threading.Event())
-
-
-def _count(ranges: list[Range]) -> dict[str, int | None]:
-    counts = [one.events for one in ranges]
-    return {
-        "batches": sum(one.last - one.first + 1 for one in ranges),
-        "events": None if None in counts else sum(count or 0 for count in counts),
-    }
 
 
 def _reason(error: NightbeamError) -> str:

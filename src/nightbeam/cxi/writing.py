@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightbeam import __version__
-from nightbeam.core.errors import ConfigError, StorageError
+from nightbeam.core.errors import ConfigError, MissingError, StorageError
 from nightbeam.core.files import require_space
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi import layout
@@ -34,8 +34,6 @@ __all__ = ["CxiWriter", "FileWritten"]
 _log = logging.getLogger(__name__)
 #: So many batches without a hit are named in a file at most; more are counted.
 _MOST_RECORDS: Final = 10_000
-#: The master file is made anew after so many files, and at the end.
-_MASTER_EVERY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +148,18 @@ class CxiWriter:
         if shape is not None:
             self._set_detector(shape)
         self._directories: dict[Path, Directory] = {}
-        self._home = self._open(plan.output_dir)
+        self._home = self._last_directory = self._open(plan.output_dir)
         self._split_runs = plan.per_run or "{run}" in plan.name_template
         self._chunks: deque[_Chunk] = deque([_Chunk(self._home, Powders(), None, None)])
         self._waiting_since: float | None = None
-        self._written, self._numbers, self._since_master = 0, 0, 0
+        self._written, self._numbers = 0, 0
         self._counts = ImageCounts()
         self._statistics: dict[str, Any] = dict.fromkeys(
             ("total_events_written", "total_events_filtered", "events_truncated", "chunks_written", "peaks_written",
              "bytes_written", "batches_received", "events_received", "write_failures"), 0
         )  # fmt: skip
         self._write_s = 0.0
-        self.files: list[Path] = []
+        self.last_file: Path | None = None
 
     # -- taking ---------------------------------------------------------------------------------------------------
 
@@ -312,8 +310,8 @@ class CxiWriter:
         self._write_closed()
         for directory in self._directories.values():
             directory.catch_up()
-        if self._since_master:
-            self._write_master(self._chunks[-1].directory)
+            if self.plan.master:
+                directory.write_master()
         return self.get_statistics()
 
     def _write_closed(self) -> None:
@@ -355,8 +353,8 @@ class CxiWriter:
         slabs = Slabs(detector, np.dtype(self.plan.dtype), counts)
         write = partial(write_chunk, contents=contents, plan=self.plan, detector=detector, slabs=slabs,
                         mask=self._packed)  # fmt: skip
-        path = chunk.directory.write(name, write)
-        return self._add_up(chunk, path, counts, time.perf_counter() - began)
+        path, size = chunk.directory.write(name, write)
+        return self._add_up(chunk, path, size, counts, time.perf_counter() - began)
 
     def _known_detector(self) -> Detector:
         if self._detector is None:
@@ -368,7 +366,10 @@ class CxiWriter:
         if self.plan.images and self.plan.compression == "none":
             pixels = int(np.prod(detector.slab))
             need = pixels * (len(chunk.events) * np.dtype(self.plan.dtype).itemsize + 8)
-            require_space(chunk.directory.path, need, what=f"a file of {len(chunk.events)} events")
+            try:
+                require_space(chunk.directory.path, need, what=f"a file of {len(chunk.events)} events")
+            except MissingError as error:
+                raise StorageError(error.what, fix=error.fix) from error
 
     def _attributes(self, chunk: _Chunk) -> dict[str, Any]:
         ids = list(dict.fromkeys(record["batch_id"] for record in chunk.records if record["written"]))
@@ -388,9 +389,8 @@ class CxiWriter:
             **({} if chunk.experiment is None else {"experiment": chunk.experiment}),
         }
 
-    def _add_up(self, chunk: _Chunk, path: Path, counts: ImageCounts, seconds: float) -> FileWritten:
+    def _add_up(self, chunk: _Chunk, path: Path, size: int, counts: ImageCounts, seconds: float) -> FileWritten:
         s, peaks = self._statistics, sum(len(e.peaks) for e in chunk.events)
-        size = path.stat().st_size
         s["total_events_written"] += len(chunk.events)
         s["chunks_written"] += 1
         s["peaks_written"] += peaks
@@ -398,27 +398,25 @@ class CxiWriter:
         for name in ("clipped", "rounded", "not_finite"):
             setattr(self._counts, name, getattr(self._counts, name) + getattr(counts, name))
         self._written += 1
-        self._since_master += 1
         self._write_s += seconds
-        self.files.append(path)
+        self.last_file = path
         _log.info("%s: %d events, %d peaks", path, len(chunk.events), peaks)
         return FileWritten(path, len(chunk.events), peaks, size, chunk.run, tuple(chunk.records), seconds)
 
     def _after(self, chunk: _Chunk, written: FileWritten) -> None:
-        """Put a file into the list and, when a run ends or from time to time, into the master; then tell of it."""
+        """Put a file into the list and, when a run ends or many are new, into the master; then tell of it."""
+        directory = chunk.directory
         try:
-            chunk.directory.add_to_list(written.path)
-            if self._chunks[0].directory is not chunk.directory or self._since_master >= _MASTER_EVERY:
-                self._write_master(chunk.directory)
+            directory.add_to_list(written.path)
+            if self.plan.master and directory.master_is_due:
+                directory.write_master()
+            for left in {self._last_directory, directory} - {self._chunks[0].directory}:
+                left.leave(master=self.plan.master)
         except StorageError as error:
             _log.warning("%s is written, but not yet in the list or the master: %s", written.path, error.what)
+        self._last_directory = directory
         if self._on_written is not None:
             self._on_written(written)
-
-    def _write_master(self, directory: Directory) -> None:
-        if self.plan.master:
-            directory.write_master()
-        self._since_master = 0
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -442,7 +440,7 @@ class CxiWriter:
             "pixels_rounded": self._counts.rounded,
             "pixels_not_finite": self._counts.not_finite,
             "write_s": round(self._write_s, 3),
-            "last_file": str(self.files[-1]) if self.files else None,
+            "last_file": None if self.last_file is None else str(self.last_file),
         }
 
     def _open(self, path: Path, run: int | None = None) -> Directory:

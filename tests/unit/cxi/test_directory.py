@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +45,13 @@ def dead_writer():
     return f"{host}-{int(done.stdout)}-{chance}"
 
 
+def files_of(writer):
+    """Return its files, oldest first: their names have the time."""
+    return sorted(writer.plan.output_dir.rglob("*.cxi"), key=lambda path: path.name)
+
+
 def put(directory, name, text=b"x"):
-    return directory.write(name, lambda path: path.write_bytes(text))
+    return directory.write(name, lambda path: path.write_bytes(text))[0]
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ def test_the_list_has_one_absolute_name_a_line(plan, make_batch, monkeypatch):
         writer.submit(make_batch(n))
     writer.flush_final()
     lines = (plan.output_dir / "p.lst").read_text().splitlines()
-    assert lines == [str(plan.output_dir / p.name) for p in writer.files]
+    assert lines == [str(plan.output_dir / p.name) for p in files_of(writer)]
 
 
 def test_a_file_that_a_crash_kept_from_the_list_is_added_at_the_next_start(opened, tmp_path, naming):
@@ -200,7 +208,7 @@ def write(path):
             os.kill(os.getpid(), 9)
     if when == "before its name":
         os.kill(os.getpid(), 9)
-path = directory.write(f"p_{writer}_0000.cxi", write)
+directory.write(f"p_{writer}_0000.cxi", write)
 os.kill(os.getpid(), 9)
 """
 
@@ -214,3 +222,186 @@ def test_a_writer_that_is_killed_leaves_whole_files_only(tmp_path, when, files):
     assert list(tmp_path.glob(".*.partial")) == []
     listed = directory.list_path.read_text().splitlines() if files else []
     assert listed == [str(p) for p in tmp_path.glob("*.cxi")]
+
+
+# -- a file that has its name ------------------------------------------------------------------------------------
+
+
+def fail_with(number):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_file_that_has_its_name_is_written_although_its_directory_cannot_be_synced(opened, monkeypatch, caplog):
+    directory = opened()
+    monkeypatch.setattr(directory_module, "sync", fail_with(errno.EIO))
+    path, size = directory.write("p.cxi", lambda path: path.write_bytes(b"abc"))
+    assert (path.read_bytes(), size) == (b"abc", 3)
+    assert "may not be on the disk yet" in caplog.text
+
+
+def test_a_file_that_has_its_name_is_written_although_its_hidden_name_stays(opened, monkeypatch, caplog):
+    directory = opened()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fail_with(errno.ESTALE))
+        assert put(directory, "p.cxi").is_file()
+    assert "could not be removed" in caplog.text
+
+
+def test_a_name_that_was_given_and_said_to_be_taken_is_ours(opened, tmp_path, monkeypatch):
+    """A network file system that has lost its own answer gives a name and says that it is there."""
+    link = os.link
+
+    def link_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    directory = opened()
+    assert put(directory, "p.cxi").name == "p.cxi"
+    assert [p.name for p in tmp_path.glob("*.cxi")] == ["p.cxi"]
+
+
+def test_a_directory_that_has_gone_is_an_error_of_the_disk(opened, tmp_path):
+    directory = opened()
+    shutil.rmtree(tmp_path)
+    with pytest.raises(StorageError, match="cannot write"):
+        put(directory, "p.cxi")
+    with pytest.raises(StorageError, match="cannot write"):
+        directory.add_to_list(tmp_path / "p.cxi")
+
+
+# -- what grows ---------------------------------------------------------------------------------------------------
+
+
+def test_the_list_is_not_read_again_for_each_file(opened, monkeypatch):
+    directory, read, pread = opened(), [], os.pread
+
+    def count(handle, n, at):
+        data = pread(handle, n, at)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", count)
+    paths = [directory.path / f"{n}.cxi" for n in range(20)]
+    for path in paths:
+        directory.add_to_list(path)
+    assert sum(read) <= 20
+    assert directory.list_path.read_text().splitlines() == [str(path) for path in paths]
+
+
+def test_a_list_that_somebody_has_written_anew_is_read_anew(opened):
+    directory = opened()
+    first, second, third = (directory.path / f"{n}.cxi" for n in "abc")
+    directory.add_to_list(first)
+    directory.list_path.write_text(f"# mine, longer than before\n{second}\n")
+    directory.add_to_list(second)
+    directory.list_path.write_text("")
+    directory.add_to_list(third)
+    assert directory.list_path.read_text() == f"{third}\n"
+
+
+def test_a_list_half_of_whose_lines_could_be_added_has_each_once_in_the_end(opened, monkeypatch):
+    directory, whole = opened(), os.write
+    paths = [directory.path / f"{n}.cxi" for n in range(3)]
+    directory.add_to_list(paths[0])
+
+    def full(handle, data):
+        whole(handle, data[: len(data) * 2 // 3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(directory_module, "_write_all", full)
+        for path in paths[1:]:
+            with pytest.raises(StorageError):
+                directory.add_to_list(path)
+    directory.catch_up()
+    assert directory.list_path.read_text().splitlines() == [str(path) for path in paths]
+
+
+def test_a_directory_that_is_opened_again_looks_only_at_files_that_are_not_in_the_list(opened, naming, monkeypatch):
+    directory = opened()
+    names = [naming.name(chunk=n, writer=new_writer(), when=WHEN, run=None, experiment=None) for n in range(3)]
+    for name in names[:2]:
+        directory.add_to_list(put(directory, name))
+    (directory.path / names[2]).write_bytes(b"x")
+    asked = []
+    append = Directory._append
+    monkeypatch.setattr(Directory, "_append", lambda self, paths: (asked.append(paths), append(self, paths)))
+    again = opened()
+    assert asked == [[directory.path / names[2]]]
+    assert again.list_path.read_text().splitlines() == [str(directory.path / name) for name in names]
+
+
+def test_a_file_that_is_moved_while_it_is_looked_for_is_not_there(naming, tmp_path, monkeypatch):
+    names = [naming.name(chunk=n, writer=new_writer(), when=WHEN, run=None, experiment=None) for n in range(2)]
+
+    class Entry:
+        def __init__(self, name):
+            self.name = name
+
+        def is_file(self):
+            return True
+
+        def stat(self):
+            if self.name == names[0]:
+                raise FileNotFoundError(self.name)
+            return Path(__file__).stat()
+
+    monkeypatch.setattr(os, "scandir", lambda _: nullcontext([Entry(name) for name in names]))
+    assert naming.ours_in(tmp_path) == [tmp_path / names[1]]
+
+
+def test_files_that_are_older_are_not_wanted(naming, tmp_path):
+    names = [naming.name(chunk=n, writer=new_writer(), when=WHEN, run=None, experiment=None) for n in range(3)]
+    for second, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (second, second))
+    assert [path.name for path in naming.ours_in(tmp_path, since_s=1.0)] == names[1:]
+
+
+@pytest.fixture
+def masters(monkeypatch):
+    """How many files each master had."""
+    made: list[int] = []
+    monkeypatch.setattr(directory_module, "write_master", lambda path, files: made.append(len(files)))
+    return made
+
+
+def test_the_master_is_made_anew_when_there_are_twice_as_many_files_and_at_the_end(
+    plan, make_batch, masters, monkeypatch
+):
+    monkeypatch.setattr(directory_module, "_MASTER_LEAST", 2)
+    writer = CxiWriter(replace(plan, buffer_size=1, images=False), geometry=None)
+    for n in range(19):
+        writer.submit(make_batch(n, events=1, images=False))
+    assert masters == [2, 4, 8, 16]
+    writer.flush_final()
+    writer.flush_final()
+    assert masters == [2, 4, 8, 16, 19]
+
+
+def test_runs_that_take_turns_have_their_master_once_and_at_the_end(plan, make_batch, masters):
+    writer = CxiWriter(replace(plan, buffer_size=1, images=False, per_run=True), geometry=None)
+    for n in range(6):
+        writer.submit(make_batch(n, events=1, images=False, run=n % 2))
+    assert masters == [1, 1]
+    writer.flush_final()
+    assert masters == [1, 1, 3, 3]
+
+
+def test_a_master_that_cannot_be_made_is_not_tried_for_each_file(plan, make_batch, monkeypatch):
+    monkeypatch.setattr(directory_module, "_MASTER_LEAST", 2)
+    tried = []
+
+    def fail(path, files):
+        tried.append(len(files))
+        raise StorageError("full")
+
+    monkeypatch.setattr(directory_module, "write_master", fail)
+    writer = CxiWriter(replace(plan, buffer_size=1, images=False), geometry=None)
+    for n in range(10):
+        writer.submit(make_batch(n, events=1, images=False))
+    assert tried == [2, 4, 8]

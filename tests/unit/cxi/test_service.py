@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nightbeam.core.errors import BusyError, MissingError, StorageError, UnavailableError
+from nightbeam.cxi import worker
 from nightbeam.cxi.service import StreamWriter
 from nightbeam.cxi.worker import CxiService
 from nightbeam.testing.cxi_world import World, small_config
@@ -116,6 +118,111 @@ def test_a_cluster_that_goes_in_mid_session_is_waited_for_and_what_was_counted_s
     found = service.loop(stop)
     assert found["batches_received"] == 1
     assert found["total_events_written"] == 4
+
+
+class Pauses(threading.Event):
+    """A stop that is set after so many waits, none of which takes any time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.waited = most, []
+
+    most: int
+    waited: list[float | None]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        if len(self.waited) >= self.most:
+            self.set()
+        return self.is_set()
+
+
+def test_the_pause_between_attempts_grows_to_half_a_minute_and_no_attempt_is_a_session(tmp_path):
+    stop = Pauses(7)
+    service = StreamWriter(small_config(tmp_path), begin=lambda _: Failing(UnavailableError("no cluster")))
+    found = service.loop(stop)
+    assert stop.waited == [2, 4, 8, 16, 30, 30, 30]
+    assert (found["sessions"], service.sessions) == (0, 0)
+
+
+def test_after_a_session_the_pause_is_short_again(tmp_path):
+    stop = Pauses(6)
+    worlds = Worlds(stop, lambda world: world.end())
+    sessions: Iterator[Any] = iter([Failing(MissingError("no queue")), Failing(MissingError("no queue")), None])
+    later = Failing(UnavailableError("no cluster"))
+
+    def begin(config: Any) -> Any:
+        return next(sessions, later) or worlds.begin(config)
+
+    service = StreamWriter(small_config(tmp_path), begin=begin)
+    assert service.loop(stop)["sessions"] == 1
+    assert stop.waited == [2, 4, 2, 2, 4, 8]
+
+
+def test_the_connection_is_kept_while_a_queue_is_waited_for_and_left_in_the_end(tmp_path):
+    happened: list[str] = []
+    errors = [MissingError("queue"), MissingError("queue"), UnavailableError("cluster"), MissingError("queue")]
+
+    def begin(_: Any) -> Any:
+        happened.append("begin")
+        return Failing(errors[len(happened) - happened.count("leave") - 1])
+
+    StreamWriter(small_config(tmp_path), begin=begin, leave=lambda: happened.append("leave")).loop(Pauses(4))
+    assert happened == ["begin", "begin", "begin", "leave", "begin", "leave"]
+
+
+def test_the_connection_is_left_after_a_session_and_after_an_error(tmp_path):
+    left: list[int] = []
+    stop = threading.Event()
+    worlds = Worlds(stop, two_batches)
+    StreamWriter(small_config(tmp_path), until_end=True, begin=worlds.begin, leave=lambda: left.append(1)).loop(stop)
+    assert left
+    left.clear()
+    with pytest.raises(BusyError):
+        StreamWriter(
+            small_config(tmp_path), begin=lambda _: Failing(BusyError("another")), leave=lambda: left.append(1)
+        ).loop(threading.Event())
+    assert left == [1]
+
+
+def test_attempts_without_a_cluster_look_into_no_file_and_say_once_what_an_earlier_writer_lost(
+    tmp_path, caplog, monkeypatch
+):
+    world = World()
+    world.send(0)
+    killed = CxiService(small_config(tmp_path, output={"buffer_size": 100}), doors=world.doors(), clock=world.clock)
+    killed.open()
+    killed.step()
+    killed._write_status(force=True)
+    killed._stack.close()  # as a kill does
+    killed._state = "ended"
+    looked: list[Any] = []
+    resume = worker.resume
+    monkeypatch.setattr(worker, "resume", lambda *args: (looked.append(args), resume(*args))[1])
+    stop = Pauses(9)
+    attempts: list[int] = []
+
+    def begin(config: Any) -> CxiService:
+        attempts.append(1)
+        return CxiService(config, doors=replace(World().doors(), connect=away if len(attempts) < 6 else no_queue))
+
+    service = StreamWriter(small_config(tmp_path), begin=begin)
+    service.loop(stop)
+    assert (len(attempts), looked, caplog.text.count("was killed")) == (9, [], 0)
+    world = World()
+    world.end()
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="files"):
+            CxiService(small_config(tmp_path), doors=replace(world.doors(), files=away)).open()
+    assert caplog.text.count("was killed") == 1
+
+
+def away(*_: Any) -> Any:
+    raise UnavailableError("no cluster, or no files")
+
+
+def no_queue(*_: Any) -> Any:
+    raise MissingError("no queue")
 
 
 class Failing:
