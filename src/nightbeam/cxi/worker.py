@@ -34,6 +34,7 @@ from nightbeam.cxi.execution import Done, Load, TaskPool, next_workers
 from nightbeam.cxi.health import Health, health_server, write_status
 from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered, panels_by_geometry
 from nightbeam.cxi.ledger import Range, StreamLedger, lock_path, read_status, reconcile, status_path
+from nightbeam.cxi.logs import logged
 from nightbeam.cxi.outlet import Outlet, Parcel
 from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, process_rows, split_rows
 from nightbeam.geometry.compute import explicit_origins, tile_origins
@@ -768,7 +769,7 @@ def run_cpu_postprocessing_pipeline(
     stop: threading.Event | None = None,
     doors: Doors | None = None,
 ) -> dict[str, Any]:
-    """Run the writer until an end condition is met.
+    """Run the writer until an end condition is met; the log is as ``system`` wants it meanwhile.
 
     Parameters
     ----------
@@ -795,7 +796,8 @@ def run_cpu_postprocessing_pipeline(
     elif not isinstance(config, WriterConfig):
         config = writer_config(config)
     service = CxiService(config, config_path=path, doors=doors)
-    return service.loop(stop or threading.Event())
+    with logged(config.system, program=False):
+        return service.loop(stop or threading.Event())
 
 
 def _count(ranges: list[Range]) -> dict[str, int | None]:

@@ -59,7 +59,8 @@ def _write(path: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "what", ["objects", "floats", "a line", "archive", "truncated", "huge", "group", "no hdf5", "directory", "words", ""]
+    "what",
+    ["objects", "floats", "a line", "archive", "truncated", "huge", "group", "no hdf5", "directory", "words", ""],
 )
 def test_what_is_no_mask_is_one_clear_error(tmp_path, what):
     with pytest.raises((InputError, MissingError)) as caught:
