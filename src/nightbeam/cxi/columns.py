@@ -78,6 +78,9 @@ def event_columns(events: Sequence[Event], numbers: Sequence[int], detector: Det
         "photon_wavelength_A": np.divide(_EV_ANGSTROM, energy, out=np.zeros(n), where=energy > 0),
         "EncoderValue": clen,
         "timestamp": stamps,
+        "producer_clock_s": np.array(
+            [np.nan if c is None else c for c in (e.batch.wall_clock_s for e in events)], float
+        ),
         "machineTime": seconds.astype(np.uint32).view(np.int32),
         "machineTimeNanoSeconds": nanoseconds.astype(np.uint32).view(np.int32),
         "fiducial": np.zeros(n, np.int32),
@@ -185,6 +188,7 @@ def conditions(
         "distance": bool(np.isfinite(columns["distance"]).any()),
         "clen": bool(np.isfinite(columns["EncoderValue"]).any()),
         "timestamps": bool(columns["timestamp"].any()),
+        "clock": bool(np.isfinite(columns["producer_clock_s"]).any()),
         "segmentation": maps,
     }
     return {name for name, holds in hold.items() if holds} | {*compat}

@@ -28,12 +28,13 @@ from nightbeam.cxi.config import (
     peak_settings,
     writer_config,
 )
-from nightbeam.cxi.counts import Counts
+from nightbeam.cxi.counts import ODD_PIXELS, OF_FILES, Counts
 from nightbeam.cxi.doors import Cluster, Doors, Source, image_ref, the_world
 from nightbeam.cxi.execution import Done, Load, TaskPool, next_workers
 from nightbeam.cxi.health import Health, health_server, write_status
-from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered
+from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered, panels_by_geometry
 from nightbeam.cxi.ledger import StreamLedger, lock_path, resume, status_path, total_events
+from nightbeam.cxi.logs import logged
 from nightbeam.cxi.outlet import Outlet, Parcel
 from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, process_rows, split_rows
 from nightbeam.geometry.compute import explicit_origins, tile_origins
@@ -261,7 +262,9 @@ class CxiService:
         geometry = None if path is None else read_geometry(path)
         self._geometry = geometry
         for text in () if geometry is None else geometry.warnings:
-            _log.warning("%s: %s", path, text)
+            # The geometry beside the files supplies what CrystFEL lacks in the user's own.
+            supplied = self.config.output.geom and text.startswith("CrystFEL ")
+            _log.log(logging.DEBUG if supplied else logging.WARNING, "%s: %s", path, text)
         return geometry
 
     def _own_directory(self) -> None:
@@ -358,7 +361,9 @@ class CxiService:
         now = self._clock()
         if now - max(self._heard, self._idle_said) >= _IDLE_SAID_EVERY_S or not self._idle_said:
             self._idle_said = now
-            _log.info("Queue empty, waiting...")
+            _log.info(
+                "Queue empty, waiting... (normal if the pipeline has not started; otherwise check that it puts on Q2)"
+            )
 
     def _receive(self, message: Any) -> None:
         """Take a message in, whatever it is; from here on its events are counted."""
@@ -401,8 +406,12 @@ class CxiService:
         message_metadata(message)
         arrays = self._doors.fetch(message, None) if needs_arrays(message) else None
         shape = None if arrays is None else tuple(arrays.predictions.shape)
-        header = describe(message, self._defaults, shape=shape)
-        self._seen.check(header)
+        defaults = panels_by_geometry(message, self._defaults, self._geometry, shape)
+        header, again = self._seen.check(describe(message, defaults, shape=shape))
+        if again:  # what comes of it has its own page and its own line, as after an end marker
+            with self.counts.lock:
+                self.ledger.end(header.producer)
+                self.ledger.producers.pop(header.producer, None)
         self._require_fit(header)
         for text in header.warnings:
             self._warn(text, header)
@@ -664,7 +673,8 @@ class CxiService:
         recent, overall = self._outlet.rate.now()
         looked_at = found["total_events_written"] + found["total_events_filtered"] + found["buffer_size"]
         names = ("chunks_written", "peaks_written", "bytes_written", "last_file")
-        return found | {name: said.get(name) for name in names} | {
+        self._say_odd_pixels(said)
+        return found | {name: said.get(name) for name in names} | {name: said.get(name, 0) for name in OF_FILES} | {
             "queue_size": self._queue_size,
             "pending_tasks": self.pool.open,
             "pending_bytes": self.pending_bytes,
@@ -676,6 +686,13 @@ class CxiService:
             "started": self._started,
             "last_event": self._last_event or None,
         }  # fmt: skip
+
+    def _say_odd_pixels(self, said: Mapping[str, Any]) -> None:
+        """Say once of each kind that a file's pixels are not those that came; failed writes are said as they come."""
+        for name, text in ODD_PIXELS.items():
+            if said.get(name) and name not in self._said:
+                self._said.add(name)
+                _log.warning("%s (%s; said once)", text, name)
 
     def require_balance(self) -> None:
         """Check that received = written + filtered + rejected + lost + buffered + in flight; true at every moment.
@@ -753,7 +770,7 @@ def run_cpu_postprocessing_pipeline(
     stop: threading.Event | None = None,
     doors: Doors | None = None,
 ) -> dict[str, Any]:
-    """Run the writer until an end condition is met.
+    """Run the writer until an end condition is met; the log is as ``system`` wants it meanwhile.
 
     Parameters
     ----------
@@ -780,7 +797,8 @@ def run_cpu_postprocessing_pipeline(
     elif not isinstance(config, WriterConfig):
         config = writer_config(config)
     service = CxiService(config, config_path=path, doors=doors)
-    return service.loop(stop or threading.Event())
+    with logged(config.system, program=False):
+        return service.loop(stop or threading.Event())
 
 
 def _reason(error: NightbeamError) -> str:

@@ -32,6 +32,7 @@ from nightbeam.geometry.model import (
 __all__ = [
     "bad_pixels",
     "beam_radius_px",
+    "count_tiles",
     "crystfel_complaints",
     "explicit_origins",
     "for_cxi",
@@ -80,9 +81,34 @@ def tile_origins(geometry: Geometry, shape: Shape) -> Origins:
         Naming shape and file, if the tiles do not fit, or panels overlap.
     """
     count, height, width = _checked_shape(shape)
+    misfit = f"data of shape ({count}, {height}, {width}) do not fit the geometry {geometry.source}"
+    tiles = _tiles(geometry, height, width, misfit)
+    if len(tiles) != count:
+        raise InputError(f"{misfit}: {len(tiles)} of its tiles hold panels, not {count}", fix=_PANEL_MAP)
+    return np.ascontiguousarray(tiles[:, ::-1] * [height, width], dtype=np.intp)
+
+
+def count_tiles(geometry: Geometry, panel_shape: tuple[int, int]) -> int:
+    """Return how many panels the data have, if one of them has so many rows and columns.
+
+    Parameters
+    ----------
+    panel_shape : (H0, W0)
+        Of a panel of the data; the geometry's own panels may be parts of it.
+
+    Raises
+    ------
+    InputError
+        If tiles of this size do not fit the geometry, or panels overlap.
+    """
+    _, height, width = _checked_shape((1, *panel_shape))
+    return len(_tiles(geometry, height, width, f"panels of {height} x {width} do not fit {geometry.source}"))
+
+
+def _tiles(geometry: Geometry, height: int, width: int, misfit: str) -> NDArray[np.int64]:
+    """Return column and row of each tile that holds panels, column by column."""
     _require_one_slab(geometry)
     rows, columns = geometry.slab_shape
-    misfit = f"data of shape ({count}, {height}, {width}) do not fit the geometry {geometry.source}"
     if rows % height or columns % width:
         raise InputError(
             f"{misfit}: its slab of {rows} x {columns} cannot be cut into {height} x {width}", fix=_PANEL_MAP
@@ -93,10 +119,7 @@ def tile_origins(geometry: Geometry, shape: Shape) -> Origins:
     if crossing.any():
         name = geometry.panels[int(np.argmax(crossing))].name
         raise InputError(f"{misfit}: its panel {name} crosses a border of {height} x {width}", fix=_PANEL_MAP)
-    tiles = np.unique(np.stack([fs[:, 0], ss[:, 0]], axis=1), axis=0)
-    if len(tiles) != count:
-        raise InputError(f"{misfit}: {len(tiles)} of its tiles hold panels, not {count}", fix=_PANEL_MAP)
-    return np.ascontiguousarray(tiles[:, ::-1] * [height, width], dtype=np.intp)
+    return np.unique(np.stack([fs[:, 0], ss[:, 0]], axis=1), axis=0)
 
 
 def stacked_origins(shape: Shape) -> Origins:
