@@ -478,7 +478,7 @@ class CxiService:
             return
         self._known_lines.add(line)
         if due is not None and header.sequence >= due:
-            self._order.expect(line, due)
+            self._pass_on(self._order.expect(line, due))
 
     def _goes_far(self, job: _Job) -> bool:
         return self._far and getattr(job.message, "predictions_ref", None) is not None
