@@ -163,7 +163,7 @@ def _column(values: list[Any]) -> NDArray[Any]:
         missing = np.full(arrays[0].shape, np.nan)
         column = np.stack([missing if value is None else np.asarray(value) for value in values])
         return column.astype(np.uint8) if column.dtype.kind == "b" else column
-    return np.array([b"" if value is None else str(value).encode() for value in values])
+    return np.array([b"" if value is None else str(value).encode(errors="replace") for value in values])
 
 
 def conditions(

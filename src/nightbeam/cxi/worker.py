@@ -194,6 +194,7 @@ class CxiService:
             self._doors.files(self.config, geometry),
             self.counts,
             clock=self._clock,
+            most_view_bytes=self._most_bytes // 2,
             on_settled=self._settle,
             on_file=self._file_written.set,
         )
@@ -204,8 +205,17 @@ class CxiService:
         self._write_status(force=True)
 
     def step(self) -> bool:
-        """Take at most one message, collect what is done, and look around; False when the run is over."""
+        """Take at most one message, collect what is done, and look around; False when the run is over.
+
+        Raises
+        ------
+        UnavailableError
+            If the cluster or the queue has gone.
+        RuntimeError
+            If the thread that writes files has ended.
+        """
         self._turned = self._clock()
+        self._outlet.require_alive()
         if self._may_take():
             self._take_one()
         else:
@@ -650,6 +660,8 @@ class CxiService:
         outlet = getattr(self, "_outlet", None)
         if outlet is not None and outlet.blocked is not None:
             problems.append(f"no file can be written: {outlet.blocked.what}")
+        if outlet is not None and outlet.failed is not None:
+            problems.append(f"the thread that writes files has ended: {outlet.failed!r}")
         if self._status_problem:
             problems.append(self._status_problem)
         return Health(tuple(problems))
