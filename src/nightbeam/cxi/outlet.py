@@ -207,10 +207,8 @@ class Outlet:
             parcel = None if due or not self._parcels or (self.blocked and not self._owed) else self._parcels[0]
         if parcel is None:
             self._tick()
-        elif self._give(parcel):
-            with self._changed:
-                self._parcels.popleft()
-                self._changed.notify_all()
+        else:
+            self._give(parcel)
         return True
 
     def _tick(self) -> None:
@@ -237,8 +235,8 @@ class Outlet:
             _log.warning("files can be written again")
             self.blocked, self._pause_s = None, _FIRST_PAUSE_S
 
-    def _give(self, parcel: Parcel) -> bool:
-        """Give a batch to the files; False where a part of it has to be given again."""
+    def _give(self, parcel: Parcel) -> None:
+        """Give the first batch to the files; it stays the first where a part of it has to be given again."""
         batch, before, error = self._own(parcel.batch), self._held(), None
         try:
             self.files.submit(batch)
@@ -252,14 +250,19 @@ class Outlet:
             self._block(error)
         else:
             self._refused(batch, taken, error)
-            return True
+            return
         self._owed = not all_taken
         if self._owed:
             self._passed_part(taken)
             parcel.batch = replace(batch, events=batch.events[taken:], misses=())
         else:
             self._passed(batch)
-        return all_taken
+
+    def _done(self) -> None:
+        """Let go of the first batch, as soon as it is counted."""
+        with self._changed:
+            self._parcels.popleft()
+            self._changed.notify_all()
 
     def _own(self, batch: ProcessedBatch) -> ProcessedBatch:
         """Copy images out of the object store where the files hold much of it."""
@@ -274,6 +277,7 @@ class Outlet:
         with self._counts.lock:
             self._counts.pass_on(n_events, batch.filtered, batch.truncated, **self._written_and_buffered())
             self._count_given_up()
+        self._done()
         self.rate.add(len(batch.events) + batch.filtered)
         self._look()
 
@@ -295,6 +299,7 @@ class Outlet:
         else:
             _log.error("batch %r is lost", batch.batch.batch_id, exc_info=error)
             self._counts.lose(left, "write failed")
+        self._done()
         self._on_settled(batch.batch)
 
     def _look(self) -> None:
@@ -321,8 +326,7 @@ class Outlet:
 
     def _rest(self) -> bool:
         while self._parcels:
-            if self._give(self._parcels[0]):
-                self._parcels.popleft()
+            self._give(self._parcels[0])
             if self.blocked:
                 break
         try:
