@@ -222,13 +222,15 @@ class Outlet:
         self._look()
 
     def _block(self, error: Exception) -> None:
+        known = error if isinstance(error, NightbeamError) else None
         if self.blocked is None:
-            foreign = None if isinstance(error, NightbeamError) else error
-            _log.error("no file can be written, so nothing more is taken: %s", error or repr(error), exc_info=foreign)
+            foreign = error if known is None else None
+            _log.error("no file can be written, so nothing more is taken from the queue: %s", error, exc_info=foreign)
         else:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        known = isinstance(error, NightbeamError)
-        self.blocked = error if known else StorageError(f"{error!r}", fix="look at the disk and into the log")
+        if known is None:
+            known = StorageError(f"{error!r}", fix="look at the disk and into the log")
+        self.blocked = known
 
     def _unblock(self) -> None:
         if self.blocked is not None:
@@ -237,7 +239,8 @@ class Outlet:
 
     def _give(self, parcel: Parcel) -> None:
         """Give the first batch to the files; it stays the first where a part of it has to be given again."""
-        batch, before, error = self._own(parcel.batch), self._held(), None
+        batch, before = self._own(parcel.batch), self._held()
+        error: Exception | None = None
         try:
             self.files.submit(batch)
         except Exception as raised:  # one bad batch never ends the run
