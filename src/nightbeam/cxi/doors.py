@@ -93,9 +93,9 @@ class _Queue:
     """A queue and who takes from it."""
 
     def __init__(self, queue: remote.ShardedQueue, poll_s: float) -> None:
-        self._queue, self._receiver = queue, remote.Receiver(queue, poll_s=poll_s)
+        self._receiver = remote.Receiver(queue, poll_s=poll_s)
         self.take, self.look_once = self._receiver.take, self._receiver.look_once
-        self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, queue.size
+        self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, self._receiver.size
 
 
 def the_world() -> Doors:

@@ -13,10 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import psutil
 
 from nightbeam import __version__
-from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, StorageError, ToolError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    StorageError,
+    ToolError,
+    UnavailableError,
+)
 from nightbeam.core.files import part_path, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import iso_z, utc_now
@@ -40,6 +49,8 @@ from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, p
 from nightbeam.geometry.compute import explicit_origins, tile_origins
 from nightbeam.geometry.files import read_geometry
 from nightbeam.geometry.model import Geometry
+from nightbeam.peaks.compute import find_peaks
+from nightbeam.peaks.model import PeakSettings, Window
 from nightbeam.stream.compute import describe, is_end, message_metadata, needs_arrays
 from nightbeam.stream.model import BatchError, BatchHeader
 from nightbeam.stream.order import Resequencer
@@ -56,6 +67,7 @@ _STUCK_AFTER_S: Final = 60.0
 _BUSY_WAIT_S: Final = 0.02
 _GAP_WAIT_S: Final = 10.0
 _CHUNKS_WAITING: Final = 2
+_MOST_NUMBER: Final = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
@@ -186,6 +198,7 @@ class CxiService:
         check_files(self.config)
         geometry = self._read_geometry()
         self._own_directory()
+        _compile_kernels()
         cluster = self._doors.connect(self.config)
         self._stack.callback(self._doors.disconnect)
         self._source: Source = self._doors.source(self.config)
@@ -195,6 +208,7 @@ class CxiService:
             self._doors.files(self.config, geometry),
             self.counts,
             clock=self._clock,
+            most_view_bytes=self._most_bytes // 2,
             on_settled=self._settle,
             on_file=self._file_written.set,
         )
@@ -205,8 +219,17 @@ class CxiService:
         self._write_status(force=True)
 
     def step(self) -> bool:
-        """Take at most one message, collect what is done, and look around; False when the run is over."""
+        """Take at most one message, collect what is done, and look around; False when the run is over.
+
+        Raises
+        ------
+        UnavailableError
+            If the cluster or the queue has gone.
+        RuntimeError
+            If the thread that writes files has ended.
+        """
         self._turned = self._clock()
+        self._outlet.require_alive()
         if self._may_take():
             self._take_one()
         else:
@@ -237,23 +260,47 @@ class CxiService:
             self._finish()
         finally:
             self._state = "ended"
-            self._write_status(force=True)
-            self._stack.close()
+            try:
+                self._write_status(force=True)
+            finally:  # whatever fails, the next writer must find no lock
+                self._stack.close()
 
     def _finish(self) -> None:
+        with ExitStack() as last:  # from the last to the first, each whatever has failed before it
+            last.callback(self._outlet.close)
+            last.callback(self.pool.close)
+            last.callback(self._pass_on_all)
+            for message in self._drained():
+                self._receive(message)
+            self._work_off()
+        _log.info("ended%s: %s", f" ({self._ended_by})" if self._ended_by else "", self._progress())
+
+    def _drained(self) -> list[Any]:
+        """Return what has already left the queue, as far as the cluster still brings it."""
         try:
             self._source.stop_asking()
-            for message in self._source.drain():
-                self._receive(message)
-            while self._jobs:
-                self._turned = self._clock()
+            return self._source.drain()
+        except NightbeamError as error:
+            _log.error("what has already left the queue does not come: %s", error)
+            return []
+
+    def _work_off(self) -> None:
+        """Wait for what is in work; where Ray does not answer any more, its tasks are given up."""
+        while self._jobs and self.pool.open:
+            self._turned = self._clock()
+            try:
                 self._collect(0.2)
-                self._write_status()
-            self._pass_on(self._order.flush())
-        finally:
-            self.pool.close()
-            self._outlet.close()
-        _log.info("ended%s: %s", f" ({self._ended_by})" if self._ended_by else "", self._progress())
+            except NightbeamError as error:
+                if not self.pool.give_up_remote(error):
+                    raise
+                _log.error("Ray's tasks are given up: %s", error)
+            self._write_status()
+
+    def _pass_on_all(self) -> None:
+        """Lose the batches that nobody will finish, and pass on those that have waited for them."""
+        for job in list(self._jobs.values()):
+            self._failed(job, UnavailableError("the writer ended before its work was done"))
+        self._pass_on(self._order.flush())
 
     # -- before anything is taken -------------------------------------------------------------------------------
 
@@ -430,8 +477,19 @@ class CxiService:
             self._lose(n_events, _reason(error), str(error), _batch_id(message))
         else:
             self._reject(n_events, BatchError(f"it cannot be understood: {error!r:.200}"), _batch_id(message))
-        if getattr(error, "reason", "") != "duplicate" and self.config.output.ordered:
-            self._in_sequence(_Result(self.ledger.page_of(producer), sequence, None, None))
+        if sequence is None or sequence >= _MOST_NUMBER or self._came_before(producer, sequence):
+            return
+        header = _turned_down(message, producer, sequence, n_events)
+        line = self._enter(header)
+        self._settle(header)
+        if self.config.output.ordered:
+            self._in_sequence(_Result(line, sequence, None, None))
+
+    def _came_before(self, producer: str, sequence: int) -> bool:
+        """Return whether this number itself was taken before, and not only one of the same name."""
+        page = self.ledger.producers.get(producer)
+        known = page is not None and not page.ended and sequence in page.taken
+        return known and self.ledger.page_of(producer) in self._known_lines
 
     def _require_fit(self, header: BatchHeader) -> None:
         shape = (header.n_panels, *header.panel_shape)
@@ -467,11 +525,7 @@ class CxiService:
     def _start(self, job: _Job) -> None:
         header = job.header
         self.counts.take(header.n_events)
-        due = self.ledger.due(header.producer)
-        with self.counts.lock:
-            self.ledger.take(header, now=iso_z(utc_now()))
-        job.line = self.ledger.page_of(header.producer)
-        self._expect(header, job.line, due)
+        job.line = self._enter(header)
         self._next_job += 1
         self._jobs[job.number] = job
         self._bytes[job.number] = job.n_bytes
@@ -480,13 +534,22 @@ class CxiService:
         else:
             self._start_rows(job)
 
+    def _enter(self, header: BatchHeader) -> str:
+        """Enter a batch in the ledger, and return the line in which it stands."""
+        due, before = self.ledger.due(header.producer), self.ledger.page_of(header.producer)
+        with self.counts.lock:
+            self.ledger.take(header, now=iso_z(utc_now()))
+        line = self.ledger.page_of(header.producer)
+        self._expect(header, line, due if line == before else None)
+        return line
+
     def _expect(self, header: BatchHeader, line: str, due: int | None) -> None:
         """Go on where an earlier writer was, so that nobody waits for what that one had."""
         if header.sequence is None or line in self._known_lines:
             return
         self._known_lines.add(line)
-        if due is not None and header.sequence >= due:
-            self._order.expect(line, due)
+        if due is not None:
+            self._pass_on(self._order.expect(line, due))
 
     def _goes_far(self, job: _Job) -> bool:
         return self._far and getattr(job.message, "predictions_ref", None) is not None
@@ -658,6 +721,8 @@ class CxiService:
         outlet = getattr(self, "_outlet", None)
         if outlet is not None and outlet.blocked is not None:
             problems.append(f"no file can be written: {outlet.blocked.what}")
+        if outlet is not None and outlet.failed is not None:
+            problems.append(f"the thread that writes files has ended: {outlet.failed!r}")
         if self._status_problem:
             problems.append(self._status_problem)
         return Health(tuple(problems))
@@ -799,6 +864,42 @@ def run_cpu_postprocessing_pipeline(
     service = CxiService(config, config_path=path, doors=doors)
     with logged(config.system, program=False):
         return service.loop(stop or threading.Event())
+
+
+def _compile_kernels() -> None:
+    """Have the kernels compiled before anything is taken: it takes half a minute once, longer than a drain may."""
+    logits = np.zeros((1, 2, 16, 16), np.float32)
+    logits[0, 1, 7:9, 7:9] = 1.0
+    images = np.ones((1, 16, 16), np.float32)
+    for window in (None, Window(0, 0, 12, 12)):
+        image = images if window is None else images[:, :12, :12]
+        find_peaks(logits, image, window=window, settings=PeakSettings())
+
+
+def _turned_down(message: Any, producer: str, sequence: int, n_events: int) -> BatchHeader:
+    """Return what the ledger wants to know of a message that cannot become a batch; the rest is made up."""
+    first = message.metadata.get("event_index")
+    known = n_events > 0 and isinstance(first, int) and not isinstance(first, bool) and 0 <= first < _MOST_NUMBER
+    nothing = np.zeros(0)
+    return BatchHeader(
+        batch_id=_batch_id(message),
+        producer=producer,
+        sequence=sequence,
+        first_event=first if known else None,
+        run=None,
+        experiment=None,
+        n_events=n_events,
+        n_panels=0,
+        panel_shape=(0, 0),
+        network_shape=(0, 0),
+        window=Window(0, 0, 0, 0),
+        form="logits",
+        image_kind="none",
+        timestamps=nothing.astype(np.uint64),
+        wall_clock_s=None,
+        photon_energy_ev=nothing,
+        clen_mm=nothing,
+    )
 
 
 def _reason(error: NightbeamError) -> str:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightbeam.core.errors import BusyError, ConfigError, MissingError, StorageError
+from nightbeam.core.errors import BusyError, ConfigError, MissingError, StorageError, UnavailableError
 from nightbeam.cxi import outlet, worker, writing
 from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.health import Health, metrics_text
@@ -396,6 +396,64 @@ def test_whatever_comes_every_event_ends_in_one_place(tmp_path_factory, kinds, n
     assert all(len(file) == size for file in world.files.written[:-1])
 
 
+def test_a_rejected_batch_is_neither_missing_nor_waited_for(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    for k in range(6):
+        message = world.send(k)
+        if k in {0, 3, 5}:
+            message.predictions_ref = None
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert service._order.held == 0
+    assert service.counters()["events_missing"] == {}
+    page = service.ledger.producers["p"]
+    assert page.taken == page.settled
+    assert page.taken.to_json() == [[0, 5, 0, 24]]
+
+
+def test_a_rejected_batch_of_a_producer_that_begins_again_stands_in_its_new_line(world, make):
+    service = make(output={"buffer_size": 1}, queue={"num_producers": 9})
+    service.open()
+    world.send(0)
+    world.end()
+    world.send(0).predictions_ref = None
+    world.send(1)
+    until(service, lambda: len(world.files.events()) == 2 * FULL)
+    assert service._order.held == 0
+
+
+def test_a_name_that_came_before_makes_no_hole_where_the_number_is_new(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    for k in range(4):
+        message = world.send(k)
+        if k == 2:
+            message.batch_id = "p_1"
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert service._order.held == 0
+    assert service.counters()["events_missing"] == {}
+    assert service.counters()["events_rejected"] == {"duplicate": FULL}
+
+
+def test_a_number_that_comes_again_does_not_take_the_place_of_the_one_in_work(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    go_on = threading.Event()
+    world.before_fetch = lambda _: go_on.wait(30)
+    for k in (0, 1, 1, 2):
+        world.send(k)
+    again = world.message(0)
+    again.predictions_ref = None
+    world.queue.messages.append(again)
+    for _ in range(6):
+        service.step()
+    assert not any(0 in page.settled for page in service.ledger.producers.values())
+    go_on.set()
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert world.files.events() == [(f"p_{k}", i) for k in range(3) for i in range(FULL)]
+    assert service.counters()["batches_rejected"] == {"duplicate": 1, "malformed": 1}
+
+
 # -- when it ends -------------------------------------------------------------------------------------------------
 
 
@@ -547,6 +605,81 @@ def test_what_crystfel_lacks_in_the_users_geometry_is_no_warning_where_ours_supp
     assert "clen) is not given" in caplog.text
 
 
+def test_what_was_taken_is_written_although_the_queue_has_died(world, make):
+    for k in range(6):
+        world.send(k)
+
+    def gone():
+        raise UnavailableError("every shard has died")
+
+    take = world.queue.take
+    world.queue.take = lambda timeout_s: take(timeout_s) or gone()
+    world.queue.drain = gone
+    service = make()
+    with pytest.raises(UnavailableError, match="every shard"):
+        service.loop(threading.Event())
+    found = service.counters()
+    assert (found["total_events_written"], found["events_in_flight"], found["balance"]) == (24, 0, 0)
+
+
+def test_tasks_that_cannot_be_submitted_lose_their_batch_and_the_end_comes(world, make):
+    world.nodes = 2
+    service = make(processing={"num_cpu_workers": 4})
+    service.open()
+    submit, left = world.tasks.submit, iter([True, True, False])
+
+    def some(*args):
+        if next(left, True):
+            return submit(*args)
+        raise UnavailableError("raylet is gone")
+
+    world.tasks.submit = some
+    world.send(0)
+    world.send(1)
+    turn(service, 20)
+    service.close()
+    found = service.counters()
+    assert (found["events_lost"], found["total_events_written"]) == ({"unavailable": 4}, 4)
+    assert (found["events_in_flight"], found["balance"]) == (0, 0)
+
+
+def test_tasks_of_which_nobody_hears_again_are_lost_and_the_end_comes(world, make):
+    world.nodes = 2
+    service = make(processing={"num_cpu_workers": 4})
+    service.open()
+
+    def finished(_):
+        raise UnavailableError("the cluster is gone")
+
+    world.tasks.finished = finished
+    world.send(0)
+    world.send(1)
+    with pytest.raises(UnavailableError):
+        turn(service, 20)
+    world.queue.asked.extend(world.queue.messages)
+    service.close()
+    found = service.counters()
+    assert found["events_lost"] == {"unavailable": found["events_received"]}
+    assert (found["events_in_flight"], found["batches_in_flight"], found["balance"]) == (0, 0, 0)
+
+
+def test_the_lock_is_free_after_the_end_whatever_has_failed(world, tmp_path):
+    def told(counters):
+        if counters["batches_received"]:
+            raise ZeroDivisionError("a mistake of who listens")
+
+    service = CxiService(small_config(tmp_path), doors=world.doors(), clock=world.clock, on_status=told)
+    service.open()
+    world.send(0)
+    turn(service, 1)
+    with pytest.raises(ZeroDivisionError):
+        service.close()
+    following = CxiService(small_config(tmp_path), doors=world.doors(), clock=world.clock)
+    following.open()
+    following.close()
+    assert service.counters()["events_in_flight"] == 0
+
+
 # -- before it begins ---------------------------------------------------------------------------------------------
 
 
@@ -576,6 +709,17 @@ def test_a_geometry_that_is_not_there_is_said_before_anything_is_taken(world, ma
 
 def status(tmp_path):
     return json.loads(status_path(tmp_path, "peaknet_cxi").read_text())
+
+
+def test_kernels_are_compiled_before_anybody_is_connected(world, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(worker, "find_peaks", lambda *_, **__: done.append("compiled"))
+    connect = world.doors().connect
+    doors = replace(world.doors(), connect=lambda config: done.append("connected") or connect(config))
+    service = CxiService(small_config(tmp_path), doors=doors, clock=world.clock)
+    service.open()
+    service.close()
+    assert done == ["compiled", "compiled", "connected"]
 
 
 def test_the_status_file_is_there_from_the_beginning_and_says_how_it_ended(world, make, tmp_path):
