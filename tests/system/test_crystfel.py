@@ -102,7 +102,7 @@ def write(name, shared_data, tmp_path):
     writer = CxiWriter(OutputPlan(output_dir=tmp_path, file_prefix="p"), geometry=geometry)
     writer.submit(batch_of(geometry, DETECTORS[name], np.random.default_rng(5)))
     writer.flush_final()
-    return writer.files[0], geometry
+    return sorted(writer.plan.output_dir.glob("*.cxi"))[0], geometry
 
 
 @pytest.mark.parametrize("name", DETECTORS)

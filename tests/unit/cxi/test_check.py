@@ -25,7 +25,7 @@ def written(plan, geometry, make_batch):
         writer = CxiWriter(replace(plan, **changes), geometry=geometry)
         writer.submit(make_batch(images=changes.get("images", True)))
         writer.flush_final()
-        return writer.files[0], read_geometry(plan.output_dir / "p.geom")
+        return sorted(writer.plan.output_dir.glob("*.cxi"))[0], read_geometry(plan.output_dir / "p.geom")
 
     return write
 

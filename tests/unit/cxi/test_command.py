@@ -23,7 +23,7 @@ def files(plan, geometry, make_batch):
     for n in range(2):
         writer.submit(make_batch(n))
     writer.flush_final()
-    return writer.files
+    return sorted(writer.plan.output_dir.glob("*.cxi"))
 
 
 def test_a_good_file_ends_with_0_and_the_geometry_beside_it_is_found(run, files):
