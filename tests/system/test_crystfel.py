@@ -6,6 +6,7 @@ on the path there is nothing to do.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from nightbeam.cxi.files import read_chunk
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
 from nightbeam.cxi.writing import CxiWriter
 from nightbeam.geometry.compute import bad_pixels, panel_index, tile_origins
-from nightbeam.geometry.files import read_geometry
+from nightbeam.geometry.files import parse_geometry, read_geometry
 from nightbeam.peaks.model import PeakTable, Window
 from nightbeam.stream.model import BatchHeader
 
@@ -30,8 +31,23 @@ DETECTORS = {
     "epix10k2M-mfx.geom": (16, 352, 384),
     "jungfrau4M-extra-geom.geom": (8, 512, 1024),
     "cspad-cxiformat.geom": (32, 185, 388),
+    "agipd": (16, 512, 128),
 }
 EVENTS = 3
+
+
+def geometry_of(name, shared_data):
+    """A real file, or the AGIPD: 16 modules of 8 panels, more than CrystFEL puts into one group."""
+    if name != "agipd":
+        return read_geometry(shared_data / "geom" / name)
+    lines = ["photon_energy = 9500", "clen = 0.12", "res = 5000", "adu_per_photon = 1", "dim0 = %", "dim1 = ss",
+             "dim2 = fs", "data = /data"]  # fmt: skip
+    for module, asic in itertools.product(range(16), range(8)):
+        first = 512 * module + 64 * asic
+        place = {"min_ss": first, "max_ss": first + 63, "min_fs": 0, "max_fs": 127, "fs": "-1.0y", "ss": "+1.0x",
+                 "corner_x": -500 + 66 * asic, "corner_y": 1100 - 140 * module}  # fmt: skip
+        lines += [f"p{module}a{asic}/{key} = {value}" for key, value in place.items()]
+    return parse_geometry("\n".join(lines) + "\n", source="agipd.geom")
 
 
 def batch_of(geometry, shape, rng) -> ProcessedBatch:
@@ -82,7 +98,7 @@ def peaks_of_stream(text: str) -> list[list[tuple[float, float, str]]]:
 
 
 def write(name, shared_data, tmp_path):
-    geometry = read_geometry(shared_data / "geom" / name)
+    geometry = geometry_of(name, shared_data)
     writer = CxiWriter(OutputPlan(output_dir=tmp_path, file_prefix="p"), geometry=geometry)
     writer.submit(batch_of(geometry, DETECTORS[name], np.random.default_rng(5)))
     writer.flush_final()

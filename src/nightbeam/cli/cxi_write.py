@@ -182,13 +182,10 @@ def _merged(config_path: Path, overrides: Mapping[str, Any]) -> WriterConfig:
 
 
 def _write(config: WriterConfig, config_path: Path) -> dict[str, Any]:
-    from nightbeam.core.log import log_also_to, set_up_logging
+    from nightbeam.cxi.logs import logged
     from nightbeam.cxi.worker import CxiService
 
-    set_up_logging(config.system.log_level)
-    if config.system.log_file is not None:
-        log_also_to(config.system.log_file, level=config.system.log_level)
-    with _stopped_by_signals() as stop:
+    with logged(config.system, program=True), _stopped_by_signals() as stop:
         return CxiService(config, config_path=config_path).loop(stop)
 
 

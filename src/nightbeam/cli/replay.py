@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -108,7 +111,7 @@ class _Range(click.ParamType[tuple[float, float]]):
               help="How it is sent.")  # fmt: skip
 @click.option("--run", type=click.IntRange(min=0), help="Number of the run, for the metadata.")
 @click.option("--experiment", help="Its name, for the metadata.")
-@click.option("--producer", default="replay", show_default=True, metavar="ID", help="Name of this producer.")
+@click.option("--producer", metavar="ID", help="Name of this producer.  [default: replay-HOST-PID-RANDOM]")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ", help="Most events in a second.")
 @click.option("--repeat", type=_COUNT, default=1, show_default=True, metavar="N", help="Send everything N times.")
 @click.option("--end/--no-end", default=True, help="Say at the end that no more come.  [default: yes]")
@@ -116,7 +119,14 @@ class _Range(click.ParamType[tuple[float, float]]):
               "[default: yes]")  # fmt: skip
 @json_option
 def replay(
-    queue: str, namespace: str, address: str, shards: int, maxsize: int, producer: str, as_json: bool, **asked: Any
+    queue: str,
+    namespace: str,
+    address: str,
+    shards: int,
+    maxsize: int,
+    producer: str | None,
+    as_json: bool,
+    **asked: Any,
 ) -> int:
     """Send frames of a file, or simulated ones, through a network into the queue that the writer reads.
 
@@ -130,12 +140,18 @@ def replay(
     with ExitStack() as stack:
         source = stack.enter_context(_source(asked))
         network = _network(asked)
-        sink = stack.enter_context(_producer(queue, namespace, address, shards, maxsize, producer, asked))
+        name = producer or _own_name()
+        sink = stack.enter_context(_producer(queue, namespace, address, shards, maxsize, name, asked))
         told = stack.enter_context(_stopped_by_signals(stop))
         _write_truth(asked, source, plan)
         report = run(source, network, sink, plan, stop)
     _show(report, as_json=as_json)
     return 128 + told[0] if told and report.stopped else 0
+
+
+def _own_name() -> str:
+    """Return a name that no other replay has: the writer takes what comes again under one name for a repeat."""
+    return f"replay-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def _plan(asked: dict[str, Any]) -> ReplayPlan:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.cxi import layout
+from nightbeam.cxi.files import kind_of, read_values
 from nightbeam.geometry.compute import bad_pixels, crystfel_complaints, panel_index
 from nightbeam.geometry.model import Geometry, Panel, Quantity
 
@@ -27,7 +28,9 @@ _BUILT_IN: Final = range(1, 7)
 _LZF: Final = 32000
 _TABLES: Final = ("peakXPosRaw", "peakYPosRaw", "peakTotalIntensity")
 _MOST_LINES: Final = 1_000_000
-_MOST_VALUES: Final = 2**28
+#: CrystFEL counts peaks with 32 bits.
+_MOST_PEAKS: Final = 2**31 - 1
+_NUMBERS: Final = "iuf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,10 @@ def check_file(path: Path, geometry: Geometry | None = None) -> CheckReport:
             check = _Check(file, geometry)
             findings = list(check.run())
             return CheckReport(str(path), len(check.counts), tuple(check.predicted.tolist()), tuple(findings))
+    except InputError as error:
+        return CheckReport(str(path), 0, (), (Finding("size", error.what),))
+    except MemoryError:
+        return CheckReport(str(path), 0, (), (Finding("size", f"{path} is larger than the memory of this machine"),))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         text = f"HDF5 cannot read it, it is cut short, damaged or none: {str(error)[:200]}"
         return CheckReport(str(path), 0, (), (Finding("open", text),))
@@ -125,6 +132,7 @@ class _Check:
         self.counts = np.zeros(0, np.int64)
         self.predicted = np.zeros(0, np.int64)
         self.tables: dict[str, NDArray[np.float64]] = {}
+        self.members: dict[str, str] = {}
 
     def run(self) -> Iterator[Finding]:
         yield from self._geometry()
@@ -134,6 +142,7 @@ class _Check:
         yield from self._masks()
         yield from self._places()
         yield from self._names()
+        yield from self._gone()
 
     # -- the geometry by itself -----------------------------------------------------------------------------------
 
@@ -157,20 +166,42 @@ class _Check:
             yield Finding("nPeaks", f"there is no {group}/nPeaks")
             return
         yield from self._filters(counts)
-        if counts.ndim != 1 or counts.dtype.kind not in "iu":
-            yield Finding("nPeaks", f"nPeaks is {counts.dtype} of shape {counts.shape}: one whole number an event")
+        if counts.ndim != 1 or kind_of(counts) not in "iu":
+            yield Finding("nPeaks", f"nPeaks is {_form(counts)}: one whole number an event")
             return
-        self.counts = _read(counts).astype(np.int64)
-        self.predicted = np.zeros(len(self.counts), np.int64)
-        if len(self.counts) == 0:
-            yield Finding("nPeaks", "there is no event")
+        yield from self._counted(read_values(counts))
         whole = True
         for name in _TABLES:
             wrong = list(self._table(f"{group}/{name}", name))
             whole = whole and not wrong
             yield from wrong
         if whole and self.group is not None:
-            self.predicted = np.maximum(self.counts, 0)
+            self.predicted = self.counts.copy()
+            yield from self._not_finite()
+
+    def _counted(self, counts: NDArray[Any]) -> Iterator[Finding]:
+        none = (counts < 0) | (counts > _MOST_PEAKS)
+        self.counts = np.where(none, 0, counts).astype(np.int64)
+        self.predicted = np.zeros(len(self.counts), np.int64)
+        if none.any():
+            first = int(np.flatnonzero(none)[0])
+            yield Finding("nPeaks", f"nPeaks is {counts[first]} ({int(none.sum())} such), no number of peaks", first)
+        if len(self.counts) == 0:
+            yield Finding("nPeaks", "there is no event")
+
+    def _not_finite(self) -> Iterator[Finding]:
+        for name, table in self.tables.items():
+            place = name != "peakTotalIntensity"
+            if place and self.geometry is not None:
+                continue  # a place that is none is in no panel, which is said there
+            wrong = ~np.isfinite(table) & self._used(table)
+            if wrong.any():
+                event, peak = (int(n) for n in np.argwhere(wrong)[0])
+                which = f"{name} is {table[event, peak]:g} of peak {peak} ({int(wrong.sum())} such)"
+                yield Finding("peaks", which + (": such a peak is in no panel" if place else ""), event)
+
+    def _used(self, table: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return np.asarray(np.arange(table.shape[1]) < self.counts[:, None])
 
     def _table(self, path: str, name: str) -> Iterator[Finding]:
         table = self._dataset(path)
@@ -180,14 +211,14 @@ class _Check:
         if blocked := list(self._filters(table)):
             yield from blocked
             return
-        if table.ndim != 2 or len(table) != len(self.counts):
-            yield Finding("peaks", f"{name} is of shape {table.shape}: ({len(self.counts)}, most peaks) is wanted")
+        if table.ndim != 2 or len(table) != len(self.counts) or kind_of(table) not in _NUMBERS:
+            yield Finding("peaks", f"{name} is {_form(table)}: numbers ({len(self.counts)}, most peaks) are wanted")
             return
         most = int(self.counts.max(initial=0))
         if table.shape[1] < most:
             yield Finding("peaks", f"{name} has {table.shape[1]} places and an event {most} peaks")
             return
-        self.tables[name] = _read(table).astype(np.float64)
+        self.tables[name] = read_values(table).astype(np.float64)
 
     # -- images and what belongs to them --------------------------------------------------------------------------
 
@@ -198,7 +229,11 @@ class _Check:
                 yield self._no_images(layout.DATA)
             else:
                 yield from self._filters(data)
-                yield from self._long_enough(data, 0, layout.DATA)
+                yield from self._pixels(data)
+                if data.ndim >= 3:
+                    yield from self._long_enough(data, 0, layout.DATA)
+                else:
+                    yield Finding("data", f"{layout.DATA} is {_form(data)}: (events, ss, fs) is wanted")
             return
         for (path, dims), panels in _by_data(self.geometry).items():
             yield from self._image_of(path, dims, panels)
@@ -212,6 +247,7 @@ class _Check:
             yield self._no_images(path)
             return
         yield from self._filters(data)
+        yield from self._pixels(data)
         if "%" not in dims or dims.count("ss") != 1 or dims.count("fs") != 1 or any(isinstance(d, int) for d in dims):
             yield Finding("dims", f"panel {panels[0].name}: axes {dims}; with lists of peaks they are %, ss, fs")
             return
@@ -224,6 +260,12 @@ class _Check:
         if outside:
             yield Finding("slab", f"panel {outside[0]} lies outside {path} of {rows} x {columns} ({len(outside)} such)")
 
+    def _pixels(self, data: Any) -> Iterator[Finding]:
+        if kind_of(data) not in _NUMBERS:
+            yield Finding("data", f"{data.name} is {_form(data)}: whole or real numbers are wanted")
+        if 0 in data.shape[1:]:
+            yield Finding("data", f"{data.name} is {_form(data)}: it has no pixel")
+
     def _no_images(self, path: str) -> Finding:
         return Finding("data", f"there is no {path}: a file of lists of peaks only, which indexamajig cannot use alone")
 
@@ -234,7 +276,9 @@ class _Check:
     def _numbers(self) -> Iterator[Finding]:
         if self.geometry is None:
             if (ours := self._dataset(layout.PHOTON_ENERGY)) is not None:
-                yield from self._positive("photon_energy", ours)
+                yield from self._value("photon_energy", ours)
+            if (ours := self._dataset(layout.CLEN)) is not None:
+                yield from self._value("clen", ours)
             return
         for name in ("clen", "photon_energy", "wavelength", "electron_voltage", "detector_shift_x", "detector_shift_y"):
             quantity: Quantity | None = getattr(self.geometry, name)
@@ -243,22 +287,22 @@ class _Check:
             found = self._dataset(quantity.path)
             if found is None:
                 yield Finding(name, f"the geometry reads {name} from {quantity.path}, which is not there")
-            elif name in ("photon_energy", "wavelength", "electron_voltage"):
-                yield from self._positive(name, found)
             else:
-                yield from self._finite(name, found)
+                yield from self._value(name, found)
 
-    def _positive(self, name: str, found: Any) -> Iterator[Finding]:
+    def _value(self, name: str, found: Any) -> Iterator[Finding]:
+        """Look at numbers of events; all but shifts of the detector must be above 0."""
         yield from self._filters(found)
-        values = np.atleast_1d(_read(found)).ravel()
-        wrong = np.flatnonzero(~(values > 0) | ~np.isfinite(values))
-        if wrong.size:
-            yield Finding(name, f"{name} is {values[wrong[0]]:g} ({wrong.size} such)", int(wrong[0]))
-
-    def _finite(self, name: str, found: Any) -> Iterator[Finding]:
-        yield from self._filters(found)
-        values = np.atleast_1d(_read(found)).ravel()
-        wrong = np.flatnonzero(~np.isfinite(values))
+        if kind_of(found) not in _NUMBERS or found.size not in (1, len(self.counts) or found.size):
+            yield Finding(
+                name, f"{found.name} is {_form(found)}: a number, or one for each of {len(self.counts)} events"
+            )
+            return
+        values = np.atleast_1d(read_values(found)).ravel()
+        good = np.isfinite(values) & ((values > 0) | name.startswith("detector_shift"))
+        if name == "clen" and self.geometry is None:
+            good |= np.isnan(values)  # unknown: a geometry may know it
+        wrong = np.flatnonzero(~good)
         if wrong.size:
             yield Finding(name, f"{name} is {values[wrong[0]]:g} ({wrong.size} such)", int(wrong[0]))
 
@@ -272,6 +316,9 @@ class _Check:
                 yield Finding("mask", f"the geometry reads a mask from {path}, which is not there")
                 continue
             yield from self._filters(mask)
+            if kind_of(mask) not in "iufb":
+                yield Finding("mask", f"{path} is {_form(mask)}: numbers are wanted")
+                continue
             fits = mask.shape[-2:] >= (rows, columns) and mask.shape[-1] >= columns
             if mask.ndim not in (2, 3) or not fits or (mask.ndim == 3 and len(mask) != len(self.counts)):
                 yield Finding("mask", f"{path} is of shape {mask.shape}: ({rows}, {columns}), or that for each event")
@@ -289,7 +336,7 @@ class _Check:
             return  # said already: places in the slab are ambiguous
         owner, bad = panel_index(self.geometry), bad_pixels(self.geometry)
         x, y = self.tables["peakXPosRaw"], self.tables["peakYPosRaw"]
-        used = np.arange(x.shape[1]) < self.counts[:, None]
+        used = self._used(x)
         # CrystFEL adds half a pixel and then asks in which panel it is.
         row, column = np.floor(y + 0.5), np.floor(x + 0.5)
         on = used & (row >= 0) & (row < owner.shape[0]) & (column >= 0) & (column < owner.shape[1])
@@ -311,7 +358,10 @@ class _Check:
         names = self._dataset(layout.IDENTIFIER)
         if names is None or names.ndim != 1:
             return
-        values = np.asarray(_read(names))
+        if kind_of(names) not in "iufSO" or (kind_of(names) == "O" and h5py.check_string_dtype(names.dtype) is None):
+            yield Finding("names", f"{names.name} is {_form(names)}: text is wanted")
+            return
+        values = np.asarray(read_values(names))
         _, first, how_many = np.unique(values, return_index=True, return_counts=True)
         again = np.flatnonzero(how_many > 1)
         if again.size:
@@ -322,7 +372,21 @@ class _Check:
 
     def _dataset(self, path: str) -> Any:
         found = self.file.get(path)
-        return found if isinstance(found, h5py.Dataset) else None
+        if not isinstance(found, h5py.Dataset) or found.shape is None:
+            return None
+        if found.is_virtual:
+            for source in found.virtual_sources():
+                self.members.setdefault(source.file_name, path)
+        return found
+
+    def _gone(self) -> Iterator[Finding]:
+        """Look for the files that a master reads from; HDF5 takes a missing one for zeros and says nothing."""
+        here = Path(self.file.filename).parent
+        # "." is the file itself; a name with % stands for many.
+        gone = [name for name in self.members if name != "." and "%" not in name and not _is_there(name, here)]
+        if gone:
+            text = f"{self.members[gone[0]]} reads from {gone[0]}, which is not there: its events are empty"
+            yield Finding("member", f"{text} ({len(gone)} such files)")
 
     def _filters(self, dataset: Any) -> Iterator[Finding]:
         made = dataset.id.get_create_plist()
@@ -334,10 +398,14 @@ class _Check:
                                         "set HDF5_PLUGIN_PATH before CrystFEL runs")  # fmt: skip
 
 
-def _read(dataset: Any) -> NDArray[Any]:
-    if dataset.size > _MOST_VALUES:
-        raise InputError(f"{dataset.name} says it has {dataset.size} values", fix="no detector makes so many")
-    return np.asarray(dataset[...])
+def _is_there(name: str, here: Path) -> bool:
+    """Return whether HDF5 finds a file: beside the master, by its last name there if it was moved, or from here."""
+    return any(path.is_file() for path in (here / name, here / Path(name).name, Path(name)))
+
+
+def _form(dataset: Any) -> str:
+    kind = "HDF5's own" if kind_of(dataset) == "?" else str(dataset.dtype)[:60]
+    return f"of type {kind} and shape {dataset.shape}"
 
 
 def _by_data(geometry: Geometry) -> dict[tuple[str, tuple[str | int, ...]], list[Panel]]:

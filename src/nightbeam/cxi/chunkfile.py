@@ -42,7 +42,7 @@ _PLUGINS: Final = ("bslz4", "bszstd", "zstd")
 
 @dataclass(slots=True)
 class Powders:
-    """Brightest values of a run; -inf where none was a number.
+    """Brightest finite values of a run; -inf where there was none.
 
     Attributes
     ----------
@@ -65,7 +65,12 @@ class Powders:
 def _brightest(powder: NDArray[np.float32] | None, image: NDArray[Any]) -> NDArray[np.float32]:
     if powder is None:
         powder = np.full(image.shape, -np.inf, np.float32)
-    np.fmax(powder, image, out=powder)
+    most = float(np.finfo(np.float32).max)
+    with np.errstate(over="ignore"):  # float64 below float32's range becomes -inf, which is no maximum
+        if np.fmax.reduce(image, axis=None) > most:
+            np.fmax(powder, image, out=powder, where=image <= most, casting="same_kind")
+        else:  # nearly always, and twice as fast
+            np.fmax(powder, image, out=powder, casting="same_kind")
     return powder
 
 

@@ -78,6 +78,9 @@ def event_columns(events: Sequence[Event], numbers: Sequence[int], detector: Det
         "photon_wavelength_A": np.divide(_EV_ANGSTROM, energy, out=np.zeros(n), where=energy > 0),
         "EncoderValue": clen,
         "timestamp": stamps,
+        "producer_clock_s": np.array(
+            [np.nan if c is None else c for c in (e.batch.wall_clock_s for e in events)], float
+        ),
         "machineTime": seconds.astype(np.uint32).view(np.int32),
         "machineTimeNanoSeconds": nanoseconds.astype(np.uint32).view(np.int32),
         "fiducial": np.zeros(n, np.int32),
@@ -147,7 +150,8 @@ def _table(values: NDArray[Any], counts: NDArray[np.intp]) -> NDArray[np.float32
 def copied_columns(events: Sequence[Event]) -> dict[str, NDArray[Any]]:
     """Return what was kept of the metadata, by its key.
 
-    Numbers of one shape stay numbers, NaN where a batch has none; all else becomes text.
+    Numbers of one shape stay numbers, NaN where a batch has none. Bytes stay as they are; all else becomes UTF-8, with
+    a backslash for what is no character.
     """
     keys = dict.fromkeys(key for event in events for key in event.batch.copied)
     return {key: _column([_value(event.batch.copied, key, event.index) for event in events]) for key in keys}
@@ -163,7 +167,13 @@ def _column(values: list[Any]) -> NDArray[Any]:
         missing = np.full(arrays[0].shape, np.nan)
         column = np.stack([missing if value is None else np.asarray(value) for value in values])
         return column.astype(np.uint8) if column.dtype.kind == "b" else column
-    return np.array([b"" if value is None else str(value).encode() for value in values])
+    return np.array([_bytes(value) for value in values])
+
+
+def _bytes(value: Any) -> bytes:
+    if value is None or isinstance(value, bytes):
+        return value or b""
+    return str(value).encode("utf-8", "backslashreplace")
 
 
 def conditions(
@@ -178,6 +188,7 @@ def conditions(
         "distance": bool(np.isfinite(columns["distance"]).any()),
         "clen": bool(np.isfinite(columns["EncoderValue"]).any()),
         "timestamps": bool(columns["timestamp"].any()),
+        "clock": bool(np.isfinite(columns["producer_clock_s"]).any()),
         "segmentation": maps,
     }
     return {name for name, holds in hold.items() if holds} | {*compat}

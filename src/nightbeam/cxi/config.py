@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from nightbeam.core.errors import ConfigError, MissingError
+from nightbeam.cxi import layout
+from nightbeam.cxi.masks import mask_place
 from nightbeam.cxi.model import OutputPlan
 from nightbeam.peaks.model import PeakSettings
 from nightbeam.stream.model import MessageDefaults, PadStyle
@@ -140,7 +142,16 @@ def _count_or_auto(value: Any) -> int | Literal["auto"]:
 def _static(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise ValueError("a word, a number, or true or false is wanted")
+    # What HDF5 cannot keep is refused here, before anything is taken from the queue.
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number of 64 bits at most is wanted")
+    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+        raise ValueError("a text without NUL and without halves of characters is wanted")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1, le=2**62)]
@@ -155,8 +166,32 @@ PlainName = Annotated[str, Field(max_length=150), AfterValidator(_plain_name)]
 PathLike = Annotated[Path, BeforeValidator(_a_path)]
 
 
+def _copied_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    layout.check_names(value, below=layout.COPIED, what="metadata key")
+    return value
+
+
+def _static_names(value: dict[str, Any]) -> dict[str, Any]:
+    layout.check_names(value, below=layout.STATIC, what="name")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what the file has under a key, as of a dict."""
+        for name, field in type(self).model_fields.items():
+            if key == (field.alias or name):
+                return getattr(self, name)
+        raise KeyError(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what the file has under a key, as of a dict."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
 
 # -- sections -----------------------------------------------------------------------------------------------------
@@ -228,6 +263,7 @@ class GeometryConfig(_Section):
 
     geom_file: PathLike | None = Field(None, description="CrystFEL geometry; null: panels are stacked.")
     panel_map: tuple[tuple[Natural, Natural], ...] | None = Field(None, description="Origins [[ss0, fs0], ...].")
+    mask_file: PathLike | None = Field(None, description="Bad pixels, not 0: FILE.npy or FILE.h5:/DATASET.")
 
 
 class InstrumentConfig(_Section):
@@ -241,8 +277,12 @@ class InstrumentConfig(_Section):
 class MetadataConfig(_Section):
     """What else is kept."""
 
-    copy_: tuple[Word, ...] = Field((), alias="copy", description="Metadata keys to store for each event.")
-    static: dict[Word, Static] = Field(default_factory=dict, description="Stored once per file.")
+    copy_: Annotated[tuple[Word, ...], AfterValidator(_copied_names)] = Field(
+        (), alias="copy", description="Metadata keys to store for each event."
+    )
+    static: Annotated[dict[Word, Static], AfterValidator(_static_names)] = Field(
+        default_factory=dict, description="Stored once per file."
+    )
 
 
 class RunConfig(_Section):
@@ -410,7 +450,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_files(config: WriterConfig) -> None:
-    """Refuse a geometry file or an output directory that is not there, before anything is taken.
+    """Refuse a geometry, a mask or an output directory that is not there, before anything is taken.
 
     Raises
     ------
@@ -420,6 +460,10 @@ def check_files(config: WriterConfig) -> None:
     geometry, output = config.geometry.geom_file, config.output
     if geometry is not None and not geometry.is_file():
         raise MissingError(f"no geometry file {geometry}", fix="verify that `geometry.geom_file` is correct")
+    if config.geometry.mask_file is not None:
+        mask, _ = mask_place(config.geometry.mask_file)
+        if not mask.is_file():
+            raise MissingError(f"no mask file {mask}", fix="verify that `geometry.mask_file` is correct")
     if not output.create_output_dir and not output.output_dir.is_dir():
         raise MissingError(
             f"no output directory {output.output_dir}", fix="create it, or set `output.create_output_dir: true`"
@@ -443,7 +487,8 @@ def _parsed(data: bytes, path: Path) -> Any:
     try:
         text = data.decode()
         _require_harmless(text, path)
-        return yaml.safe_load(text)
+        tree = yaml.safe_load(text)
+        return {} if tree is None else tree  # all that is missing is then listed
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -507,17 +552,28 @@ def _complaint(error: ValidationError, source: str) -> ConfigError:
     missing, wrong = [], []
     for item in error.errors():
         where = [str(part) for part in item["loc"]]
-        if item["type"] == "missing":
+        if item["type"] == "missing" and _is_ours(where):
             missing += _required(where)
+        elif item["type"] == "missing":
+            wrong.append(f"{_at_place(item['loc'])}: there is nothing, and something is wanted")
         elif item["type"] == "extra_forbidden":
             wrong.append(_unknown(where))
         else:
-            wrong.append(_said(where, item))
+            wrong.append(_said(_at_place(item["loc"]), item))
     lines = [f"missing: {', '.join(missing)}"] if missing else []
     return ConfigError(
         f"{source}: " + "; ".join([*lines, *dict.fromkeys(wrong)]),
         fix="add what is missing" if missing and not wrong else "correct the file",
     )
+
+
+def _is_ours(where: list[str]) -> bool:
+    return ".".join(where) in {*known_keys(), *dict(_sections())}
+
+
+def _at_place(loc: tuple[str | int, ...]) -> str:
+    """Return a place as one writes it: ``geometry.panel_map[1][1]``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
 def _required(where: list[str]) -> list[str]:
@@ -533,10 +589,10 @@ def _unknown(where: list[str]) -> str:
     return f"unknown key {dotted!r} ({_near(dotted, [*known_keys(), *dict(_sections())])})"
 
 
-def _said(where: list[str], item: Any) -> str:
+def _said(where: str, item: Any) -> str:
     found = repr(item["input"])
     text = item["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(where)}: {text}, found {found if len(found) < 80 else found[:77] + '...'}"
+    return f"{where}: {text}, found {found if len(found) < 80 else found[:77] + '...'}"
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -571,7 +627,7 @@ def peak_settings(config: WriterConfig) -> PeakSettings:
 def message_defaults(config: WriterConfig) -> MessageDefaults:
     """Return what is taken for granted where a message is silent."""
     return MessageDefaults(
-        num_panels=config.detector.num_panels,
+        num_panels=config.detector.num_panels or len(config.geometry.panel_map or ()) or None,
         panel_shape=config.detector.panel_shape,
         pad_style=config.preprocessing.pad_style,
         photon_energy_ev=config.instrument.photon_energy_eV,

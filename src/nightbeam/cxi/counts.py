@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Counts", "Rate"]
+__all__ = ["ODD_PIXELS", "OF_FILES", "Counts", "Rate"]
 
 _WINDOW_S: Final = 10.0
+#: What the files count of pixels that the type of the images cannot hold as they came -> what that means.
+ODD_PIXELS: Final[Mapping[str, str]] = {
+    "pixels_clipped": "pixels are beyond what `output.dtype` holds and are written as its least or most",
+    "pixels_rounded": "pixels are no whole numbers and are rounded to `output.dtype`",
+    "pixels_not_finite": "pixels are no numbers and are written as 0",
+}
+#: Counts of the files alone that the writer passes on.
+OF_FILES: Final = (*ODD_PIXELS, "write_failures")
 
 
 class Rate:

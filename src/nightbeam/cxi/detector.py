@@ -13,6 +13,7 @@ from nightbeam.geometry.compute import (
     bad_pixels,
     explicit_origins,
     panel_index,
+    placed_panels,
     slab_of,
     stacked_origins,
     tile_origins,
@@ -151,12 +152,14 @@ def _places(origins: NDArray[np.intp], shape: Shape) -> list[tuple[slice, slice]
 def radius_px(geometry: Geometry, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the distance from the beam of places in the slab, in pixels; 0 in a gap.
 
+    A shift of the detector that the geometry gives as a number counts.
+
     Parameters
     ----------
     y, x : (n,)
         Row and column, where whole numbers are centres of pixels.
     """
-    panels = geometry.panels
+    panels = placed_panels(geometry)
     owner = panel_index(geometry)
     row, column = (np.clip(np.rint(v).astype(np.intp), 0, n - 1) for v, n in zip((y, x), owner.shape, strict=True))
     which = owner[row, column]
@@ -172,7 +175,19 @@ def radius_px(geometry: Geometry, y: NDArray[np.float64], x: NDArray[np.float64]
 
 @dataclass(slots=True)
 class ImageCounts:
-    """Pixels that another type could not hold as they were."""
+    """Pixels that the file's type could not hold as they were.
+
+    A type of pixels that fits into the file's type whole is not counted. Else each pixel counts once at most.
+
+    Attributes
+    ----------
+    clipped
+        Finite and beyond the range: it became the type's largest or smallest number.
+    rounded
+        Finite, within the range, and the type has no such number.
+    not_finite
+        NaN or infinite: it stays so in floats; in integers NaN becomes 0 and infinity the largest or smallest number.
+    """
 
     clipped: int = 0
     rounded: int = 0
@@ -209,31 +224,43 @@ class Slabs:
         return whole
 
     def _fill(self, place: NDArray[Any], module: NDArray[Any]) -> None:
-        if self.dtype == np.float32 or module.dtype == self.dtype:
+        if np.can_cast(module.dtype, self.dtype):
             place[...] = module
-        elif self.dtype.kind == "f":
-            self._fill_small_floats(place, module)
+        elif module.dtype.kind != "f" and self.dtype.kind != "f":
+            self._fill_from_integers(place, module)
         else:
-            self._fill_integers(place, module)
+            self._fill_counted(place, module)
 
-    def _fill_small_floats(self, place: NDArray[Any], module: NDArray[Any]) -> None:
-        most = np.finfo(self.dtype).max
-        values = np.clip(module, -most, most)
-        self.counts.clipped += int(np.count_nonzero(np.isfinite(module) & (values != module)))
+    def _fill_from_integers(self, place: NDArray[Any], module: NDArray[Any]) -> None:
+        own, limits = np.iinfo(module.dtype), np.iinfo(self.dtype)
+        values = np.clip(module, max(own.min, limits.min), min(own.max, limits.max))
+        self.counts.clipped += int(np.count_nonzero(values != module))
         place[...] = values
-        self.counts.rounded += int(np.count_nonzero((place != values) & ~np.isnan(values)))
-        self.counts.not_finite += int(np.count_nonzero(~np.isfinite(module)))
 
-    def _fill_integers(self, place: NDArray[Any], module: NDArray[Any]) -> None:
-        limits = np.iinfo(self.dtype)
-        if module.dtype.kind == "f":
-            whole = np.rint(module.astype(np.float64))
-            lost = np.isnan(whole)
-            self.counts.not_finite += int(np.count_nonzero(lost))
-            whole[lost] = 0.0
-            self.counts.rounded += int(np.count_nonzero((whole != module) & ~lost))
+    def _fill_counted(self, place: NDArray[Any], module: NDArray[Any]) -> None:
+        low, high = _range(self.dtype)
+        values = module.astype(_exact(module.dtype, self.dtype), copy=False)
+        finite = np.isfinite(values)
+        held = values if self.dtype.kind == "f" else np.rint(values)
+        outside = finite & ((held < low) | (held > high))
+        held = np.clip(held, low, high)
+        if self.dtype.kind == "f":
+            held[~finite] = values[~finite]
         else:
-            whole = module
-        values = np.clip(whole, limits.min, limits.max)
-        self.counts.clipped += int(np.count_nonzero(values != whole))
-        place[...] = values
+            held[np.isnan(held)] = 0.0
+        place[...] = held
+        self.counts.clipped += int(np.count_nonzero(outside))
+        self.counts.rounded += int(np.count_nonzero((place != values) & finite & ~outside))
+        self.counts.not_finite += values.size - int(np.count_nonzero(finite))
+
+
+def _range(kind: np.dtype[Any]) -> tuple[float, float]:
+    limits = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
+    return float(limits.min), float(limits.max)
+
+
+def _exact(given: np.dtype[Any], wanted: np.dtype[Any]) -> Any:
+    """Return floats that hold all numbers of a type, and the limits of the other."""
+    if given.kind != "f" and given.itemsize == 8:
+        return np.longdouble
+    return given if given.kind == wanted.kind == "f" else np.float64

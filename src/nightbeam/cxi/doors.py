@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nightbeam.cxi.config import WriterConfig, output_plan
+from nightbeam.core.errors import MissingError
+from nightbeam.cxi.config import QueueConfig, WriterConfig, output_plan
 from nightbeam.cxi.execution import Remote
+from nightbeam.cxi.masks import check_mask, read_mask
 from nightbeam.cxi.outlet import Files
 from nightbeam.cxi.writing import CxiWriter
 from nightbeam.geometry.model import Geometry
@@ -15,6 +18,9 @@ from nightbeam.stream import nodes, remote
 from nightbeam.stream.model import BatchHeader
 
 __all__ = ["Cluster", "Doors", "Source", "image_ref", "the_world"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +93,9 @@ class _Queue:
     """A queue and who takes from it."""
 
     def __init__(self, queue: remote.ShardedQueue, poll_s: float) -> None:
-        self._queue, self._receiver = queue, remote.Receiver(queue, poll_s=poll_s)
+        self._receiver = remote.Receiver(queue, poll_s=poll_s)
         self.take, self.look_once = self._receiver.take, self._receiver.look_once
-        self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, queue.size
+        self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, self._receiver.size
 
 
 def the_world() -> Doors:
@@ -122,10 +128,25 @@ def _source(config: WriterConfig) -> Source:
     wanted, namespace = config.queue, config.ray.namespace
     places = {one.namespace for one in remote.list_queues() if one.name == wanted.name}
     if wanted.num_shards == "auto" or (places and namespace not in places):
-        queue = remote.ShardedQueue.open(wanted.name, wanted.num_shards)
+        queue = _existing(wanted, namespace, elsewhere=bool(places - {namespace}))
     else:
         queue = remote.ShardedQueue.create(wanted.name, wanted.num_shards, wanted.maxsize_per_shard)
     return _Queue(queue, wanted.poll_timeout)
+
+
+def _existing(wanted: QueueConfig, namespace: str, *, elsewhere: bool) -> remote.ShardedQueue:
+    """Open a queue that must be there, and say how to begin before it is."""
+    try:
+        return remote.ShardedQueue.open(wanted.name, wanted.num_shards)
+    except MissingError as error:
+        if elsewhere:
+            first = (
+                f"; if {namespace!r} is right, start the pipeline first, or remove the other queue with "
+                f"`nightbeam stream drop {wanted.name} --namespace ...` if nobody uses it"
+            )
+        else:
+            first = "; or give a number as `queue.num_shards`, then it is made"
+        raise MissingError(error.what, fix=f"{error.fix}{first}") from error
 
 
 def _fetch_images(message: Any, header: BatchHeader) -> Any:
@@ -133,4 +154,13 @@ def _fetch_images(message: Any, header: BatchHeader) -> Any:
 
 
 def _files(config: WriterConfig, geometry: Geometry | None) -> Files:
-    return CxiWriter(output_plan(config), geometry=geometry, origins=config.geometry.panel_map)
+    origins, mask = config.geometry.panel_map, None
+    if config.geometry.mask_file is not None:
+        mask = read_mask(config.geometry.mask_file)
+        check_mask(mask, geometry=geometry, origins=origins)
+    if "cheetah" in config.output.compat and geometry is None and config.instrument.pixel_size_m is None:
+        _log.warning(
+            "nothing says how large a pixel is: files have no x_pixel_size, without which cxiview does not open them; "
+            "set `instrument.pixel_size_m` or `geometry.geom_file`"
+        )
+    return CxiWriter(output_plan(config), geometry=geometry, origins=origins, mask=mask)

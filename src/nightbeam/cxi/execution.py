@@ -80,12 +80,14 @@ class TaskPool:
         self._running = 0
         self._waiting_remote: deque[tuple[_Task, Sequence[Any]]] = deque()
         self._remote_open: dict[Any, _Task] = {}
+        self._ready: list[Done] = []
         self.retried = 0
 
     @property
     def open(self) -> int:
         """How many tasks have been submitted and not returned."""
-        return len(self._waiting) + self._running + len(self._waiting_remote) + len(self._remote_open)
+        remote = len(self._waiting_remote) + len(self._remote_open)
+        return len(self._waiting) + self._running + remote + len(self._ready)
 
     @property
     def running(self) -> int:
@@ -100,18 +102,42 @@ class TaskPool:
     def submit_remote(
         self, key: tuple[int, Any], function: Callable[..., Any], refs: Sequence[Any], *args: Any
     ) -> None:
-        """Have ``function(*values of refs, *args)`` done by one of Ray's workers, which tries it twice itself."""
+        """Have ``function(*values of refs, *args)`` done by one of Ray's workers, which tries it twice itself.
+
+        A task that cannot be submitted has ended with that error.
+        """
         self._waiting_remote.append((_Task(key, function, args), refs))
         self._start_remote()
 
     def finished(self, timeout_s: float) -> list[Done]:
-        """Return what has ended; waits up to ``timeout_s`` for the first one."""
-        done = self._local(0.0 if self._remote_open else timeout_s)
+        """Return what has ended; waits up to ``timeout_s`` for the first one.
+
+        Raises
+        ------
+        NightbeamError
+            If Ray does not say what has; nothing is lost, and the next call may be luckier.
+        """
+        self._ready += self._local(0.0 if self._remote_open or self._ready else timeout_s)
         if self._remote_open:
-            done += self._from_remote(0.0 if done else timeout_s)
+            self._ready += self._from_remote(0.0 if self._ready else timeout_s)
         self._start()
         self._start_remote()
+        done, self._ready = self._ready, []
         return done
+
+    def give_up_remote(self, error: Exception) -> int:
+        """Let all of Ray's tasks end with an error, because nobody says any more what became of them.
+
+        Returns
+        -------
+        int
+            How many there were.
+        """
+        gone = [*self._remote_open.values(), *(task for task, _ in self._waiting_remote)]
+        self._remote_open.clear()
+        self._waiting_remote.clear()
+        self._ready += [Done(task.key, error) for task in gone]
+        return len(gone)
 
     def close(self) -> None:
         """Wait for the threads to end."""
@@ -153,7 +179,12 @@ class TaskPool:
     def _start_remote(self) -> None:
         while self._remote is not None and self._waiting_remote and len(self._remote_open) < self._most_remote:
             task, refs = self._waiting_remote.popleft()
-            self._remote_open[self._remote.submit(task.function, refs, *task.args)] = task
+            try:
+                handle = self._remote.submit(task.function, refs, *task.args)
+            except Exception as error:  # as that of a task that has run
+                self._ready.append(Done(task.key, error))
+            else:
+                self._remote_open[handle] = task
 
     def _from_remote(self, timeout_s: float) -> list[Done]:
         if self._remote is None:

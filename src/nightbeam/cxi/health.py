@@ -33,6 +33,10 @@ _TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "bytes_written": ("cxi_bytes_written", "Bytes of files."),
     "chunks_written": ("cxi_files_written", "Files."),
     "retried_tasks": ("cxi_tasks_retried", "Tasks that failed and were done again."),
+    "pixels_clipped": ("cxi_pixels_clipped", "Pixels beyond what the type of the images holds."),
+    "pixels_rounded": ("cxi_pixels_rounded", "Pixels that were rounded to the type of the images."),
+    "pixels_not_finite": ("cxi_pixels_not_finite", "Pixels that were no numbers, in a type that has no such value."),
+    "write_failures": ("cxi_write_failures", "Attempts to write a file that failed."),
     "nan_pixels": ("cxi_nan_pixels", "Pixels whose logits were not a number."),
 }
 _REASONS: Final[Mapping[str, tuple[str, str]]] = {

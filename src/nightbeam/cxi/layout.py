@@ -43,10 +43,11 @@ __all__ = [
 
 Axis = Literal["event", "peak", "ss", "fs"]
 #: When a dataset is in a file. ``images``: these are written. ``geometry``: there is one. ``mask``: there is one.
-#: ``pixel size``, ``distance``: they are known. ``clen``, ``timestamps``: of at least one event. ``segmentation``:
-#: maps are asked for. ``cheetah``, ``psocake``: what their programs want; ``not cheetah``: the opposite.
+#: ``pixel size``, ``distance``: they are known. ``clen``, ``timestamps``, ``clock``: of at least one event.
+#: ``segmentation``: maps are asked for. ``cheetah``, ``psocake``: what their programs want; ``not cheetah``: the
+#: opposite.
 Condition = Literal[
-    "images", "geometry", "mask", "pixel size", "distance", "clen", "timestamps", "segmentation",
+    "images", "geometry", "mask", "pixel size", "distance", "clen", "timestamps", "clock", "segmentation",
     "cheetah", "not cheetah", "psocake",
 ]  # fmt: skip
 
@@ -154,6 +155,8 @@ LAYOUT: Final[tuple[Dataset, ...]] = (
     Dataset(WAVELENGTH, "float64", _EACH, "Cheetah", (), "A"),
     Dataset(CLEN, "float64", _EACH, "C V L U", ("clen",), "mm"),
     Dataset(TIMESTAMP, "uint64", _EACH, "U", ("timestamps",)),
+    # All that a producer says of time where its stream gave none for each event.
+    Dataset("/LCLS/detector_1/producer_clock_s", "float64", _EACH, "", ("clock",), "s"),
     Dataset("/LCLS/machineTime", "int32", _EACH, "L Cheetah", ("timestamps",), "s"),
     Dataset("/LCLS/machineTimeNanoSeconds", "int32", _EACH, "L Cheetah", ("timestamps",), "ns"),
     Dataset("/LCLS/fiducial", "int32", _EACH, "L Cheetah"),

@@ -414,10 +414,11 @@ class ProducerLedger:
         """
         if not isinstance(tree, Mapping):
             raise InputError("a producer's ledger is no object", fix="the status file is damaged: remove it")
-        ranges = {name: Ranges.from_json(tree.get(name, [])) for name in ("taken", "settled", "abandoned")}
         since = str(tree.get("since", ""))[:40]
         page = cls(
-            **ranges,
+            taken=Ranges.from_json(tree.get("taken", [])),
+            settled=Ranges.from_json(tree.get("settled", [])),
+            abandoned=Ranges.from_json(tree.get("abandoned", [])),
             ended=tree.get("ended") is True,
             since=since,
             open_since=str(tree.get("open_since", since))[:40],

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from nightbeam.core.errors import NightbeamError, RejectedError, StorageError
 from nightbeam.cxi.counts import Counts, Rate
-from nightbeam.cxi.model import ProcessedBatch
+from nightbeam.cxi.model import Event, ProcessedBatch
 from nightbeam.stream.model import BatchHeader
 
 __all__ = ["Files", "Outlet", "Parcel"]
@@ -57,8 +59,8 @@ class Parcel:
 class Outlet:
     """Give batches to the files in the order in which they come, in a thread of its own.
 
-    Where the disk is full or broken nothing is given any more; it is tried again after 1, 2, 4 ... 60 s. `blocked`
-    says so meanwhile, and it is said once in the log.
+    Where the disk is full or broken or its directory has gone nothing is given any more; it is tried again after
+    1, 2, 4 ... 60 s. `blocked` says so meanwhile, and it is said once in the log.
 
     Parameters
     ----------
@@ -69,7 +71,10 @@ class Outlet:
     clock
         Seconds, of a clock that does not jump.
     tick_s
-        How often `Files.tick` is called where nothing comes.
+        How often `Files.tick` is called, whether anything comes or not.
+    most_view_bytes
+        While the files hold images of so many bytes, those that come are copied: a view keeps the memory of its whole
+        batch. None: views are never copied.
     on_settled
         Is told the header of each batch all of whose events are in files or filtered.
     on_file
@@ -83,6 +88,8 @@ class Outlet:
         Of events that were given to the files or filtered.
     blocked
         Why nothing can be written, or None.
+    failed
+        What has ended the thread before its time, or None.
     """
 
     def __init__(
@@ -92,21 +99,23 @@ class Outlet:
         *,
         clock: Callable[[], float],
         tick_s: float = 0.5,
+        most_view_bytes: int | None = None,
         on_settled: Callable[[BatchHeader], None] = lambda _: None,
         on_file: Callable[[], None] = lambda: None,
     ) -> None:
         self.files, self.rate = files, Rate(clock)
         self.said = dict(files.get_statistics())
-        self._counts, self._clock, self._tick_s = counts, clock, tick_s
+        self._counts, self._clock, self._tick_s, self._ticked = counts, clock, tick_s, clock()
+        self._most_view_bytes = most_view_bytes
         self._on_settled, self._on_file = on_settled, on_file
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
         self._open: deque[tuple[BatchHeader, int]] = deque()
-        self._accepted = self._chunks = self._lost = 0
-        self._closing = self._ended = False
+        self._accepted = self._chunks = self._lost = self._given_up = 0
+        self._closing = self._ended = self._owed = False
         self._pause_s = _FIRST_PAUSE_S
-        self._failed: BaseException | None = None
-        self.blocked: StorageError | None = None
+        self.failed: BaseException | None = None
+        self.blocked: NightbeamError | None = None
         self._thread = threading.Thread(target=self._run, name="cxi-files", daemon=True)
         self._thread.start()
 
@@ -133,13 +142,26 @@ class Outlet:
         with self._changed:
             self._changed.wait(seconds)
 
+    def require_alive(self) -> None:
+        """Check that the thread is at work.
+
+        Raises
+        ------
+        RuntimeError
+            If a mistake in this program has ended it.
+        """
+        if self.failed is not None:
+            raise RuntimeError(f"the thread that writes files has ended: {self.failed!r}") from self.failed
+
     def close(self) -> None:
-        """Write everything and end the thread.
+        """Write everything and end the thread; what cannot be written is counted as lost.
 
         Raises
         ------
         StorageError
             If the disk did not take it, at a second try either; says how many events are lost.
+        RuntimeError
+            As `require_alive`.
         """
         with self._changed:
             self._closing = True
@@ -147,8 +169,9 @@ class Outlet:
             # The flag is ours: a thread's join takes an interrupted wait for its end.
             self._changed.wait_for(lambda: self._ended)
         self._thread.join()
-        if self._failed is not None:
-            raise self._failed
+        if self.failed is not None:
+            self._give_up()
+        self.require_alive()
         if self._lost and self.blocked is not None:
             raise StorageError(
                 f"{self._lost} events could not be written and are lost: {self.blocked.what}",
@@ -163,8 +186,8 @@ class Outlet:
                 pass
             self._finish()
         except BaseException as error:  # whoever waits for the end must get it
-            _log.exception("the writing thread has ended")
-            self._failed = error
+            _log.exception("the thread that writes files has ended")
+            self.failed = error
         finally:
             with self._changed:
                 self._ended = True
@@ -172,73 +195,98 @@ class Outlet:
 
     def _turn(self) -> bool:
         """Do one thing; False when it is time to end."""
+        due = self.blocked is None and self._clock() - self._ticked >= self._tick_s
         with self._changed:
-            if not self._closing and (self.blocked or not self._parcels):
+            if not (self._closing or due) and (self.blocked or not self._parcels):
                 self._changed.wait(self._pause_s if self.blocked else self._tick_s)
             if self._closing and (self.blocked or not self._parcels):
                 return False
-            parcel = self._parcels[0] if self._parcels and not self.blocked else None
+            parcel = None if due or not self._parcels or (self.blocked and not self._owed) else self._parcels[0]
         if parcel is None:
-            self._try(lambda: self.files.tick(self._clock()))
-            return True
-        if self._give(parcel):
-            with self._changed:
-                self._parcels.popleft()
-                self._changed.notify_all()
+            self._tick()
+        else:
+            self._give(parcel)
         return True
 
-    def _try(self, call: Callable[[], Any]) -> bool:
-        """Call something that writes; returns whether the disk took it."""
+    def _tick(self) -> None:
+        self._ticked = self._clock()
         try:
-            call()
-        except StorageError as error:
+            self.files.tick(self._ticked)
+        except Exception as error:  # whatever it is, it may be over at the next try
             self._block(error)
-            self._look()
-            return False
+        else:
+            self._unblock()
+        self._look()
+
+    def _block(self, error: Exception) -> None:
+        known = error if isinstance(error, NightbeamError) else None
+        if self.blocked is None:
+            foreign = error if known is None else None
+            _log.error("no file can be written, so nothing more is taken from the queue: %s", error, exc_info=foreign)
+        else:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        if known is None:
+            known = StorageError(f"{error!r}", fix="look at the disk and into the log")
+        self.blocked = known
+
+    def _unblock(self) -> None:
         if self.blocked is not None:
             _log.warning("files can be written again")
             self.blocked, self._pause_s = None, _FIRST_PAUSE_S
-        self._look()
-        return True
 
-    def _block(self, error: StorageError) -> None:
-        if self.blocked is None:
-            _log.error("no file can be written, so nothing more is taken from the queue: %s", error)
-        else:
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self.blocked = error
-
-    def _give(self, parcel: Parcel) -> bool:
-        """Give a batch to the files; False where a part of it has to be given again."""
-        batch, before = parcel.batch, self._held()
+    def _give(self, parcel: Parcel) -> None:
+        """Give the first batch to the files; it stays the first where a part of it has to be given again."""
+        batch, before = self._own(parcel.batch), self._held()
         error: Exception | None = None
         try:
-            self._try(lambda: self.files.submit(batch))
+            self.files.submit(batch)
         except Exception as raised:  # one bad batch never ends the run
             error = raised
         taken = self._held() - before
-        if error is None and taken < len(batch.events):
+        all_taken = taken == len(batch.events)
+        if error is None:
+            self._unblock()
+        elif isinstance(error, OSError) or (taken and all_taken):  # not the batch's fault
+            self._block(error)
+        else:
+            self._refused(batch, taken, error)
+            return
+        self._owed = not all_taken
+        if self._owed:
             self._passed_part(taken)
             parcel.batch = replace(batch, events=batch.events[taken:], misses=())
-            return False
-        if error is not None:
-            self._refused(batch, taken, error)
-            return True
-        self._passed(batch)
-        return True
+        else:
+            self._passed(batch)
+
+    def _done(self) -> None:
+        """Let go of the first batch, as soon as it is counted."""
+        with self._changed:
+            self._parcels.popleft()
+            self._changed.notify_all()
+
+    def _own(self, batch: ProcessedBatch) -> ProcessedBatch:
+        """Copy images out of the object store where the files hold much of it."""
+        if self._most_view_bytes is None or self.said.get("buffered_bytes", 0) < self._most_view_bytes:
+            return batch
+        return replace(batch, events=tuple(_owning(event) for event in batch.events))
 
     def _passed(self, batch: ProcessedBatch) -> None:
         self._accepted += len(batch.events)
         self._open.append((batch.batch, self._accepted))
-        self._counts.pass_on(
-            len(batch.events) + batch.filtered, batch.filtered, batch.truncated, **self._written_and_buffered()
-        )
+        n_events = len(batch.events) + batch.filtered
+        with self._counts.lock:
+            self._counts.pass_on(n_events, batch.filtered, batch.truncated, **self._written_and_buffered())
+            self._count_given_up()
+        self._done()
         self.rate.add(len(batch.events) + batch.filtered)
         self._look()
 
     def _passed_part(self, taken: int) -> None:
         self._accepted += taken
-        self._counts.pass_part(taken, **self._written_and_buffered())
+        with self._counts.lock:
+            self._counts.pass_part(taken, **self._written_and_buffered())
+            self._count_given_up()
+        self._look()
 
     def _refused(self, batch: ProcessedBatch, taken: int, error: Exception) -> None:
         if taken:
@@ -251,13 +299,16 @@ class Outlet:
         else:
             _log.error("batch %r is lost", batch.batch.batch_id, exc_info=error)
             self._counts.lose(left, "write failed")
+        self._done()
         self._on_settled(batch.batch)
 
     def _look(self) -> None:
         """Take over what the writer says, and settle what is in files."""
         said = self._written_and_buffered()
-        self._counts.now_written(**said)
-        while self._open and self._open[0][1] <= said["written"]:
+        with self._counts.lock:
+            self._counts.now_written(**said)
+            self._count_given_up()
+        while self._open and self._open[0][1] <= said["written"] + self._given_up:
             self._on_settled(self._open.popleft()[0])
         self.said = dict(self.files.get_statistics())
         chunks = int(self.said.get("chunks_written", 0))
@@ -270,15 +321,22 @@ class Outlet:
         for _ in range(2):
             if self._rest():
                 break
+        self._look()
         self._lost = self._give_up()
 
     def _rest(self) -> bool:
         while self._parcels:
-            if self._give(self._parcels[0]):
-                self._parcels.popleft()
+            self._give(self._parcels[0])
             if self.blocked:
                 break
-        return self._try(self.files.flush_final) and not self._parcels
+        try:
+            self.files.flush_final()
+        except Exception as error:  # it is tried again, and the thread must end in good order
+            self._block(error)
+            return False
+        if not self._parcels:
+            self._unblock()
+        return not self._parcels
 
     def _give_up(self) -> int:
         lost = self._counts.lose_buffered("not written")
@@ -289,9 +347,23 @@ class Outlet:
             self._on_settled(batch.batch)
         return lost
 
+    def _count_given_up(self) -> None:
+        """Count events of files that could not be made; the caller has the lock."""
+        found = self._lost_by_files()
+        if found > self._given_up:
+            self._counts.lost["write failed"] += found - self._given_up
+            self._given_up = found
+
     def _held(self) -> int:
-        return sum(self._written_and_buffered().values())
+        return sum(self._written_and_buffered().values()) + self._lost_by_files()
+
+    def _lost_by_files(self) -> int:
+        return int(self.files.get_statistics().get("events_given_up", 0))
 
     def _written_and_buffered(self) -> dict[str, int]:
         said = self.files.get_statistics()
         return {"written": int(said["total_events_written"]), "buffered": int(said["buffer_size"])}
+
+
+def _owning(event: Event) -> Event:
+    return event if event.image is None else replace(event, image=np.array(event.image, order="C"))

@@ -16,7 +16,7 @@ from nightbeam.core.errors import InputError, MissingError, UsageError
 from nightbeam.core.files import write_bytes
 from nightbeam.cxi import layout
 from nightbeam.cxi.columns import event_time
-from nightbeam.cxi.files import Chunk, open_chunk, read_chunk, read_image
+from nightbeam.cxi.files import Chunk, kind_of, open_chunk, read_chunk, read_image
 from nightbeam.geometry.compute import pixel_maps
 from nightbeam.geometry.model import Geometry
 
@@ -51,7 +51,9 @@ class Picture:
         """Return the picture of a slab; NaN where no pixel is."""
         picture = np.full(self.shape, np.nan, np.float32)
         seen = self.row >= 0
-        np.fmax.at(picture, (self.row[seen], self.column[seen]), slab[seen].astype(np.float32))
+        with np.errstate(over="ignore"):  # beyond float32: infinite
+            values = slab[seen].astype(np.float32)
+        np.fmax.at(picture, (self.row[seen], self.column[seen]), values)
         return picture
 
 
@@ -187,6 +189,10 @@ def _powder(chunks: Sequence[Chunk], picture: Picture, slab: tuple[int, int] | N
         with open_chunk(chunk.path) as file:
             found = file.get(layout.POWDER_HITS)
             if isinstance(found, h5py.Dataset) and found.shape == slab:
+                if kind_of(found) not in "iufb":
+                    raise InputError(
+                        f"{chunk.path}: {layout.POWDER_HITS} has no numbers", fix="mend it or leave it out"
+                    )
                 brightest = found[...] if brightest is None else np.fmax(brightest, found[...])
     return None if brightest is None else picture.of(brightest)
 
@@ -195,7 +201,9 @@ def _times(chunk: Chunk) -> NDArray[np.float64]:
     stamps = chunk.events.get(layout.TIMESTAMP)
     if stamps is None:
         return np.zeros(len(chunk.n_peaks))
-    parts = [(int(s) >> 32, int(s) & 0xFFFFFFFF) for s in stamps]
+    # What cannot be a time is unknown.
+    known = np.isfinite(stamps) & (stamps >= 0) & (stamps < 2.0**64)
+    parts = [(int(s) >> 32, int(s) & 0xFFFFFFFF) for s in np.where(known, stamps, 0)]
     return np.array([event_time(s) + 1e-9 * ns if s else 0.0 for s, ns in parts])
 
 
@@ -206,7 +214,7 @@ def _rates(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float64], NDArray[np.flo
         records = chunk.attributes.get("batches")
         for record in records if isinstance(records, list) else []:
             if isinstance(record, dict) and {"batch_id", "events", "hits"} <= record.keys():
-                counts[record.get("producer"), record["batch_id"]] = int(record["events"]), int(record["hits"])
+                counts[str(record.get("producer")), str(record["batch_id"])] = _numbers_of(record, chunk.path)
     if not counts:
         return np.zeros(0), np.zeros(0)
     events, hits = np.array([*counts.values()], float).T
@@ -214,6 +222,14 @@ def _rates(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float64], NDArray[np.flo
     summed, shared = np.add.reduceat(events, starts), np.add.reduceat(hits, starts)
     middle = np.cumsum(summed) - summed / 2
     return middle, np.divide(shared, summed, out=np.zeros_like(shared), where=summed > 0)
+
+
+def _numbers_of(record: dict[str, Any], path: Path) -> tuple[int, int]:
+    events, hits = record["events"], record["hits"]
+    if not all(isinstance(n, int) and 0 <= n < 2**53 for n in (events, hits)):
+        raise InputError(f"{path}: its attribute batches counts events {events!r:.40}, hits {hits!r:.40}",
+                         fix="whole numbers are wanted; the file is damaged, or another program's")  # fmt: skip
+    return events, hits
 
 
 def _title(chunks: Sequence[Chunk]) -> str:

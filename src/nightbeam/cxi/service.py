@@ -109,8 +109,6 @@ class StreamWriter:
             If a session cannot begin for another reason than that something is not there yet, or the disk would not
             take what it had.
         """
-        if self._begin is _writer:
-            _compile()
         try:
             while not stop.is_set():
                 ended = self._run(stop)
@@ -197,21 +195,6 @@ def _sum(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     }
     # What a session cannot say yet, such as its last file, is what the one before it said.
     return {**before, **{name: value for name, value in now.items() if value is not None}, **totals, **by_reason}
-
-
-def _compile() -> None:
-    """Have the kernels compiled before anything is taken: it takes half a minute once, longer than a drain may."""
-    import numpy as np
-
-    from nightbeam.peaks.compute import find_peaks
-    from nightbeam.peaks.model import PeakSettings, Window
-
-    logits = np.zeros((1, 2, 16, 16), np.float32)
-    logits[0, 1, 7:9, 7:9] = 1.0
-    images = np.ones((1, 16, 16), np.float32)
-    for window in (None, Window(0, 0, 12, 12)):
-        image = images if window is None else images[:, :12, :12]
-        find_peaks(logits, image, window=window, settings=PeakSettings())
 
 
 def _writer(config: WriterConfig) -> Session:

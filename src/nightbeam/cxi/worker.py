@@ -13,10 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import psutil
 
 from nightbeam import __version__
-from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, StorageError, ToolError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    StorageError,
+    ToolError,
+    UnavailableError,
+)
 from nightbeam.core.files import part_path, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import iso_z, utc_now
@@ -28,17 +37,20 @@ from nightbeam.cxi.config import (
     peak_settings,
     writer_config,
 )
-from nightbeam.cxi.counts import Counts
+from nightbeam.cxi.counts import ODD_PIXELS, OF_FILES, Counts
 from nightbeam.cxi.doors import Cluster, Doors, Source, image_ref, the_world
 from nightbeam.cxi.execution import Done, Load, TaskPool, next_workers
 from nightbeam.cxi.health import Health, health_server, write_status
-from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered
+from nightbeam.cxi.intake import Ends, Seen, announced_events, numbered, panels_by_geometry
 from nightbeam.cxi.ledger import StreamLedger, lock_path, resume, status_path, total_events
+from nightbeam.cxi.logs import logged
 from nightbeam.cxi.outlet import Outlet, Parcel
 from nightbeam.cxi.work import HitSettings, RowsResult, assemble, batch_bytes, process_rows, split_rows
 from nightbeam.geometry.compute import explicit_origins, tile_origins
 from nightbeam.geometry.files import read_geometry
 from nightbeam.geometry.model import Geometry
+from nightbeam.peaks.compute import find_peaks
+from nightbeam.peaks.model import PeakSettings, Window
 from nightbeam.stream.compute import describe, is_end, message_metadata, needs_arrays
 from nightbeam.stream.model import BatchError, BatchHeader
 from nightbeam.stream.order import Resequencer
@@ -55,6 +67,7 @@ _STUCK_AFTER_S: Final = 60.0
 _BUSY_WAIT_S: Final = 0.02
 _GAP_WAIT_S: Final = 10.0
 _CHUNKS_WAITING: Final = 2
+_MOST_NUMBER: Final = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +198,7 @@ class CxiService:
         check_files(self.config)
         geometry = self._read_geometry()
         self._own_directory()
+        _compile_kernels()
         cluster = self._doors.connect(self.config)
         self._stack.callback(self._doors.disconnect)
         self._source: Source = self._doors.source(self.config)
@@ -194,6 +208,7 @@ class CxiService:
             self._doors.files(self.config, geometry),
             self.counts,
             clock=self._clock,
+            most_view_bytes=self._most_bytes // 2,
             on_settled=self._settle,
             on_file=self._file_written.set,
         )
@@ -204,8 +219,17 @@ class CxiService:
         self._write_status(force=True)
 
     def step(self) -> bool:
-        """Take at most one message, collect what is done, and look around; False when the run is over."""
+        """Take at most one message, collect what is done, and look around; False when the run is over.
+
+        Raises
+        ------
+        UnavailableError
+            If the cluster or the queue has gone.
+        RuntimeError
+            If the thread that writes files has ended.
+        """
         self._turned = self._clock()
+        self._outlet.require_alive()
         if self._may_take():
             self._take_one()
         else:
@@ -236,23 +260,47 @@ class CxiService:
             self._finish()
         finally:
             self._state = "ended"
-            self._write_status(force=True)
-            self._stack.close()
+            try:
+                self._write_status(force=True)
+            finally:  # whatever fails, the next writer must find no lock
+                self._stack.close()
 
     def _finish(self) -> None:
+        with ExitStack() as last:  # from the last to the first, each whatever has failed before it
+            last.callback(self._outlet.close)
+            last.callback(self.pool.close)
+            last.callback(self._pass_on_all)
+            for message in self._drained():
+                self._receive(message)
+            self._work_off()
+        _log.info("ended%s: %s", f" ({self._ended_by})" if self._ended_by else "", self._progress())
+
+    def _drained(self) -> list[Any]:
+        """Return what has already left the queue, as far as the cluster still brings it."""
         try:
             self._source.stop_asking()
-            for message in self._source.drain():
-                self._receive(message)
-            while self._jobs:
-                self._turned = self._clock()
+            return self._source.drain()
+        except NightbeamError as error:
+            _log.error("what has already left the queue does not come: %s", error)
+            return []
+
+    def _work_off(self) -> None:
+        """Wait for what is in work; where Ray does not answer any more, its tasks are given up."""
+        while self._jobs and self.pool.open:
+            self._turned = self._clock()
+            try:
                 self._collect(0.2)
-                self._write_status()
-            self._pass_on(self._order.flush())
-        finally:
-            self.pool.close()
-            self._outlet.close()
-        _log.info("ended%s: %s", f" ({self._ended_by})" if self._ended_by else "", self._progress())
+            except NightbeamError as error:
+                if not self.pool.give_up_remote(error):
+                    raise
+                _log.error("Ray's tasks are given up: %s", error)
+            self._write_status()
+
+    def _pass_on_all(self) -> None:
+        """Lose the batches that nobody will finish, and pass on those that have waited for them."""
+        for job in list(self._jobs.values()):
+            self._failed(job, UnavailableError("the writer ended before its work was done"))
+        self._pass_on(self._order.flush())
 
     # -- before anything is taken -------------------------------------------------------------------------------
 
@@ -261,7 +309,9 @@ class CxiService:
         geometry = None if path is None else read_geometry(path)
         self._geometry = geometry
         for text in () if geometry is None else geometry.warnings:
-            _log.warning("%s: %s", path, text)
+            # The geometry beside the files supplies what CrystFEL lacks in the user's own.
+            supplied = self.config.output.geom and text.startswith("CrystFEL ")
+            _log.log(logging.DEBUG if supplied else logging.WARNING, "%s: %s", path, text)
         return geometry
 
     def _own_directory(self) -> None:
@@ -358,7 +408,9 @@ class CxiService:
         now = self._clock()
         if now - max(self._heard, self._idle_said) >= _IDLE_SAID_EVERY_S or not self._idle_said:
             self._idle_said = now
-            _log.info("Queue empty, waiting...")
+            _log.info(
+                "Queue empty, waiting... (normal if the pipeline has not started; otherwise check that it puts on Q2)"
+            )
 
     def _receive(self, message: Any) -> None:
         """Take a message in, whatever it is; from here on its events are counted."""
@@ -401,8 +453,12 @@ class CxiService:
         message_metadata(message)
         arrays = self._doors.fetch(message, None) if needs_arrays(message) else None
         shape = None if arrays is None else tuple(arrays.predictions.shape)
-        header = describe(message, self._defaults, shape=shape)
-        self._seen.check(header)
+        defaults = panels_by_geometry(message, self._defaults, self._geometry, shape)
+        header, again = self._seen.check(describe(message, defaults, shape=shape))
+        if again:  # what comes of it has its own page and its own line, as after an end marker
+            with self.counts.lock:
+                self.ledger.end(header.producer)
+                self.ledger.producers.pop(header.producer, None)
         self._require_fit(header)
         for text in header.warnings:
             self._warn(text, header)
@@ -421,8 +477,19 @@ class CxiService:
             self._lose(n_events, _reason(error), str(error), _batch_id(message))
         else:
             self._reject(n_events, BatchError(f"it cannot be understood: {error!r:.200}"), _batch_id(message))
-        if getattr(error, "reason", "") != "duplicate" and self.config.output.ordered:
-            self._in_sequence(_Result(self.ledger.page_of(producer), sequence, None, None))
+        if sequence is None or sequence >= _MOST_NUMBER or self._came_before(producer, sequence):
+            return
+        header = _turned_down(message, producer, sequence, n_events)
+        line = self._enter(header)
+        self._settle(header)
+        if self.config.output.ordered:
+            self._in_sequence(_Result(line, sequence, None, None))
+
+    def _came_before(self, producer: str, sequence: int) -> bool:
+        """Return whether this number itself was taken before, and not only one of the same name."""
+        page = self.ledger.producers.get(producer)
+        known = page is not None and not page.ended and sequence in page.taken
+        return known and self.ledger.page_of(producer) in self._known_lines
 
     def _require_fit(self, header: BatchHeader) -> None:
         shape = (header.n_panels, *header.panel_shape)
@@ -458,11 +525,7 @@ class CxiService:
     def _start(self, job: _Job) -> None:
         header = job.header
         self.counts.take(header.n_events)
-        due = self.ledger.due(header.producer)
-        with self.counts.lock:
-            self.ledger.take(header, now=iso_z(utc_now()))
-        job.line = self.ledger.page_of(header.producer)
-        self._expect(header, job.line, due)
+        job.line = self._enter(header)
         self._next_job += 1
         self._jobs[job.number] = job
         self._bytes[job.number] = job.n_bytes
@@ -471,13 +534,22 @@ class CxiService:
         else:
             self._start_rows(job)
 
+    def _enter(self, header: BatchHeader) -> str:
+        """Enter a batch in the ledger, and return the line in which it stands."""
+        due, before = self.ledger.due(header.producer), self.ledger.page_of(header.producer)
+        with self.counts.lock:
+            self.ledger.take(header, now=iso_z(utc_now()))
+        line = self.ledger.page_of(header.producer)
+        self._expect(header, line, due if line == before else None)
+        return line
+
     def _expect(self, header: BatchHeader, line: str, due: int | None) -> None:
         """Go on where an earlier writer was, so that nobody waits for what that one had."""
         if header.sequence is None or line in self._known_lines:
             return
         self._known_lines.add(line)
-        if due is not None and header.sequence >= due:
-            self._order.expect(line, due)
+        if due is not None:
+            self._pass_on(self._order.expect(line, due))
 
     def _goes_far(self, job: _Job) -> bool:
         return self._far and getattr(job.message, "predictions_ref", None) is not None
@@ -649,6 +721,8 @@ class CxiService:
         outlet = getattr(self, "_outlet", None)
         if outlet is not None and outlet.blocked is not None:
             problems.append(f"no file can be written: {outlet.blocked.what}")
+        if outlet is not None and outlet.failed is not None:
+            problems.append(f"the thread that writes files has ended: {outlet.failed!r}")
         if self._status_problem:
             problems.append(self._status_problem)
         return Health(tuple(problems))
@@ -664,7 +738,8 @@ class CxiService:
         recent, overall = self._outlet.rate.now()
         looked_at = found["total_events_written"] + found["total_events_filtered"] + found["buffer_size"]
         names = ("chunks_written", "peaks_written", "bytes_written", "last_file")
-        return found | {name: said.get(name) for name in names} | {
+        self._say_odd_pixels(said)
+        return found | {name: said.get(name) for name in names} | {name: said.get(name, 0) for name in OF_FILES} | {
             "queue_size": self._queue_size,
             "pending_tasks": self.pool.open,
             "pending_bytes": self.pending_bytes,
@@ -676,6 +751,13 @@ class CxiService:
             "started": self._started,
             "last_event": self._last_event or None,
         }  # fmt: skip
+
+    def _say_odd_pixels(self, said: Mapping[str, Any]) -> None:
+        """Say once of each kind that a file's pixels are not those that came; failed writes are said as they come."""
+        for name, text in ODD_PIXELS.items():
+            if said.get(name) and name not in self._said:
+                self._said.add(name)
+                _log.warning("%s (%s; said once)", text, name)
 
     def require_balance(self) -> None:
         """Check that received = written + filtered + rejected + lost + buffered + in flight; true at every moment.
@@ -753,7 +835,7 @@ def run_cpu_postprocessing_pipeline(
     stop: threading.Event | None = None,
     doors: Doors | None = None,
 ) -> dict[str, Any]:
-    """Run the writer until an end condition is met.
+    """Run the writer until an end condition is met; the log is as ``system`` wants it meanwhile.
 
     Parameters
     ----------
@@ -780,7 +862,44 @@ def run_cpu_postprocessing_pipeline(
     elif not isinstance(config, WriterConfig):
         config = writer_config(config)
     service = CxiService(config, config_path=path, doors=doors)
-    return service.loop(stop or threading.Event())
+    with logged(config.system, program=False):
+        return service.loop(stop or threading.Event())
+
+
+def _compile_kernels() -> None:
+    """Have the kernels compiled before anything is taken: it takes half a minute once, longer than a drain may."""
+    logits = np.zeros((1, 2, 16, 16), np.float32)
+    logits[0, 1, 7:9, 7:9] = 1.0
+    images = np.ones((1, 16, 16), np.float32)
+    for window in (None, Window(0, 0, 12, 12)):
+        image = images if window is None else images[:, :12, :12]
+        find_peaks(logits, image, window=window, settings=PeakSettings())
+
+
+def _turned_down(message: Any, producer: str, sequence: int, n_events: int) -> BatchHeader:
+    """Return what the ledger wants to know of a message that cannot become a batch; the rest is made up."""
+    first = message.metadata.get("event_index")
+    known = n_events > 0 and isinstance(first, int) and not isinstance(first, bool) and 0 <= first < _MOST_NUMBER
+    nothing = np.zeros(0)
+    return BatchHeader(
+        batch_id=_batch_id(message),
+        producer=producer,
+        sequence=sequence,
+        first_event=first if known else None,
+        run=None,
+        experiment=None,
+        n_events=n_events,
+        n_panels=0,
+        panel_shape=(0, 0),
+        network_shape=(0, 0),
+        window=Window(0, 0, 0, 0),
+        form="logits",
+        image_kind="none",
+        timestamps=nothing.astype(np.uint64),
+        wall_clock_s=None,
+        photon_energy_ev=nothing,
+        clen_mm=nothing,
+    )
 
 
 def _reason(error: NightbeamError) -> str:

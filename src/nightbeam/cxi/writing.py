@@ -156,7 +156,7 @@ class CxiWriter:
         self._counts = ImageCounts()
         self._statistics: dict[str, Any] = dict.fromkeys(
             ("total_events_written", "total_events_filtered", "events_truncated", "chunks_written", "peaks_written",
-             "bytes_written", "batches_received", "events_received", "write_failures"), 0
+             "bytes_written", "batches_received", "events_received", "write_failures", "events_given_up"), 0
         )  # fmt: skip
         self._write_s = 0.0
         self.last_file: Path | None = None
@@ -317,10 +317,22 @@ class CxiWriter:
     def _write_closed(self) -> None:
         while self._chunks[0].closed:
             chunk = self._chunks[0]
-            written = self._write_twice(chunk)
+            try:
+                written = self._write_twice(chunk)
+            except OSError:  # StorageError is one: a matter of the disk, and the events stay
+                raise
+            except Exception:  # a matter of these events: they would fail for ever, and hold up all others
+                self._give_up(self._chunks.popleft())
+                continue
             self._chunks.popleft()  # from here on nothing that fails writes it again
             self._waiting_since = None
             self._after(chunk, written)
+
+    def _give_up(self, chunk: _Chunk) -> None:
+        ids = list(dict.fromkeys(event.batch.batch_id for event in chunk.events))
+        _log.exception("a file of %d events cannot be made and they are lost: batches %.500r", len(chunk.events), ids)
+        self._statistics["events_given_up"] += len(chunk.events)
+        self._waiting_since = None
 
     def _write_twice(self, chunk: _Chunk) -> FileWritten:
         try:

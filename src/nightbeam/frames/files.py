@@ -37,6 +37,8 @@ _MOST_BYTES: Final = 4 << 30
 #: So many objects of a file are looked at for one with frames.
 _MOST_OBJECTS: Final = 10_000
 _MOST_EVENTS: Final = 1 << 40
+#: A value for each event is read for so many at most.
+_MOST_VALUES: Final = 1 << 27
 
 
 class _Array(Protocol):
@@ -63,7 +65,7 @@ class FrameReader:
     n_events
         How many frames there are.
     timestamps : (N,), uint64, or None
-        LCLS event times, where the file has them.
+        LCLS event times, where the file has them; 0 for what cannot be one: NaN, or below 0.
     photon_energy_ev, clen_mm : (N,), float64, or None
         Likewise.
     """
@@ -183,6 +185,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Say in our words that a library could not make sense of a file."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, SyntaxError, OverflowError, TypeError) as error:
         said = " ".join(str(error).split())[:300]
         fix = "it is truncated, damaged, or compressed with a filter that is not installed"
@@ -229,6 +233,8 @@ def _named(file: Any, path: Path, name: str) -> str:
 
     with _reading(path):
         found = file.get(name)
+        if isinstance(found, h5py.Dataset) and not _has_type(found):
+            raise InputError(f"{name} of {path} is of a type of HDF5's own, no frames", fix="numbers are wanted")
     if not isinstance(found, h5py.Dataset):
         raise MissingError(f"no dataset {name} in {path}", fix=_choice(_candidates(file, path)))
     return name
@@ -272,7 +278,15 @@ def _candidates(file: Any, path: Path) -> list[str]:
 def _holds_frames(item: Any) -> bool:
     import h5py
 
-    return isinstance(item, h5py.Dataset) and item.ndim in (3, 4) and item.dtype.kind in "iuf"
+    return isinstance(item, h5py.Dataset) and item.ndim in (3, 4) and _has_type(item) and item.dtype.kind in "iuf"
+
+
+def _has_type(item: Any) -> bool:
+    """Return whether numpy has the type of a dataset; it has none for times."""
+    try:
+        return item.dtype is not None
+    except TypeError:
+        return False
 
 
 def _known_of_events(file: Any, path: Path, n: int) -> dict[str, NDArray[Any]]:
@@ -287,17 +301,28 @@ def _known_of_events(file: Any, path: Path, n: int) -> dict[str, NDArray[Any]]:
 
 
 def _timestamps(file: Any, path: Path, n: int) -> NDArray[np.uint64] | None:
-    stamp = _column(file, path, _TIMESTAMP, n, np.uint64)
+    stamp = _column(file, path, _TIMESTAMP, n, None)
     if stamp is not None:
-        return stamp
-    seconds, rest = (_column(file, path, name, n, np.int64) for name in (_SECONDS, _NANOSECONDS))
+        return _whole(stamp, 2**64, f"{_TIMESTAMP} of {path}")
+    seconds, rest = (_column(file, path, name, n, None) for name in (_SECONDS, _NANOSECONDS))
     if seconds is None or rest is None:
         return None
-    return lcls_time(seconds * 10**9 + rest)
+    seconds, rest = _whole(seconds, 2**32, f"{_SECONDS} of {path}"), _whole(rest, 10**9, f"{_NANOSECONDS} of {path}")
+    return np.where(seconds == 0, 0, lcls_time(seconds.astype(np.int64) * 10**9 + rest.astype(np.int64)))
+
+
+def _whole(values: NDArray[Any], end: int, what: str) -> NDArray[np.uint64]:
+    """Return whole numbers below an end; NaN and what is below 0 becomes 0, unknown."""
+    beyond = values >= float(end) if values.dtype.kind == "f" else values > end - 1
+    if beyond.any():
+        at = int(np.flatnonzero(beyond)[0])
+        raise InputError(f"{what} is {values[at]} of event {at}, no time", fix="mend the file, or leave it out")
+    with np.errstate(invalid="ignore"):
+        return np.where(values > 0, values, 0).astype(np.uint64)
 
 
 def _column(file: Any, path: Path, name: str, n: int, dtype: Any = np.float64) -> NDArray[Any] | None:
-    """Return a value for each event, or None where the file has no such dataset."""
+    """Return a value for each event, as it is or of a type, or None where the file has no such dataset."""
     import h5py
 
     with _reading(path):
@@ -309,7 +334,10 @@ def _column(file: Any, path: Path, name: str, n: int, dtype: Any = np.float64) -
                 f"{name} of {path} is {item.dtype} of shape {item.shape}, and there are {n} events",
                 fix="mend the file, or copy the frames alone into one",
             )
-        return np.broadcast_to(np.asarray(item[()]).reshape(-1).astype(dtype), (n,))
+        if item.size > _MOST_VALUES:
+            raise InputError(f"{name} of {path} says it has {item.size} values", fix="copy fewer events into a file")
+        values = np.asarray(item[()]).reshape(-1)
+        return np.broadcast_to(values if dtype is None else values.astype(dtype), (n,))
 
 
 # -- shapes -------------------------------------------------------------------------------------------------------

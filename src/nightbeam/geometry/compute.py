@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,13 @@ from nightbeam.geometry.model import (
 __all__ = [
     "bad_pixels",
     "beam_radius_px",
+    "count_tiles",
     "crystfel_complaints",
     "explicit_origins",
     "for_cxi",
     "panel_index",
     "pixel_maps",
+    "placed_panels",
     "slab_of",
     "stacked_origins",
     "tile_origins",
@@ -78,9 +81,34 @@ def tile_origins(geometry: Geometry, shape: Shape) -> Origins:
         Naming shape and file, if the tiles do not fit, or panels overlap.
     """
     count, height, width = _checked_shape(shape)
+    misfit = f"data of shape ({count}, {height}, {width}) do not fit the geometry {geometry.source}"
+    tiles = _tiles(geometry, height, width, misfit)
+    if len(tiles) != count:
+        raise InputError(f"{misfit}: {len(tiles)} of its tiles hold panels, not {count}", fix=_PANEL_MAP)
+    return np.ascontiguousarray(tiles[:, ::-1] * [height, width], dtype=np.intp)
+
+
+def count_tiles(geometry: Geometry, panel_shape: tuple[int, int]) -> int:
+    """Return how many panels the data have, if one of them has so many rows and columns.
+
+    Parameters
+    ----------
+    panel_shape : (H0, W0)
+        Of a panel of the data; the geometry's own panels may be parts of it.
+
+    Raises
+    ------
+    InputError
+        If tiles of this size do not fit the geometry, or panels overlap.
+    """
+    _, height, width = _checked_shape((1, *panel_shape))
+    return len(_tiles(geometry, height, width, f"panels of {height} x {width} do not fit {geometry.source}"))
+
+
+def _tiles(geometry: Geometry, height: int, width: int, misfit: str) -> NDArray[np.int64]:
+    """Return column and row of each tile that holds panels, column by column."""
     _require_one_slab(geometry)
     rows, columns = geometry.slab_shape
-    misfit = f"data of shape ({count}, {height}, {width}) do not fit the geometry {geometry.source}"
     if rows % height or columns % width:
         raise InputError(
             f"{misfit}: its slab of {rows} x {columns} cannot be cut into {height} x {width}", fix=_PANEL_MAP
@@ -91,10 +119,7 @@ def tile_origins(geometry: Geometry, shape: Shape) -> Origins:
     if crossing.any():
         name = geometry.panels[int(np.argmax(crossing))].name
         raise InputError(f"{misfit}: its panel {name} crosses a border of {height} x {width}", fix=_PANEL_MAP)
-    tiles = np.unique(np.stack([fs[:, 0], ss[:, 0]], axis=1), axis=0)
-    if len(tiles) != count:
-        raise InputError(f"{misfit}: {len(tiles)} of its tiles hold panels, not {count}", fix=_PANEL_MAP)
-    return np.ascontiguousarray(tiles[:, ::-1] * [height, width], dtype=np.intp)
+    return np.unique(np.stack([fs[:, 0], ss[:, 0]], axis=1), axis=0)
 
 
 def stacked_origins(shape: Shape) -> Origins:
@@ -231,6 +256,20 @@ def _checked_shape(shape: Sequence[int]) -> Shape:
 # -- maps of the slab ---------------------------------------------------------------------------------------------
 
 
+def placed_panels(geometry: Geometry) -> tuple[Panel, ...]:
+    """Return the panels where the detector stands in the laboratory.
+
+    ``detector_shift_x`` and ``_y``, where they are numbers, are added to the panels' corners, as CrystFEL does
+    (libcrystfel, ``create_detgeom``: ``cnx += shift_x / pixel_pitch``). One that is kept in the data file is not known
+    here and not looked at.
+    """
+    x, y = (0.0 if shift is None or shift.base is None else shift.base
+            for shift in (geometry.detector_shift_x, geometry.detector_shift_y))  # fmt: skip
+    if x == y == 0.0:
+        return geometry.panels
+    return tuple(replace(p, corner_x=p.corner_x + x * p.res, corner_y=p.corner_y + y * p.res) for p in geometry.panels)
+
+
 def panel_index(geometry: Geometry) -> NDArray[np.int16]:
     """Return which panel of the geometry each pixel of the slab is of; -1 where there is none.
 
@@ -281,7 +320,7 @@ class _LabRegions:
     """Rectangles of the laboratory in the slab; only pixels near them are looked at."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self.panels = geometry.panels
+        self.panels = placed_panels(geometry)
         self.corners = np.array([(p.corner_x, p.corner_y) for p in self.panels])
         axes = np.array([[(p.fs[0], p.ss[0]), (p.fs[1], p.ss[1])] for p in self.panels])
         determinant = axes[:, 0, 0] * axes[:, 1, 1] - axes[:, 0, 1] * axes[:, 1, 0]
@@ -355,7 +394,7 @@ def pixel_maps(geometry: Geometry, *, clen_m: float) -> PixelMaps:
     Parameters
     ----------
     geometry
-        The shift of the detector, and camera lengths of panels of their own, are not looked at.
+        A shift of the detector that is a number counts. Camera lengths of panels of their own are not looked at.
     clen_m
         Camera length; each panel's ``coffset`` is added.
 
@@ -368,7 +407,7 @@ def pixel_maps(geometry: Geometry, *, clen_m: float) -> PixelMaps:
         raise InputError(f"the camera length is {clen_m}: metres are wanted")
     _require_one_slab(geometry)
     maps = PixelMaps(*(np.full(geometry.slab_shape, np.nan, np.float32) for _ in range(3)))
-    for panel in geometry.panels:
+    for panel in placed_panels(geometry):
         for place, ss, fs in _centres(panel):
             x, y = _lab_xy(panel, ss, fs)
             depth = (fs * panel.fs[2])[None, :] + (ss * panel.ss[2])[:, None]
@@ -379,6 +418,8 @@ def pixel_maps(geometry: Geometry, *, clen_m: float) -> PixelMaps:
 
 def beam_radius_px(geometry: Geometry) -> NDArray[np.float32]:
     """Return how far the centre of every pixel is from the beam, across it, in pixels; NaN where there is no panel.
+
+    A shift of the detector that is a number counts, see `placed_panels`.
 
     Returns
     -------
@@ -391,7 +432,7 @@ def beam_radius_px(geometry: Geometry) -> NDArray[np.float32]:
     """
     _require_one_slab(geometry)
     radius = np.full(geometry.slab_shape, np.nan, np.float32)
-    for panel in geometry.panels:
+    for panel in placed_panels(geometry):
         for place, ss, fs in _centres(panel):
             radius[place] = np.hypot(*_lab_xy(panel, ss, fs))
     return radius
@@ -487,6 +528,7 @@ def for_cxi(
     peak_list: str = "/entry_1/result_1",
     clen: str | float | None = None,
     photon_energy: str | float | None = None,
+    base: Path | None = None,
 ) -> Geometry:
     """Return the geometry that goes with CXI files of one slab an event, for CrystFEL and its peak lists.
 
@@ -502,6 +544,9 @@ def for_cxi(
         number, or else ``/LCLS/detector_1/EncoderValue`` (mm).
     photon_energy
         Likewise, or eV; ``/LCLS/photon_energy_eV``.
+    base
+        Folder that relative names of mask and saturation files start from; they become absolute, because the companion
+        stands elsewhere. By default that of the geometry's file; they stay as they are if it came from none.
 
     Returns
     -------
@@ -518,16 +563,33 @@ def for_cxi(
     _require_no_panel_axis(geometry)
     _require_one_slab(geometry)
     notes: list[str] = []
-    base = _hoist_clen(geometry, notes)
-    base = _set_energy(replace(base, clen=_length(base.clen, clen, notes)), photon_energy, notes)
+    folder = _folder(geometry) if base is None else base.absolute()
+    made = _hoist_clen(geometry, notes)
+    made = _set_energy(replace(made, clen=_length(made.clen, clen, notes)), photon_energy, notes)
     return replace(
-        base,
-        panels=tuple(_cxi_panel(p, data, mask) for p in base.panels),
+        made,
+        panels=tuple(_cxi_panel(_with_absolute_files(p, folder), data, mask) for p in made.panels),
         peak_list=peak_list,
         peak_list_type="cxi",
-        groups=_cxi_groups(base),
+        groups=_cxi_groups(made),
         refused=(),
         warnings=(*notes, *_left_out(geometry, mask), *_shifts_in_files(geometry)),
+    )
+
+
+def _folder(geometry: Geometry) -> Path | None:
+    source = Path(geometry.source)
+    return source.absolute().parent if source.is_file() else None
+
+
+def _with_absolute_files(panel: Panel, folder: Path | None) -> Panel:
+    if folder is None:
+        return panel
+    saturation = panel.saturation_map_file
+    return replace(
+        panel,
+        masks=tuple(m if m.file is None else replace(m, file=str(folder / m.file)) for m in panel.masks),
+        saturation_map_file=None if saturation is None else str(folder / saturation),
     )
 
 

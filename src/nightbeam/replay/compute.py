@@ -84,6 +84,8 @@ def normalize(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """Give each panel mean 0 and variance 1; a panel of one value has its mean taken away.
 
+    Pixels that are not finite do not count, and stay what they are.
+
     Parameters
     ----------
     frames : (B, C, H0, W0), float32
@@ -92,10 +94,12 @@ def normalize(
     -------
     normalized : (B, C, H0, W0), float32
     mean, std : (B*C,), float64
-        What undoes it: ``normalized * std + mean``.
+        What undoes it: ``normalized * std + mean``; 0 and 1 where no pixel of a panel is finite.
     """
-    mean = frames.mean((2, 3), dtype=np.float64)
-    std = np.sqrt(((frames - mean[:, :, None, None]) ** 2).mean((2, 3), dtype=np.float64))
+    finite = np.isfinite(frames)
+    count = np.maximum(finite.sum((2, 3)), 1)
+    mean = frames.sum((2, 3), dtype=np.float64, where=finite) / count
+    std = np.sqrt(((frames - mean[:, :, None, None]) ** 2).sum((2, 3), dtype=np.float64, where=finite) / count)
     std[~(std > 0)] = 1.0
     normalized = (frames - mean[:, :, None, None]) / std[:, :, None, None]
     return normalized.astype(np.float32), mean.ravel(), std.ravel()

@@ -405,10 +405,15 @@ def _positive(energy_ev: NDArray[np.float64], key: str, warnings: list[str]) -> 
 def _camera_length(
     metadata: Mapping[str, Any], n_events: int, defaults: MessageDefaults, warnings: list[str]
 ) -> NDArray[np.float64]:
+    otherwise = np.nan if defaults.clen_mm is None else defaults.clen_mm
     found = _numbers(metadata, "encoder_value", n_events, warnings)
     if found is None:
-        return np.full(n_events, np.nan if defaults.clen_mm is None else defaults.clen_mm)
-    return np.where(np.isfinite(found), found, np.nan)
+        return np.full(n_events, otherwise)
+    known = np.isfinite(found) & (found > 0)
+    if not known.all():
+        instead = "unknown" if defaults.clen_mm is None else f"taken as {defaults.clen_mm:g} mm"
+        warnings.append(f"encoder_value is no camera length in {np.count_nonzero(~known)} events; {instead}")
+    return np.where(known, found, otherwise)
 
 
 def _copied(
@@ -550,7 +555,7 @@ def detector_images(header: BatchHeader, images: NDArray[Any]) -> NDArray[Any]:
     Returns
     -------
     (B*C, H0, W0)
-        A view where nothing is to be undone.
+        A view where nothing is to be undone; what was undone is float32, or float64 if the images are.
 
     Raises
     ------
@@ -565,7 +570,8 @@ def detector_images(header: BatchHeader, images: NDArray[Any]) -> NDArray[Any]:
         panels = panels[:, window.top : window.top + window.height, window.left : window.left + window.width]
     if header.mean is None or header.std is None:
         return panels
-    kind = panels.dtype if panels.dtype.kind == "f" else np.dtype(np.float32)
+    # Half floats hold the network's small numbers, not the detector's large ones.
+    kind = np.result_type(panels.dtype, np.float32) if panels.dtype.kind == "f" else np.dtype(np.float32)
     std, mean = (one.astype(kind)[:, None, None] for one in (header.std, header.mean))
     undone: NDArray[Any] = panels * std + mean
     return undone

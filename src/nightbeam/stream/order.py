@@ -32,9 +32,17 @@ class _Line(Generic[T]):
     def skip(self) -> Iterator[T]:
         """Give up what is due, up to the next that is there, and pass on from there."""
         there = min(self.held) if self.held else self.total
-        if there is not None and there > self.due:
+        if there is None:
+            return
+        if there > self.due:
             self.gaps.append((self.due, there - 1))
-            self.due = there
+        yield from self.go_on_at(there)
+
+    def go_on_at(self, due: int) -> Iterator[T]:
+        """Pass on what is held below a number, in order, and what follows from there; nothing below it is held then."""
+        self.due = max(self.due, due)
+        for number in sorted(number for number in self.held if number < self.due):
+            yield self.held.pop(number)[1]
         yield from self.pass_on()
 
     def waits_since(self) -> float | None:
@@ -89,10 +97,15 @@ class Resequencer(Generic[T]):
         self._lines: dict[str, _Line[T]] = {}
         self._refused: list[tuple[str, int, T]] = []
 
-    def expect(self, producer: str, sequence: int) -> None:
-        """Say that what a producer numbered below ``sequence`` is known and will not come."""
-        line = self._line(producer)
-        line.due = max(line.due, sequence)
+    def expect(self, producer: str, sequence: int) -> list[T]:
+        """Say that what a producer numbered below ``sequence`` is known and will not come.
+
+        Returns
+        -------
+        list
+            What was held below it, in order, and what is ready by it.
+        """
+        return list(self._line(producer).go_on_at(sequence))
 
     def add(self, producer: str, sequence: int | None, item: T, now_s: float) -> list[T]:
         """Take an item in and return those that are ready, in order.

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Final, Literal, Self
 
 from nightbeam.core.errors import (
@@ -67,6 +68,9 @@ _MOST_WAIT_S: Final = 0.1
 _MOST_SILENCE_S: Final = 20.0
 #: A question costs a millisecond of CPU. With 8 shards that have nothing this makes some 3 % of a core.
 _IDLE_S: Final = 0.15
+#: How long arrays may take to come from another node, and those that the loop itself waits for.
+_FETCH_S: Final = 120.0
+_SHAPE_FETCH_S: Final = 10.0
 
 
 # -- the cluster --------------------------------------------------------------------------------------------------
@@ -970,6 +974,7 @@ class Receiver:
         self._turn = 0
         self._asked = 0
         self._stopped = False
+        self._sizes: list[Any] = []
 
     def take(self, timeout_s: float | None) -> Any:
         """Return the next message, an `Unreadable` in its place, or None where none came in time.
@@ -1015,18 +1020,41 @@ class Receiver:
                     self._ask(k)
             self._await(0.05)
 
+    def size(self, timeout_s: float = 0.2) -> int:
+        """Return how many messages the queue holds, without waiting long.
+
+        Raises
+        ------
+        UnavailableError
+            If a shard does not say so in time; the next call looks whether it has answered meanwhile.
+        """
+        import ray
+
+        if self._sizes:
+            timeout_s = 0.0  # that long it was waited for before
+        with _errors(f"the size of queue {self.queue.name!r}"):
+            self._sizes = self._sizes or [self.queue.call(k, "size") for k in self._living()]
+            late = self._sizes and ray.wait(self._sizes, num_returns=len(self._sizes), timeout=timeout_s)[1]
+            if late:
+                raise UnavailableError(f"{len(late)} shards of queue {self.queue.name!r} do not say their size")
+            answers, self._sizes = self._sizes, []
+            return sum(ray.get(answers))
+
     def stop_asking(self) -> None:
         """Ask no more; `take` still returns what open questions bring."""
         self._stopped = True
 
-    def drain(self, *, timeout_s: float = 30.0) -> list[Any]:
-        """Stop asking and return all that open questions still bring."""
+    def drain(self, *, timeout_s: float = 5.0) -> list[Any]:
+        """Stop asking and return all that open questions still bring; where the cluster has gone, what is here."""
         self.stop_asking()
         until = time.monotonic() + timeout_s
         found = []
-        while any(lane.open for lane in self._lanes) and time.monotonic() < until:
-            self._await(0.1)
-        while (item := self._next(strict=False)) is not None:
+        try:
+            while any(lane.open for lane in self._lanes) and time.monotonic() < until:
+                self._await(0.1)
+        except NightbeamError as error:
+            log.error("queue %r does not bring what it was asked for: %s", self.queue.name, error)
+        while (item := self._first(strict=False)) is not None:
             found.append(item)
         if late := [k for k, lane in enumerate(self._lanes) if lane.open]:
             log.error("shards %s of queue %r did not answer; a message of each may be lost", late, self.queue.name)
@@ -1036,6 +1064,12 @@ class Receiver:
     # message came that it has nothing: with one producer, that is the order in which it put them.
 
     def _next(self, *, strict: bool = True) -> Any:
+        found = self._first(strict=strict)
+        if found is None and not any(lane.items for lane in self._lanes) and not self._living():
+            raise self.queue.gone()
+        return found
+
+    def _first(self, *, strict: bool) -> Any:
         n = len(self._lanes)
         for i in range(n):
             k = (self._turn + i) % n
@@ -1049,8 +1083,6 @@ class Receiver:
                 return None
             self._turn = (k + 1) % n
             return self._hand_out(lane)
-        if len(self.queue.dead) == n:
-            raise self.queue.gone()
         return None
 
     def _hand_out(self, lane: _Lane) -> Any:
@@ -1099,10 +1131,11 @@ class Receiver:
         if not refs:
             time.sleep(seconds)
             return
-        # A question that has been put is answered in a millisecond: not to wait for it would only ask again.
-        ready, rest = ray.wait(refs, timeout=max(seconds, 0.002))
-        if ready and rest:
-            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        with _errors(f"queue {self.queue.name!r}"):
+            # A question that has been put is answered in a millisecond: not to wait for it would only ask again.
+            ready, rest = ray.wait(refs, timeout=max(seconds, 0.002))
+            if ready and rest:
+                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         there = set(ready)
         for k, lane in enumerate(self._lanes):
             while lane.open and lane.open[0][0] in there:
@@ -1131,6 +1164,10 @@ class Receiver:
             answer = ray.get(ref)
         except ray.exceptions.RayActorError as error:
             return self._failure(k, error)
+        except (ray.exceptions.RpcError, ray.exceptions.LocalRayletDiedError, ConnectionError) as error:
+            raise UnavailableError(
+                f"queue {self.queue.name!r} cannot be reached: {_line(error)}", fix="is the Ray cluster still up?"
+            ) from error
         except Exception as error:  # to unpickle a stranger's message may raise anything
             text = f"a message of shard {k} of queue {self.queue.name!r} cannot be read: {_line(_root(error))}"
             log.error("%s", text)
@@ -1159,7 +1196,7 @@ class Arrays:
     images: Any
 
 
-def fetch(message: Any, header: BatchHeader | None = None, *, timeout_s: float | None = 120.0) -> Arrays:
+def fetch(message: Any, header: BatchHeader | None = None, *, timeout_s: float | EllipsisType | None = ...) -> Arrays:
     """Return the arrays of a message.
 
     Parameters
@@ -1169,13 +1206,16 @@ def fetch(message: Any, header: BatchHeader | None = None, *, timeout_s: float |
     header
         What is known of it; where it says that there is no image, none is fetched.
     timeout_s
-        How long they may take to come from another node.
+        How long they may take to come from another node; None: for ever. By default 120 s, and 10 s without a header:
+        who does not even know their shape can do nothing else meanwhile.
 
     Raises
     ------
     LostError
         If the process that made them has ended, or they are gone for another reason.
     """
+    if isinstance(timeout_s, EllipsisType):
+        timeout_s = _SHAPE_FETCH_S if header is None else _FETCH_S
     images = None
     if header is None or header.image_kind != "none":
         calibrated = message.metadata.get("calibrated_image_ref")
@@ -1298,6 +1338,8 @@ class RayWorkers:
         ------
         BusyError
             If as many as may be are open.
+        NightbeamError
+            If the cluster does not take it.
         """
         if not self.room:
             raise BusyError(f"{len(self)} tasks are open", fix="collect some with finished() first")
@@ -1312,16 +1354,22 @@ class RayWorkers:
         ----------
         timeout_s
             How long to wait; None: for ever.
+
+        Raises
+        ------
+        NightbeamError
+            If Ray does not say; the tasks are still open.
         """
         import ray
 
         if not self._open:
             return []
         refs = list(self._open)
-        ready, rest = ray.wait(refs, timeout=timeout_s)
-        if ready and rest:
-            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
-            ready += more
+        with _errors("Ray's tasks"):
+            ready, rest = ray.wait(refs, timeout=timeout_s)
+            if ready and rest:
+                more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+                ready += more
         return self._results(ready)
 
     def _results(self, refs: list[Any]) -> list[tuple[int, Any]]:
@@ -1347,11 +1395,15 @@ class RayWorkers:
         log.warning("task %d is tried again: %s", task.handle, found)
         self.retried += 1
         task.tries += 1
-        self._start(task)
+        try:
+            self._start(task)
+        except NightbeamError as gone:
+            return gone
         return _AGAIN
 
     def _start(self, task: _Open) -> None:
-        self._open[self._task.remote(*task.call)] = task
+        with _errors(f"task {task.handle}"):
+            self._open[self._task.remote(*task.call)] = task
 
 
 _AGAIN = object()

@@ -14,6 +14,7 @@ from nightbeam.cxi.writing import CxiWriter
 from nightbeam.geometry.files import parse_geometry, read_geometry
 
 X, Y = "/entry_1/result_1/peakXPosRaw", "/entry_1/result_1/peakYPosRaw"
+TOTAL = "/entry_1/result_1/peakTotalIntensity"
 
 
 @pytest.fixture
@@ -96,6 +97,17 @@ def test_without_total_intensities_crystfel_silently_reads_no_peak(written):
         (replaced("/entry_1/experiment_identifier", np.array([b"a", b"b", b"a"])), "names"),
         (replaced(X, np.array([[3.5, 60.0], [3.5, 13.0], [3.5, 13.0]])), "outside"),
         (replaced(X, np.array([[3.5, np.nan], [3.5, 13.0], [3.5, 13.0]])), "outside"),
+        (replaced("/entry_1/result_1/nPeaks", np.array([-1, 2, 2])), "nPeaks"),
+        (replaced("/entry_1/result_1/nPeaks", np.array([2**64 - 1, 2, 2], np.uint64)), "nPeaks"),
+        (replaced("/entry_1/result_1/nPeaks", np.array([b"1", b"2", b"3"])), "nPeaks"),
+        (replaced(X, np.array([[b"a", b"b"]] * 3)), "peaks"),
+        (replaced(X, np.zeros((3, 2), [("a", "f4")])), "peaks"),
+        (replaced(TOTAL, np.array([[1.0, 1.0], [1.0, np.nan], [1.0, 1.0]])), "peaks"),
+        (replaced("/entry_1/data_1/data", np.full((3, 40, 48), b"a")), "data"),
+        (replaced("/entry_1/data_1/data", np.zeros((3, 40, 48), complex)), "data"),
+        (replaced("/entry_1/data_1/data", np.zeros((3, 40, 48), bool)), "data"),
+        (replaced("/entry_1/data_1/mask", np.full((40, 48), b"a")), "mask"),
+        (replaced("/entry_1/experiment_identifier", np.zeros(3, [("a", "f4")])), "names"),
     ],
 )
 def test_each_thing_that_crystfel_stumbles_over_is_found(written, change, code):
@@ -161,3 +173,75 @@ def test_a_missing_file_is_a_finding_of_a_list_and_an_error_by_itself(tmp_path):
 def test_a_geometry_with_an_axis_of_panels_is_said_to_be_ambiguous(written, shared_data):
     report = check_file(written()[0], read_geometry(shared_data / "geom" / "two-panels-dim2.geom"))
     assert not report.good
+
+
+def test_without_counts_nothing_is_said_of_lengths_of_columns(written):
+    path, _ = written(images=False)
+    assert codes(check_file(spoilt(path, lambda f: f.__delitem__("/entry_1/result_1/nPeaks")))) == ["nPeaks", "data"]
+
+
+def test_odd_types_do_not_hide_what_else_is_wrong(written):
+    path, geometry = written()
+    spoilt(path, replaced(X, np.array([[b"a", b"b"]] * 3)))
+    spoilt(path, replaced("/entry_1/data_1/data", np.zeros((2, 40, 48))))
+    assert codes(check_file(path, geometry)) == ["peaks", "events"]
+
+
+def test_a_time_type_of_hdf5_is_a_finding_like_any_other(written):
+    path, geometry = written()
+
+    def change(file):
+        del file[X]
+        space = h5py.h5s.create_simple((3, 2))
+        h5py.h5d.create(file["/entry_1/result_1"].id, b"peakXPosRaw", h5py.h5t.UNIX_D32LE, space)
+
+    assert codes(check_file(spoilt(path, change), geometry)) == ["peaks"]
+
+
+@pytest.mark.parametrize("name", ["clen", "photon_energy"])
+@pytest.mark.parametrize(
+    ("values", "good"),
+    [
+        ([0.0, 1.0, 1.0], False),
+        ([1.0, -2.0, 1.0], False),
+        ([1.0, 1.0, np.nan], False),
+        ([1.0, 1.0], False),
+        ([b"a", b"b", b"c"], False),
+        ([1.0, 2.0, 3.0], True),
+        (5.0, True),
+    ],
+)
+def test_what_the_geometry_reads_for_each_event_is_a_number_above_0_for_each(written, geom_text, name, values, good):
+    asked = geom_text(clen="clen = /LCLS/detector_1/EncoderValue", energy="photon_energy = /LCLS/photon_energy_eV")
+    path, geometry = written(parse_geometry(asked))
+    where = "/LCLS/detector_1/EncoderValue" if name == "clen" else "/LCLS/photon_energy_eV"
+    found = codes(check_file(spoilt(path, replaced(where, np.array(values))), geometry))
+    assert found == ([] if good else [name])
+
+
+def test_without_a_geometry_the_numbers_are_looked_at_as_well(written):
+    path, _ = written()
+    spoilt(path, replaced("/LCLS/detector_1/EncoderValue", np.array([np.nan, 0.0, 5.0])))
+    spoilt(path, replaced(X, np.array([[3.5, np.nan], [3.5, 13.0], [3.5, 13.0]])))
+    report = check_file(path)
+    assert [(f.code, f.event) for f in report.findings] == [("peaks", 0), ("clen", 1)]
+
+
+@pytest.mark.parametrize("data", [1.0, np.zeros(3), np.zeros((3, 0, 0))])
+def test_a_number_in_place_of_images_is_found_without_a_geometry(written, data):
+    path, _ = written()
+    assert codes(check_file(spoilt(path, replaced("/entry_1/data_1/data", data)))) == ["data"]
+
+
+def test_a_master_whose_member_is_gone_is_not_good(written, plan):
+    path, geometry = written()
+    path.unlink()
+    report = check_file(plan.output_dir / "p_master.h5", geometry)
+    assert "member" in codes(report)
+    assert path.name in next(f.text for f in report.findings if f.code == "member")
+
+
+def test_a_small_file_that_says_it_has_2_to_the_28_events_is_not_believed(tmp_path):
+    with h5py.File(tmp_path / "huge.cxi", "w") as file:
+        file.create_dataset("/entry_1/result_1/nPeaks", (2**28,), "i1", chunks=(2**20,))
+    assert codes(check_file(tmp_path / "huge.cxi")) == ["size"]

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import h5py
+import numpy as np
 import pytest
 
 from nightbeam.core.errors import ConfigError, StorageError
-from nightbeam.cxi.chunkfile import compression_of, environment_line, open_new
+from nightbeam.cxi.chunkfile import Powders, compression_of, environment_line, open_new
 
 FULL = """
 import resource, signal, sys
@@ -78,3 +79,14 @@ def test_only_plugins_need_a_line_for_the_shell():
     pytest.importorskip("hdf5plugin")
     assert environment_line("gzip-3") == ""
     assert environment_line("zstd").startswith("export HDF5_PLUGIN_PATH=/")
+
+
+def test_what_is_not_finite_is_no_brightest_value():
+    powders = Powders()
+    for values in ([np.inf, np.nan, 1.0, -np.inf], [2.0, 3.0, np.inf, -np.inf]):
+        powders.add_hit(np.array(values, np.float32).reshape(1, 2, 2))
+    assert powders.hits.ravel().tolist() == [2.0, 3.0, 1.0, -np.inf]
+    powders.add_hit(np.array([1e300, -1e300, 4.0, 5.0]).reshape(1, 2, 2))
+    assert powders.hits.ravel().tolist() == [2.0, 3.0, 4.0, 5.0]
+    powders.add_hit(np.array([7, 0, 0, 0], np.int64).reshape(1, 2, 2))
+    assert powders.hits.ravel().tolist() == [7.0, 3.0, 4.0, 5.0]

@@ -60,6 +60,51 @@ def test_all_that_is_missing_is_listed_at_once():
     assert "queue.num_shards" in said(least(queue={"num_shards": None}))
 
 
+def test_an_empty_file_lists_all_that_is_missing(tmp_path):
+    path = tmp_path / "w.yaml"
+    for text in ("", "# nothing yet\n", "---\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"missing: ray\.namespace, queue\.name, queue\.num_shards, output\."):
+            c.load_config(path)
+
+
+def test_a_short_place_of_a_panel_is_wrong_and_not_a_missing_key():
+    text = said(least(geometry={"panel_map": [[0, 0], [8]]}))
+    assert "missing:" not in text
+    assert "geometry.panel_map[1][1]" in text
+
+
+@pytest.mark.parametrize("name", ["eventNumber", "photon_energy_eV", "a/b", ".."])
+def test_metadata_that_cannot_be_stored_are_refused_before_anything_is_taken(name):
+    assert name in said(least(metadata={"copy": ["laser", name]}))
+    assert "a/b" in said(least(metadata={"static": {"a/b": 1}}))
+
+
+def test_a_configuration_is_read_like_the_dict_that_its_file_is(tmp_path):
+    path = tmp_path / "w.yaml"
+    path.write_text(yaml.safe_dump(least(metadata={"copy": ["laser"]})))
+    found = c.load_config(path)
+    assert (found["queue"]["name"], found["ray"]["namespace"]) == ("peaknet_q2", "peaknet-pipeline")
+    assert found["metadata"]["copy"] == ("laser",)
+    assert found["output"].get("file_prefix") == "peaknet_cxi"
+    assert found["output"].get("colour", "red") == "red"
+    for key in ("colour", "copy_", "sha256"):
+        with pytest.raises(KeyError):
+            found[key]
+
+
+def test_plain_dicts_can_be_merged_and_compared():
+    merged = c.merge_config_with_overrides(least(), {"output_dir": "x"})
+    assert merged["output"]["output_dir"] == Path("x")
+    assert len(c.validate_consistency(PIPELINE, least())) == 4
+
+
+def test_the_panel_map_says_how_many_panels_there_are_and_the_detector_goes_before():
+    geometry = {"panel_map": [[0, 0], [8, 0]]}
+    assert c.message_defaults(c.writer_config(least(geometry=geometry))).num_panels == 2
+    assert c.message_defaults(c.writer_config(least(geometry=geometry, detector={"num_panels": 4}))).num_panels == 4
+
+
 def test_a_null_means_the_default():
     nothing = {"peak_finding": None, "processing": {"num_cpu_workers": None}, "output": {"file_prefix": None}}
     assert c.writer_config(least(**{"processing": nothing["processing"], "output": nothing["output"]})) == (
@@ -110,6 +155,10 @@ def test_an_unknown_key_is_an_error_that_says_what_was_meant(tree, meant):
         ("output", {"output_dir": ["a"]}, "a path"),
         ("output", {"output_dir": "~nobody-of-that-name/x"}, "output.output_dir"),
         ("metadata", {"static": {"a": [1]}}, "metadata.static.a"),
+        ("metadata", {"static": {"a": 2**63}}, "metadata.static.a"),
+        ("metadata", {"static": {"a": -(2**63) - 1}}, "metadata.static.a"),
+        ("metadata", {"static": {"a": "x\0y"}}, "metadata.static.a"),
+        ("metadata", {"static": {"a": "x\ud83d"}}, "metadata.static.a"),
         ("metadata", {"copy": "abc"}, "metadata.copy"),
         ("geometry", {"panel_map": [[0, 1, 2]]}, "geometry.panel_map"),
         ("health", {"port": 70000}, "health.port"),
@@ -259,6 +308,9 @@ def test_files_that_are_not_there_are_named_before_anything_is_taken(tmp_path):
         c.check_files(c.writer_config(least(geometry={"geom_file": str(tmp_path / "no.geom")})))
     assert isinstance(caught.value, FileNotFoundError)
     assert "geometry.geom_file" in str(caught.value)
+    for mask in ("no.npy", "no.h5:/mask"):
+        with pytest.raises(MissingError, match=r"no mask file .*no\."):
+            c.check_files(c.writer_config(least(geometry={"mask_file": str(tmp_path / mask)})))
     absent = {"output_dir": str(tmp_path / "no"), "create_output_dir": False}
     with pytest.raises(MissingError, match="create_output_dir"):
         c.check_files(c.writer_config(least(output=absent)))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightbeam.core.errors import UnavailableError
 from nightbeam.cxi.execution import Load, TaskPool, next_workers
 from nightbeam.stream.model import BatchError, LostError
 
@@ -74,6 +75,61 @@ def test_a_task_that_fails_again_comes_back_as_its_error(pool, error, tries):
 
 def test_nothing_to_wait_for_is_not_waited_for(pool):
     assert pool.finished(60.0) == []
+
+
+class Far:
+    """Ray's workers that refuse some tasks, or do not say what has ended."""
+
+    def __init__(self):
+        self.tasks, self.silent, self.refused = [], False, set()
+
+    def submit(self, function, refs, *args):
+        if args[0] in self.refused:
+            raise UnavailableError("raylet is gone")
+        self.tasks.append(args[0])
+        return args[0]
+
+    def finished(self, timeout_s):
+        if self.silent:
+            raise UnavailableError("the cluster is gone")
+        found, self.tasks = [(one, one) for one in self.tasks], []
+        return found
+
+
+@pytest.fixture
+def far_pool():
+    far = Far()
+    made = TaskPool(2, most_threads=2, most_remote=2, remote=far)
+    yield made, far
+    made.close()
+
+
+def test_a_task_that_cannot_be_submitted_has_failed_and_no_other(far_pool):
+    pool, far = far_pool
+    far.refused = {1, 3}
+    for k in range(5):
+        pool.submit_remote((k, ""), print, [], k)
+    found = all_of(pool)
+    assert {key[0]: type(result).__name__ for key, result in found.items()} == {
+        0: "int", 1: "UnavailableError", 2: "int", 3: "UnavailableError", 4: "int",
+    }  # fmt: skip
+    assert pool.open == 0
+
+
+def test_what_threads_have_done_is_not_lost_where_ray_does_not_answer(far_pool):
+    pool, far = far_pool
+    far.silent = True
+    for k in range(3):
+        pool.submit_remote((k, ""), print, [], k)
+    pool.submit((9, ""), pow, 3, 2)
+    assert pool.open == 4
+    gone = UnavailableError("it is")
+    while pool.running:
+        with pytest.raises(UnavailableError):
+            pool.finished(5.0)
+    assert pool.give_up_remote(gone) == 3
+    assert all_of(pool) == {(0, ""): gone, (1, ""): gone, (2, ""): gone, (9, ""): 9}
+    assert pool.give_up_remote(gone) == 0
 
 
 def test_one_more_worker_where_something_waits_all_are_busy_and_a_core_is_free():

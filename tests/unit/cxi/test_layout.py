@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import h5py
+import numpy as np
 import pytest
 
 from nightbeam.core.errors import ConfigError
 from nightbeam.cxi import layout
 from nightbeam.cxi.writing import CxiWriter
 
-EVERYTHING = ("images", "geometry", "mask", "pixel size", "distance", "clen", "timestamps", "segmentation", "cheetah",
-              "psocake")  # fmt: skip
+EVERYTHING = ("images", "geometry", "mask", "pixel size", "distance", "clen", "timestamps", "clock", "segmentation",
+              "cheetah", "psocake")  # fmt: skip
 
 
 def test_no_two_datasets_of_a_file_share_a_path_or_a_name():
@@ -49,3 +50,13 @@ def test_a_written_file_has_what_the_layout_says_and_nothing_else(plan, geometry
             assert layout.attributes_of(dataset).items() <= dict(found[path].attrs).items()
         for where, target, _ in layout.LINKS:
             assert file.get(where, getlink=True).path == target
+
+
+def test_the_producers_clock_is_kept_where_it_is_all_that_was_said_of_time(plan, make_batch):
+    writer = CxiWriter(plan, geometry=None)
+    writer.submit(make_batch(0, events=1, wall_clock_s=1.7e9, timestamps=np.zeros(1, np.uint64)))
+    writer.submit(make_batch(1, events=1))
+    writer.flush_final()
+    with h5py.File(writer.files[0]) as file:
+        clock = file["/LCLS/detector_1/producer_clock_s"]
+        assert (clock[0], np.isnan(clock[1]), clock.attrs["units"]) == (1.7e9, True, "s")

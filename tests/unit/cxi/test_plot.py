@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
@@ -78,3 +79,42 @@ def test_what_cannot_be_drawn_is_an_error(files, geom_text, tmp_path):
     larger = parse_geometry(geom_text().replace("p3a1/max_ss = 39", "p3a1/max_ss = 49"))
     with pytest.raises(InputError, match="slab"):
         view_files(files, geometry=larger)
+
+
+def replaced(path, name, data):
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = data
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("/entry_1/data_1/data", np.zeros((4, 0, 0), np.float32)),
+        ("/entry_1/data_1/data", np.full((4, 40, 48), b"a")),
+        ("/entry_1/data_1/powderHits", np.full((40, 48), b"a")),
+        ("/entry_1/result_1/peakXPosRaw", np.full((4, 2), b"a")),
+        ("/LCLS/detector_1/timestamp", np.full(4, b"a")),
+    ],
+)
+def test_a_file_without_the_numbers_of_a_figure_is_one_error(files, name, data):
+    replaced(files[0], name, data)
+    with pytest.raises(InputError, match=files[0].name):
+        draw_view(view_files(files[:1]))
+
+
+@pytest.mark.parametrize("events", ['"x"', "1e400", "NaN", "null", "-1", "1" + "0" * 400])
+def test_counts_of_batches_that_are_no_numbers_are_one_error(files, events):
+    with h5py.File(files[0], "r+") as file:
+        file.attrs["batches"] = f'[{{"batch_id": ["a"], "events": {events}, "hits": 1}}]'
+    with pytest.raises(InputError, match="batches"):
+        view_files(files[:1])
+
+
+def test_a_time_that_is_none_is_unknown(files):
+    replaced(files[0], "/LCLS/detector_1/timestamp", np.array([np.nan, -1.0, np.inf, 1_700_000_000 * 2.0**32]))
+    assert view_files(files[:1]).when_s.tolist() == [0, 0, 0, 1_700_000_000]
+
+
+def test_pixels_beyond_float32_are_infinite_in_a_picture():
+    assert picture_of((1, 2)).of(np.array([[1e300, 2.0]])).tolist() == [[np.inf, 2.0]]

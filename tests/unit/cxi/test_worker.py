@@ -11,9 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightbeam.core.errors import BusyError, ConfigError, MissingError, StorageError
+from nightbeam.core.errors import BusyError, ConfigError, MissingError, StorageError, UnavailableError
 from nightbeam.cxi import outlet, worker, writing
 from nightbeam.cxi.doors import the_world
+from nightbeam.cxi.health import Health, metrics_text
 from nightbeam.cxi.ledger import account, status_path
 from nightbeam.cxi.worker import CxiService, run_cpu_postprocessing_pipeline
 from nightbeam.stream.model import PipelineOutput
@@ -214,7 +215,7 @@ def test_no_more_than_two_files_wait_for_the_disk(world, make):
 
 
 def test_bad_batches_are_rejected_each_with_its_reason_and_the_good_ones_written(world, make):
-    good = world.send(0)
+    good = world.send(0, timestamp=np.full(4, 1 << 60, np.uint64))
     world.queue.messages.append(replace(world.message(1), original_image_ref=None))
     world.queue.messages.append(replace(world.message(2), preprocessing_metadata=None))
     world.send(3, timestamp=np.zeros(3, np.uint64))
@@ -223,7 +224,7 @@ def test_bad_batches_are_rejected_each_with_its_reason_and_the_good_ones_written
     strange = world.send(5)
     strange.metadata = None
     world.queue.messages.append(replace(good))
-    world.send(6, sequence=0)
+    world.queue.messages.append(replace(good, metadata=good.metadata | {"sequence": 6}))
     world.queue.messages.append("a word")
     world.send(7)
     world.end(batches=8)
@@ -395,6 +396,64 @@ def test_whatever_comes_every_event_ends_in_one_place(tmp_path_factory, kinds, n
     assert all(len(file) == size for file in world.files.written[:-1])
 
 
+def test_a_rejected_batch_is_neither_missing_nor_waited_for(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    for k in range(6):
+        message = world.send(k)
+        if k in {0, 3, 5}:
+            message.predictions_ref = None
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert service._order.held == 0
+    assert service.counters()["events_missing"] == {}
+    page = service.ledger.producers["p"]
+    assert page.taken == page.settled
+    assert page.taken.to_json() == [[0, 5, 0, 24]]
+
+
+def test_a_rejected_batch_of_a_producer_that_begins_again_stands_in_its_new_line(world, make):
+    service = make(output={"buffer_size": 1}, queue={"num_producers": 9})
+    service.open()
+    world.send(0)
+    world.end()
+    world.send(0).predictions_ref = None
+    world.send(1)
+    until(service, lambda: len(world.files.events()) == 2 * FULL)
+    assert service._order.held == 0
+
+
+def test_a_name_that_came_before_makes_no_hole_where_the_number_is_new(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    for k in range(4):
+        message = world.send(k)
+        if k == 2:
+            message.batch_id = "p_1"
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert service._order.held == 0
+    assert service.counters()["events_missing"] == {}
+    assert service.counters()["events_rejected"] == {"duplicate": FULL}
+
+
+def test_a_number_that_comes_again_does_not_take_the_place_of_the_one_in_work(world, make):
+    service = make(output={"buffer_size": 1})
+    service.open()
+    go_on = threading.Event()
+    world.before_fetch = lambda _: go_on.wait(30)
+    for k in (0, 1, 1, 2):
+        world.send(k)
+    again = world.message(0)
+    again.predictions_ref = None
+    world.queue.messages.append(again)
+    for _ in range(6):
+        service.step()
+    assert not any(0 in page.settled for page in service.ledger.producers.values())
+    go_on.set()
+    until(service, lambda: len(world.files.events()) == 3 * FULL)
+    assert world.files.events() == [(f"p_{k}", i) for k in range(3) for i in range(FULL)]
+    assert service.counters()["batches_rejected"] == {"duplicate": 1, "malformed": 1}
+
+
 # -- when it ends -------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +532,154 @@ def test_a_producer_that_has_ended_may_begin_again(world, make):
     assert found["total_events_written"] == 8
 
 
+def times(first):
+    return {"timestamp": np.arange(first, first + FULL, dtype=np.uint64) << np.uint64(32)}
+
+
+def test_a_producer_that_is_killed_and_begins_again_under_its_name_loses_nothing(world, make, tmp_path):
+    for k in range(5):
+        world.send(k, **times(1000 + FULL * k))
+    for k in (1, 0, 3, 2, 4):  # several shards bring them in another order
+        world.send(k, **times(9000 + FULL * k))
+    world.end(batches=5)
+    found = through(make())
+    assert found["events_rejected"] == {}
+    assert found["total_events_written"] == 2 * 5 * FULL
+    stamps = [int(e.batch.timestamps[0] >> np.uint64(32)) for file in world.files.written for e in file if not e.index]
+    assert stamps == [*range(1000, 1020, 4), *range(9000, 9020, 4)]
+    assert found["events_missing"] == {}
+    assert json.loads(status_path(tmp_path, "peaknet_cxi").read_text())["producers"]["p"]["taken"] == [[0, 4, 0, 20]]
+    assert sum(n for text, n in found["warnings"].items() if "begun again" in text) == 1
+
+
+def test_a_producer_that_does_not_count_and_begins_again_loses_nothing(world, make):
+    for first in (1000, 9000):
+        for k in range(3):
+            world.send(k, sequence=None, event_index=None, **times(first + FULL * k))
+    found = world.end() or through(make())
+    assert (found["events_rejected"], found["total_events_written"]) == ({}, 6 * FULL)
+
+
+# -- what messages do not say -------------------------------------------------------------------------------------
+
+#: Two modules of 8 x 8 beside each other, each of two panels.
+TILES = "".join(
+    f"p{p}/min_fs = {4 * p}\np{p}/max_fs = {4 * p + 3}\np{p}/min_ss = 0\np{p}/max_ss = 7\n"
+    f"p{p}/corner_x = {4 * p}\np{p}/corner_y = 0\np{p}/fs = x\np{p}/ss = y\np{p}/res = 1000\n"
+    for p in range(4)
+)
+
+
+@pytest.mark.parametrize("section", [{}, {"panel_shape": [8, 8]}])
+def test_the_number_of_panels_is_taken_from_the_geometry(world, make, tmp_path, section):
+    (tmp_path / "g.geom").write_text(TILES)
+    world.queue.messages.append(replace(world.message(0, peaks=(1, 2, 3)), preprocessing_metadata=None))
+    world.end()
+    found = through(make(geometry={"geom_file": str(tmp_path / "g.geom")}, detector=section))
+    assert (found["events_rejected"], found["total_events_written"]) == ({}, 3)
+    assert world.files.written[0][0].batch.n_panels == 2
+
+
+def test_a_geometry_that_does_not_say_the_number_of_panels_is_a_reason(world, make, tmp_path, caplog):
+    (tmp_path / "g.geom").write_text(TILES)
+    world.queue.messages.append(replace(world.message(0), preprocessing_metadata=None))
+    world.end()
+    service = make(geometry={"geom_file": str(tmp_path / "g.geom")}, detector={"panel_shape": [5, 8]})
+    assert through(service)["events_rejected"].keys() == {"no shape"}
+    assert "8 x 16 cannot be cut into 5 x 8" in caplog.text
+
+
+def test_the_number_of_panels_is_that_of_the_panel_map(world, make):
+    world.queue.messages.append(replace(world.message(0, peaks=(1, 2, 3)), preprocessing_metadata=None))
+    world.end()
+    assert through(make(geometry={"panel_map": [[0, 0], [0, 8]]}))["total_events_written"] == 3
+
+
+def test_what_crystfel_lacks_in_the_users_geometry_is_no_warning_where_ours_supplies_it(world, make, tmp_path, caplog):
+    (tmp_path / "g.geom").write_text(TILES + "colour = red\n")
+    make(geometry={"geom_file": str(tmp_path / "g.geom")}).open()
+    assert "refuses" not in caplog.text
+    assert "'colour' is unknown" in caplog.text
+    caplog.clear()
+    make(geometry={"geom_file": str(tmp_path / "g.geom")}, output={"geom": False, "file_prefix": "b"}).open()
+    assert "clen) is not given" in caplog.text
+
+
+def test_what_was_taken_is_written_although_the_queue_has_died(world, make):
+    for k in range(6):
+        world.send(k)
+
+    def gone():
+        raise UnavailableError("every shard has died")
+
+    take = world.queue.take
+    world.queue.take = lambda timeout_s: take(timeout_s) or gone()
+    world.queue.drain = gone
+    service = make()
+    with pytest.raises(UnavailableError, match="every shard"):
+        service.loop(threading.Event())
+    found = service.counters()
+    assert (found["total_events_written"], found["events_in_flight"], found["balance"]) == (24, 0, 0)
+
+
+def test_tasks_that_cannot_be_submitted_lose_their_batch_and_the_end_comes(world, make):
+    world.nodes = 2
+    service = make(processing={"num_cpu_workers": 4})
+    service.open()
+    submit, left = world.tasks.submit, iter([True, True, False])
+
+    def some(*args):
+        if next(left, True):
+            return submit(*args)
+        raise UnavailableError("raylet is gone")
+
+    world.tasks.submit = some
+    world.send(0)
+    world.send(1)
+    turn(service, 20)
+    service.close()
+    found = service.counters()
+    assert (found["events_lost"], found["total_events_written"]) == ({"unavailable": 4}, 4)
+    assert (found["events_in_flight"], found["balance"]) == (0, 0)
+
+
+def test_tasks_of_which_nobody_hears_again_are_lost_and_the_end_comes(world, make):
+    world.nodes = 2
+    service = make(processing={"num_cpu_workers": 4})
+    service.open()
+
+    def finished(_):
+        raise UnavailableError("the cluster is gone")
+
+    world.tasks.finished = finished
+    world.send(0)
+    world.send(1)
+    with pytest.raises(UnavailableError):
+        turn(service, 20)
+    world.queue.asked.extend(world.queue.messages)
+    service.close()
+    found = service.counters()
+    assert found["events_lost"] == {"unavailable": found["events_received"]}
+    assert (found["events_in_flight"], found["batches_in_flight"], found["balance"]) == (0, 0, 0)
+
+
+def test_the_lock_is_free_after_the_end_whatever_has_failed(world, tmp_path):
+    def told(counters):
+        if counters["batches_received"]:
+            raise ZeroDivisionError("a mistake of who listens")
+
+    service = CxiService(small_config(tmp_path), doors=world.doors(), clock=world.clock, on_status=told)
+    service.open()
+    world.send(0)
+    turn(service, 1)
+    with pytest.raises(ZeroDivisionError):
+        service.close()
+    following = CxiService(small_config(tmp_path), doors=world.doors(), clock=world.clock)
+    following.open()
+    following.close()
+    assert service.counters()["events_in_flight"] == 0
+
+
 # -- before it begins ---------------------------------------------------------------------------------------------
 
 
@@ -502,6 +709,17 @@ def test_a_geometry_that_is_not_there_is_said_before_anything_is_taken(world, ma
 
 def status(tmp_path):
     return json.loads(status_path(tmp_path, "peaknet_cxi").read_text())
+
+
+def test_kernels_are_compiled_before_anybody_is_connected(world, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(worker, "find_peaks", lambda *_, **__: done.append("compiled"))
+    connect = world.doors().connect
+    doors = replace(world.doors(), connect=lambda config: done.append("connected") or connect(config))
+    service = CxiService(small_config(tmp_path), doors=doors, clock=world.clock)
+    service.open()
+    service.close()
+    assert done == ["compiled", "compiled", "connected"]
 
 
 def test_the_status_file_is_there_from_the_beginning_and_says_how_it_ended(world, make, tmp_path):
@@ -574,6 +792,7 @@ def test_an_empty_queue_is_said_and_not_again_at_once(world, make, caplog):
     service.open()
     turn(service, 50)
     assert caplog.text.count("Queue empty, waiting...") == 1
+    assert "normal if the pipeline has not started; otherwise check that it puts on Q2" in caplog.text
     world.clock.now_s += 31
     turn(service, 50)
     assert caplog.text.count("Queue empty, waiting...") == 2
@@ -666,3 +885,18 @@ def test_real_files_hold_every_hit_once_in_order_although_the_disk_was_full(worl
     (told,) = account(tmp_path)
     assert [(one.first, one.last) for one in told.received] == [(0, 5)]
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_pixels_that_the_files_cannot_hold_are_counted_in_the_status_and_said_once(world, tmp_path, caplog):
+    for k in range(2):
+        message = world.send(k, peaks=(3,))
+        image = world.objects[message.original_image_ref.key]
+        image[0, 0, 0, :4] = [np.nan, 0.5, 70000.0, -1.0]
+    world.end()
+    config = small_config(tmp_path, output={"dtype": "uint16", "buffer_size": 1})
+    found = through(CxiService(config, doors=replace(world.doors(), files=the_world().files), clock=world.clock))
+    counted = [found[f"pixels_{name}"] for name in ("clipped", "rounded", "not_finite")]
+    assert (counted, found["write_failures"]) == ([4, 2, 2], 0)
+    assert caplog.text.count("said once") == 3
+    assert json.loads(status_path(tmp_path, "peaknet_cxi").read_text())["counters"]["pixels_clipped"] == 4
+    assert b"cxi_pixels_clipped_total 4.0" in metrics_text(found, Health())

@@ -1,6 +1,8 @@
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -11,6 +13,8 @@ from nightbeam.cli import cxi_write
 from nightbeam.cli.cxi import cxi
 from nightbeam.core.errors import UnavailableError
 from nightbeam.cxi import worker
+from nightbeam.cxi.doors import the_world
+from nightbeam.stream import remote
 from nightbeam.testing.cxi_world import World
 
 WRITER = {
@@ -107,6 +111,17 @@ def test_no_cluster_ends_with_one_and_says_what_to_do(files, world, capsys, monk
     monkeypatch.setattr(worker, "the_world", lambda: type(doors)(**{**vars(doors), "connect": none}))
     assert run("--config", files[0]) == 1
     assert "start one" in capsys.readouterr().err
+
+
+def test_shards_that_are_to_be_found_before_there_is_a_queue_end_with_one(files, world, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "list_queues", list)
+    monkeypatch.setattr(remote, "_find", lambda *_: None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(namespace="peaknet-pipeline"))
+    monkeypatch.setattr(worker, "the_world", lambda: replace(world.doors(), source=the_world().source))
+    tree = yaml.safe_load(Path(files[0]).read_text())
+    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(tree | {"queue": {"name": "q", "num_shards": "auto"}}))
+    assert run("--config", str(tmp_path / "auto.yaml")) == 1
+    assert "or give a number as `queue.num_shards`, then it is made" in capsys.readouterr().err
 
 
 def test_a_stream_is_written_and_options_win_over_the_file(files, world, tmp_path, capsys):

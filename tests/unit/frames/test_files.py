@@ -257,3 +257,59 @@ def test_the_truth_is_written_as_arrays_and_as_lines(tmp_path):
     peaks = [[line["event"], *peak] for line in lines for peak in line["peaks"]]
     assert peaks == [list(row) for row in zip(truth.event, truth.panel, truth.y, truth.x, truth.total_adu, strict=True)]
     assert [line["timestamp"] for line in lines] == truth.timestamps.tolist()
+
+
+# -- what a file says of its events ---------------------------------------------------------------------------------
+
+
+def stamps(path, **columns):
+    with open_frames(cxi(path, **columns)) as reader:
+        return reader.timestamps.tolist()
+
+
+def test_times_that_are_none_are_unknown(tmp_path):
+    path = tmp_path / "a.cxi"
+    assert stamps(path, LCLS__detector_1__timestamp=np.array([np.nan, -1.0, 2.0**40])) == [0, 0, 2**40]
+    assert stamps(path, LCLS__detector_1__timestamp=np.array([-1, 0, 2**62])) == [0, 0, 2**62]
+    parts = {"LCLS__machineTime": np.array([-1, 2**32 - 1, 3]), "LCLS__machineTimeNanoSeconds": np.array([5, 6, -7])}
+    assert stamps(path, **parts) == [0, ((2**32 - 1) << 32) + 6, 3 << 32]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"LCLS__detector_1__timestamp": np.array([1.0, np.inf, 1.0])},
+        {"LCLS__detector_1__timestamp": np.array([1.0, 2.0**64, 1.0])},
+        {"LCLS__machineTime": np.array([1, 2**62, 1]), "LCLS__machineTimeNanoSeconds": np.zeros(3, int)},
+        {"LCLS__machineTime": np.array([1, 2**32, 1]), "LCLS__machineTimeNanoSeconds": np.zeros(3, int)},
+        {"LCLS__machineTime": np.ones(3, int), "LCLS__machineTimeNanoSeconds": np.array([1, 10**9, 1])},
+    ],
+)
+def test_a_time_beyond_all_times_is_an_error_that_names_its_event(tmp_path, columns):
+    with pytest.raises(InputError, match="of event 1, no time"):
+        stamps(tmp_path / "a.cxi", **columns)
+
+
+def test_values_of_more_events_than_there_can_be_are_not_read(tmp_path):
+    with h5py.File(tmp_path / "a.cxi", "w") as file:
+        file.create_dataset("/entry_1/data_1/data", (2**39, 8, 8), "f4", chunks=(1, 8, 8))
+        file.create_dataset("/LCLS/photon_energy_eV", (2**39,), "f4", chunks=(1024,))
+    with pytest.raises(InputError, match="says it has 549755813888 values") as caught:
+        open_frames(tmp_path / "a.cxi")
+    assert "cannot read" not in str(caught.value)
+
+
+def test_a_value_of_the_wrong_shape_is_said_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_frames(cxi(tmp_path / "a.cxi", LCLS__photon_energy_eV=np.ones(2)))
+    assert caught.value.what.startswith("/LCLS/photon_energy_eV of ")
+
+
+def test_a_dataset_of_times_is_no_frames(tmp_path):
+    path = cxi(tmp_path / "a.h5", name="frames")
+    with h5py.File(path, "r+") as file:
+        h5py.h5d.create(file.id, b"times", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3, 8, 8)))
+    with pytest.raises(InputError, match=r"times of .* no frames"):
+        open_frames(path, "times")
+    with open_frames(path) as reader:
+        assert reader.dataset == "/frames"

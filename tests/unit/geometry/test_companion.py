@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nightbeam.core.errors import InputError
 from nightbeam.geometry.compute import bad_pixels, crystfel_complaints, for_cxi, pixel_maps
-from nightbeam.geometry.files import format_geometry, parse_geometry
+from nightbeam.geometry.files import format_geometry, parse_geometry, read_geometry
 from nightbeam.geometry.model import Mask, Quantity
 
 REAL = (
@@ -85,9 +86,9 @@ def test_numbers_and_gains_that_are_given_stay(real):
     assert {p.adu_per_ev for p in for_cxi(real("cspad-cxiformat.geom")).panels} == {0.00338}
 
 
-def test_masks_in_files_of_their_own_stay_behind_ours(real):
+def test_masks_in_files_of_their_own_stay_behind_ours(real, geom):
     companion = for_cxi(real("jf-swissfel-16M.geom"))
-    own = Mask(1, "/mask", "run47.JF06T32V01.mask.h5", 1, 0)
+    own = Mask(1, "/mask", str(geom.absolute() / "run47.JF06T32V01.mask.h5"), 1, 0)
     assert {p.masks for p in companion.panels} == {(MASK, own)}
     assert {p.masks for p in for_cxi(real("jf-swissfel-16M.geom"), mask=None).panels} == {(replace(own, number=0),)}
 
@@ -214,3 +215,25 @@ def test_what_else_points_into_the_file_is_said(panel, geometry_of):
         "the saturation map /sat of the data file is left out",
         "detector_shift_x is read from /s, which the file must have",
     )
+
+
+FILES = "mask0_data = /m\nmask0_file = masks/a.h5\nmask1_data = /m\nmask1_file = /b/b.h5\n"
+
+
+def files_of(companion):
+    return [m.file for m in companion.panels[0].masks]
+
+
+def test_files_beside_the_geometry_are_found_from_everywhere(panel, tmp_path, monkeypatch):
+    path = tmp_path / "in" / "a.geom"
+    path.parent.mkdir()
+    path.write_text("res = 1\n" + FILES + "saturation_map = /s\nsaturation_map_file = s.h5\n" + panel())
+    monkeypatch.chdir(tmp_path)
+    companion = for_cxi(read_geometry(Path("in/a.geom")))
+    assert files_of(companion) == [None, str(tmp_path / "in/masks/a.h5"), "/b/b.h5"]
+    assert companion.panels[0].saturation_map_file == str(tmp_path / "in/s.h5")
+
+
+def test_a_geometry_that_came_from_no_file_keeps_its_names_or_is_told_where_they_start(panel, geometry_of):
+    assert files_of(for_cxi(geometry_of(FILES, panel()))) == [None, "masks/a.h5", "/b/b.h5"]
+    assert files_of(for_cxi(geometry_of(FILES, panel()), base=Path("/c"))) == [None, "/c/masks/a.h5", "/b/b.h5"]

@@ -380,3 +380,20 @@ def test_a_slab_made_by_hand_is_checked_before_anything_is_allocated(agipd):
     for use in (panel_index, bad_pixels, beam_radius_px):
         with pytest.raises(InputError, match="more than 268435456 pixels"):
             use(replace(agipd, panels=(large,)))
+
+
+def test_a_shift_of_the_detector_moves_every_panel_as_crystfel_does(panel, geometry_of):
+    # 1 mm at 10 pixels a mm: the first centre is at (0.5 + 10, 0.5 - 5). A shift in the data file is not known.
+    shifted = geometry_of("detector_shift_x = 1 mm\ndetector_shift_y = -0.0005\n", panel())
+    maps = pixel_maps(shifted, clen_m=0.1)
+    assert (maps.x[0, 0], maps.y[0, 0]) == pytest.approx((10.5e-4, -4.5e-4), rel=1e-6)
+    assert beam_radius_px(shifted)[0, 0] == pytest.approx(math.hypot(10.5, 4.5))
+    away = geometry_of("detector_shift_x = /a\n", panel())
+    assert beam_radius_px(away)[0, 0] == pytest.approx(math.hypot(0.5, 0.5))
+
+
+def test_bad_regions_of_the_laboratory_stay_there_when_the_detector_is_shifted(panel, geometry_of):
+    # First corners of the columns are at 10, 11, 12, 13 then.
+    region = "bad/min_x = 10.5\nbad/max_x = 12.5\nbad/min_y = -9\nbad/max_y = 9\n"
+    shifted = geometry_of("detector_shift_x = 1 mm\n", panel(), region)
+    assert bad_pixels(shifted).tolist() == [[False, True, True, False]] * 2

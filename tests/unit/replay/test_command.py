@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,3 +117,11 @@ def test_a_person_is_told_in_one_line(run):
     done = run("--simulate", "2", "--panels", "32x32", "--hit-rate", "0")
     assert done.stdout == ""
     assert done.stderr.startswith("2 events in 1 batches, ")
+
+
+def test_each_replay_is_a_producer_of_its_own_unless_it_is_named(run):
+    for _ in range(2):
+        run("--simulate", "1", "--panels", "1x64x64", "--peaks", "1:2")
+    names = [words[5] for words in run.asked]
+    assert len(set(names)) == 2
+    assert all(name.startswith(f"replay-{socket.gethostname()}-{os.getpid()}-") for name in names)

@@ -91,3 +91,18 @@ def test_logits_go_as_an_array_by_reference_and_as_a_tensor_by_value():
     assert np.array_equal(array, logits.float().numpy())
     assert predictions_of(logits.half(), mask, "logits").dtype == np.float16
     assert isinstance(predictions_of(logits, mask, "logits", by_value=True), torch.Tensor)
+
+
+def test_pixels_that_are_not_finite_are_left_out_of_mean_and_deviation():
+    # Of 1, 3, 1, 3: mean 2, standard deviation 1.
+    frames = np.array([[1, 3, np.nan], [1, 3, np.inf]], np.float32).reshape(1, 1, 2, 3)
+    ours, mean, std = normalize(frames)
+    assert (mean.tolist(), std.tolist()) == ([2.0], [1.0])
+    assert ours[0, 0, :, :2].tolist() == [[-1, 1], [-1, 1]]
+    assert np.isnan(ours[0, 0, 0, 2])
+    assert ours[0, 0, 1, 2] == np.inf
+
+
+def test_a_panel_without_a_finite_pixel_has_mean_0_and_deviation_1():
+    _, mean, std = normalize(np.full((1, 2, 2, 2), np.nan, np.float32))
+    assert (mean.tolist(), std.tolist()) == ([0.0, 0.0], [1.0, 1.0])

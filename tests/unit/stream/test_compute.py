@@ -407,3 +407,22 @@ def test_an_end_marker_names_its_producer():
     assert is_end(SimpleNamespace(metadata={"end_of_stream": np.True_})) == ""
     assert is_end(message({"end_of_stream": 1})) is None
     assert producer_of(message({"producer_id": np.int64(3)})) == "3"
+
+
+@pytest.mark.parametrize("useless", [0.0, -3.0, float("nan"), float("inf")])
+def test_an_encoder_that_says_no_length_is_not_believed(useless):
+    found = header({"encoder_value": [useless, 5.0, 6.0]}, defaults=MessageDefaults(clen_mm=100.0))
+    assert found.clen_mm.tolist() == [100.0, 5.0, 6.0]
+    assert found.warnings == ("encoder_value is no camera length in 1 events; taken as 100 mm",)
+    unknown = header({"encoder_value": useless})
+    assert np.isnan(unknown.clen_mm).all()
+    assert unknown.warnings == ("encoder_value is no camera length in 3 events; unknown",)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int16])
+def test_normalisation_is_undone_in_numbers_that_hold_the_detectors(kind):
+    # 1000.25 + 5 has no half float (their step is 1 there), and 150 000 is beyond them all.
+    said = header({"normalization": {"mean": [1000.25] * 5 + [100000.0], "std": [5.0] * 5 + [50000.0]}})
+    images = detector_images(said, np.ones((6, 1, 8, 10), kind))
+    assert images.dtype == (np.float64 if kind == np.float64 else np.float32)
+    assert np.unique(images).tolist() == [1005.25, 150000.0]

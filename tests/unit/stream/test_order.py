@@ -111,6 +111,23 @@ def test_what_is_known_is_not_waited_for():
     assert line.due() == {"p": 41}
 
 
+def test_what_is_held_below_what_is_expected_is_handed_out_at_once():
+    line = Resequencer(max_wait_s=10.0)
+    assert line.add("p", 55, "x", 0.0) == line.add("p", 58, "z", 0.0) == []
+    assert line.expect("p", 57) == ["x"]
+    assert line.add("p", 57, "y", 0.0) == ["y", "z"]
+    assert line.expire(20.0) == line.flush() == []
+    assert (line.held, line.due(), line.next_s()) == (0, {"p": 59}, None)
+
+
+def test_to_expect_what_is_held_hands_it_out_too():
+    line = Resequencer()
+    line.add("p", 3, 3, 0.0)
+    assert line.expect("p", 3) == [3]
+    assert line.expect("p", 1) == []
+    assert line.due() == {"p": 4}
+
+
 def test_a_hostile_number_costs_no_memory():
     line, out = fed([10**18, 0], max_held=1)
     line.flush()
@@ -153,3 +170,32 @@ def test_nothing_is_lost_or_doubled(arrivals, max_held, max_wait_s):
     for producer in "pq":
         gone = {n for first, last in line.missing.get(producer, []) for n in range(first, last + 1)}
         assert gone == set(range(max(seen[producer], default=-1) + 1)) - seen[producer]
+
+
+_LINES = st.sampled_from("pq")
+_NUMBERS = st.integers(0, 12)
+_STEPS = st.one_of(
+    st.tuples(st.just("add"), _LINES, st.one_of(st.none(), _NUMBERS)),
+    st.tuples(st.sampled_from(["expect", "end"]), _LINES, _NUMBERS),
+    st.tuples(st.sampled_from(["expire", "flush"]), _LINES, _NUMBERS),
+)
+
+
+@given(st.lists(_STEPS, max_size=60), st.integers(1, 6), st.sampled_from([0.0, 3.0]))
+def test_whatever_is_expected_or_ends_nothing_is_lost_doubled_or_waited_for_for_ever(steps, max_held, max_wait_s):
+    line = Resequencer(max_held=max_held, max_wait_s=max_wait_s)
+    out, added = [], 0
+    for now, (kind, producer, number) in enumerate(steps):
+        if kind == "add":
+            out += line.add(producer, number, added, float(now))
+            added += 1
+        elif kind == "expect":
+            out += line.expect(producer, number)
+        elif kind == "end":
+            out += line.end(producer, number, float(now))
+        else:
+            out += line.expire(float(now)) if kind == "expire" else line.flush()
+        assert all(number >= one.due for one in line._lines.values() for number in one.held)
+    out += line.flush()
+    assert sorted(out + [item for _, _, item in line.take_refused()]) == list(range(added))
+    assert (line.held, line.next_s()) == (0, None)
