@@ -210,7 +210,7 @@ class Ranges:
         return bisect_right(self._all, number, key=lambda one: one.first) - 1
 
     def _insert(self, new: Range) -> None:
-        at = self._before(new.first)
+        at = len(self._all) - 1 if self._all and self._all[-1].first <= new.first else self._before(new.first)
         if at >= 0 and self._all[at].last >= new.first:
             if self._all[at].last >= new.last:
                 return
