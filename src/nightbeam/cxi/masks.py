@@ -63,6 +63,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 def _of_npy(file: Path) -> NDArray[np.bool_]:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
+        array.close()
         raise InputError(f"{file} holds several arrays", fix="write one with numpy.save")
     _require_mask(array, file)
     return np.asarray(array != 0)
