@@ -135,6 +135,7 @@ def ray(monkeypatch, world) -> dict[str, Any]:
         def __init__(self, _queue, poll_s):
             asked["poll_s"] = poll_s
             self.look_once, self.stop_asking, self.drain = world.queue.look_once, lambda: None, world.queue.drain
+            self.size = world.queue.size
 
         def take(self, timeout_s):
             asked["longest_take_s"] = max(asked.get("longest_take_s", 0.0), timeout_s)

@@ -88,7 +88,7 @@ def test_the_users_mask_and_the_geometrys_bad_regions_are_in_the_files(tmp_path,
     files = the_world().files(config, geometry)
     files.submit(make_batch())
     files.flush_final()
-    with h5py.File(files.files[0]) as file:
+    with h5py.File(files.get_statistics()["last_file"]) as file:
         bad = file["/entry_1/data_1/mask"][0]
     assert bad[3, 4] != 0
     assert (bad[30, 40:42] != 0).all()  # bad_spot

@@ -427,6 +427,7 @@ def test_a_name_that_came_before_makes_no_hole_where_the_number_is_new(world, ma
     service.open()
     for k in range(4):
         message = world.send(k)
+        message.metadata |= times(1 if k == 2 else k)
         if k == 2:
             message.batch_id = "p_1"
     until(service, lambda: len(world.files.events()) == 3 * FULL)
