@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import socket
@@ -33,8 +34,20 @@ def new_writer() -> str:
     return f"{_host()}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
+@functools.cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().split(".")[0])[:30] or "host"
+    """Return a name of this machine, of its boot and of its process numbers: names alone are often cut or alike."""
+    name = socket.gethostname()
+    whose = [name, *(_said(path) for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"))]
+    digest = hashlib.sha256("\0".join(whose).encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', name.split('.')[0])[:20] or 'host'}-{digest}"
+
+
+def _said(path: str) -> str:
+    try:
+        return str(Path(path).readlink()) if path.endswith("ns/pid") else Path(path).read_text()
+    except OSError:  # a system that does not say
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ class CxiView:
         Of each event; 0: unknown.
     rate_event, rate
         Running number of an event, and the fraction of hits about it; empty where files do not say.
+    rate_when_s : seconds since 1970
+        Of the first event of those that each rate is of; 0: unknown.
     """
 
     title: str
@@ -86,6 +88,7 @@ class CxiView:
     when_s: NDArray[np.float64]
     rate_event: NDArray[np.float64]
     rate: NDArray[np.float64]
+    rate_when_s: NDArray[np.float64]
 
 
 def picture_of(slab: tuple[int, int], geometry: Geometry | None = None) -> Picture:
@@ -140,7 +143,7 @@ def view_files(
     chunks = [read_chunk(path) for path in files]
     chosen, index = _chosen(chunks, event)
     picture = None if chosen.slab is None else picture_of(chosen.slab, geometry)
-    rate_event, rate = _rates(chunks)
+    rate_event, rate, rate_when_s = _rates(chunks)
     place = _peaks_in(picture, chosen, index)
     return CxiView(
         title=_title(chunks),
@@ -154,6 +157,7 @@ def view_files(
         when_s=np.concatenate([_times(c) for c in chunks]),
         rate_event=rate_event,
         rate=rate,
+        rate_when_s=rate_when_s,
     )
 
 
@@ -203,33 +207,42 @@ def _times(chunk: Chunk) -> NDArray[np.float64]:
         return np.zeros(len(chunk.n_peaks))
     # What cannot be a time is unknown.
     known = np.isfinite(stamps) & (stamps >= 0) & (stamps < 2.0**64)
-    parts = [(int(s) >> 32, int(s) & 0xFFFFFFFF) for s in np.where(known, stamps, 0)]
-    return np.array([event_time(s) + 1e-9 * ns if s else 0.0 for s, ns in parts])
+    return np.array([_second(int(stamp)) for stamp in np.where(known, stamps, 0)])
 
 
-def _rates(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return fractions of hits of groups of batches; a batch that two files share is counted once."""
-    counts: dict[Any, tuple[int, int]] = {}
+def _second(stamp: int) -> float:
+    """Return seconds since 1970 of an LCLS time; 0: unknown."""
+    seconds, nanoseconds = stamp >> 32, stamp & 0xFFFFFFFF
+    return event_time(seconds) + 1e-9 * nanoseconds if seconds else 0.0
+
+
+def _rates(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return of groups of batches where they are, their fractions of hits, and when each began.
+
+    A batch that two files share is counted once.
+    """
+    counts: dict[Any, tuple[int, int, float]] = {}
     for chunk in chunks:
         records = chunk.attributes.get("batches")
         for record in records if isinstance(records, list) else []:
             if isinstance(record, dict) and {"batch_id", "events", "hits"} <= record.keys():
                 counts[str(record.get("producer")), str(record["batch_id"])] = _numbers_of(record, chunk.path)
     if not counts:
-        return np.zeros(0), np.zeros(0)
-    events, hits = np.array([*counts.values()], float).T
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    events, hits, when_s = np.array([*counts.values()], float).T
     starts = np.arange(0, len(events), -(-len(events) // _GROUPS))
     summed, shared = np.add.reduceat(events, starts), np.add.reduceat(hits, starts)
     middle = np.cumsum(summed) - summed / 2
-    return middle, np.divide(shared, summed, out=np.zeros_like(shared), where=summed > 0)
+    return middle, np.divide(shared, summed, out=np.zeros_like(shared), where=summed > 0), when_s[starts]
 
 
-def _numbers_of(record: dict[str, Any], path: Path) -> tuple[int, int]:
+def _numbers_of(record: dict[str, Any], path: Path) -> tuple[int, int, float]:
     events, hits = record["events"], record["hits"]
     if not all(isinstance(n, int) and 0 <= n < 2**53 for n in (events, hits)):
         raise InputError(f"{path}: its attribute batches counts events {events!r:.40}, hits {hits!r:.40}",
                          fix="whole numbers are wanted; the file is damaged, or another program's")  # fmt: skip
-    return events, hits
+    stamp = record.get("time")
+    return events, hits, _second(stamp) if isinstance(stamp, int) and 0 < stamp < 2**64 else 0.0
 
 
 def _title(chunks: Sequence[Chunk]) -> str:
@@ -250,15 +263,11 @@ def draw_view(view: CxiView) -> Any:
     FigureCanvasAgg(figure)
     frame, powder, peaks, rate = figure.subplots(2, 2, height_ratios=(3, 1)).ravel()
     _draw_picture(figure, frame, view.frame, view, f"{view.frame_name}, {view.peak_row.size} peaks")
-    frame.plot(view.peak_column, view.peak_row, "o", markersize=7, markerfacecolor="none", markeredgecolor="tab:red",
+    frame.plot(view.peak_column, view.peak_row, "o", markersize=11, markerfacecolor="none", markeredgecolor="tab:red",
                markeredgewidth=0.8)  # fmt: skip
     _draw_picture(figure, powder, view.powder, view, "brightest of all hits")
     _draw_peaks(peaks, view)
-    if view.rate.size:
-        rate.plot(view.rate_event, 100.0 * view.rate, ".-", linewidth=0.7, color="tab:blue")
-    else:
-        rate.text(0.5, 0.5, "files do not say how many events there were", ha="center", transform=rate.transAxes)
-    rate.set(xlabel="event received", ylabel="hits [%]", ylim=(0, None))
+    _draw_rate(rate, view)
     figure.suptitle(view.title.replace("$", r"\$"), fontsize="small")
     return figure
 
@@ -275,6 +284,16 @@ def _draw_picture(figure: Any, axes: Any, picture: NDArray[np.float32] | None, v
     shown = axes.imshow(picture, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect,
                         interpolation="nearest")  # fmt: skip
     figure.colorbar(shown, ax=axes, location="bottom", aspect=50, shrink=0.8)
+
+
+def _draw_rate(axes: Any, view: CxiView) -> None:
+    known = view.rate.size > 0 and bool((view.rate_when_s > 0).all())
+    if view.rate.size:
+        along = view.rate_when_s - view.rate_when_s.min() if known else view.rate_event
+        axes.plot(along, 100.0 * view.rate, ".-", linewidth=0.7, color="tab:blue")
+    else:
+        axes.text(0.5, 0.5, "files do not say how many events there were", ha="center", transform=axes.transAxes)
+    axes.set(xlabel="time [s]" if known else "event received", ylabel="hits [%]", ylim=(0, None))
 
 
 def _draw_peaks(axes: Any, view: CxiView) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from nightbeam.core.errors import MissingError, UnavailableError
 from nightbeam.cxi.config import WriterConfig
+from nightbeam.cxi.counts import OF_FILES
 from nightbeam.cxi.health import Health
 
 __all__ = ["Session", "StreamWriter"]
@@ -33,6 +34,7 @@ _TOTALS: Final = (
     "nan_pixels",
     "nan_rows",
     "balance",
+    *OF_FILES,
 )
 _TOTALS_BY_REASON: Final = ("events_rejected", "batches_rejected", "events_lost", "batches_lost", "warnings")
 

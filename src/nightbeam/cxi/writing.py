@@ -69,6 +69,7 @@ class _Chunk:
     numbers: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     omitted: int = 0
+    several_runs: bool = False
     batches: int = 0
     closed: bool = False
 
@@ -81,6 +82,7 @@ class _Chunk:
             "sequence": header.sequence,
             "first_event": header.first_event,
             "events": header.n_events,
+            "time": int(header.timestamps[0]) if header.timestamps.size else 0,
             "hits": hits,
             "written": 0,
         }
@@ -225,6 +227,7 @@ class CxiWriter:
             return last
         self._numbers = 0
         if not self._split_runs:
+            last.several_runs |= bool(last.events)
             last.run = header.run
             return last
         place = self._home
@@ -397,7 +400,7 @@ class CxiWriter:
             "batch_ids": json.dumps(ids),
             "batches": json.dumps(chunk.records),
             "batches_omitted": chunk.omitted,
-            **({} if chunk.run is None else {"run": chunk.run}),
+            **({} if chunk.run is None or chunk.several_runs else {"run": chunk.run}),
             **({} if chunk.experiment is None else {"experiment": chunk.experiment}),
         }
 

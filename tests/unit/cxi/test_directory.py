@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from nightbeam.core.errors import StorageError
 from nightbeam.cxi import directory as directory_module
+from nightbeam.cxi import naming as naming_module
 from nightbeam.cxi.directory import Directory
 from nightbeam.cxi.naming import Naming, is_dead, new_writer, partial_path
 from nightbeam.cxi.writing import CxiWriter
@@ -87,6 +89,24 @@ def test_a_writer_of_this_process_is_alive_and_one_of_another_host_is_never_call
     assert not is_dead(new_writer())
     assert is_dead(dead_writer)
     assert not is_dead("another-host-" + dead_writer.split("-", 1)[1])
+
+
+@pytest.fixture
+def _each_time_anew():
+    naming_module._host.cache_clear()
+    yield
+    naming_module._host.cache_clear()
+
+
+@pytest.mark.usefixtures("_each_time_anew")
+def test_a_writer_on_a_machine_whose_name_only_begins_like_ours_is_not_called_dead(monkeypatch):
+    name = "cxi-writer-deployment-7d9f8b6c5d"
+    monkeypatch.setattr(socket, "gethostname", lambda: f"{name}-aaaaa")
+    theirs = f"{new_writer().rsplit('-', 2)[0]}-{2**22 + 1}-0123abcd"
+    assert is_dead(theirs)
+    naming_module._host.cache_clear()
+    monkeypatch.setattr(socket, "gethostname", lambda: f"{name}-bbbbb")
+    assert not is_dead(theirs)
 
 
 # -- files --------------------------------------------------------------------------------------------------------

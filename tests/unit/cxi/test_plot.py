@@ -45,6 +45,19 @@ def test_the_rate_of_hits_counts_a_batch_once_though_two_files_share_it(files):
     assert view.rate_event.tolist() == [2.0, 6.0]
 
 
+def test_the_rate_of_hits_is_drawn_against_time_where_all_times_are_known(plan, make_batch):
+    writer = CxiWriter(plan, geometry=None)
+    for number, seconds in enumerate((1_300_000_000, 1_300_000_060)):
+        writer.submit(make_batch(number, events=3, timestamps=np.full(3, seconds << 32, np.uint64)))
+    writer.flush_final()
+    view = view_files(sorted(plan.output_dir.glob("*.cxi")))
+    assert view.rate_when_s.tolist() == [1_300_000_000.0, 1_300_000_060.0]
+    rate = draw_view(view).axes[3]
+    assert (rate.get_xlabel(), rate.lines[0].get_xdata().tolist()) == ("time [s]", [0.0, 60.0])
+    unknown = replace(view, rate_when_s=np.zeros(2))
+    assert draw_view(unknown).axes[3].get_xlabel() == "event received"
+
+
 def test_large_slabs_are_made_smaller_and_the_brightest_pixel_stays():
     slab = np.zeros((5632, 384), np.float32)
     slab[5000, 17] = 9.0

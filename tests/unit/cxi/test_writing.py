@@ -207,10 +207,10 @@ def test_a_file_says_where_it_comes_from(plan, geometry, make_batch):
     assert said["num_events"] == 1
     assert json.loads(said["batch_ids"]) == ["batch_0"]
     assert json.loads(said["batches"]) == [
-        {"batch_id": "batch_0", "producer": "gpu0", "sequence": 0, "first_event": 0, "events": 3, "hits": 1,
-         "written": 1},
-        {"batch_id": "batch_1", "producer": "gpu0", "sequence": 1, "first_event": 3, "events": 3, "hits": 0,
-         "written": 0},
+        {"batch_id": "batch_0", "producer": "gpu0", "sequence": 0, "first_event": 0, "events": 3,
+         "time": (1_700_000_000 << 32) | 1000, "hits": 1, "written": 1},
+        {"batch_id": "batch_1", "producer": "gpu0", "sequence": 1, "first_event": 3, "events": 3,
+         "time": (1_700_000_001 << 32) | 1000, "hits": 0, "written": 0},
     ]  # fmt: skip
 
 
@@ -513,3 +513,12 @@ def test_events_are_kept_while_their_directory_is_gone(plan, make_batch):
     plan.output_dir.mkdir()
     writer.flush_final()
     assert writer.get_statistics()["total_events_written"] == 4
+
+
+def test_a_file_with_events_of_two_runs_names_none_of_them(plan, make_batch):
+    first, second = make_batch(0, run=1), make_batch(1, run=2)
+    mixed, plain = files_of(write(plan, None, first, second))
+    with h5py.File(mixed) as file:
+        assert "run" not in file.attrs
+    with h5py.File(plain) as file:
+        assert file.attrs["run"] == 2
