@@ -61,7 +61,7 @@ def site(tmp_path, monkeypatch):
 
     def in_this_world(config: WriterConfig, **options: Any) -> Any:
         site.asked.append(config)
-        return real(config, doors=site.world.doors(), **options)
+        return real(config, **{**options, "doors": site.world.doors()})
 
     monkeypatch.setattr(worker, "CxiService", in_this_world)
     RayCluster().save("main", overwrite=True)
