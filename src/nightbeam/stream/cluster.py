@@ -48,7 +48,7 @@ def prepare_environment() -> None:
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         # A cluster uses a token that it finds; a driver with an explicit address would not.
         os.environ["RAY_AUTH_MODE"] = "token"
-        _reread_environment()
+    _reread_environment()
 
 
 def _has_token() -> bool:
@@ -57,10 +57,14 @@ def _has_token() -> bool:
 
 
 def _reread_environment() -> None:
-    if "ray" in sys.modules:
-        import ray
+    """Let a Ray that is imported already forget the mode and the token that it read then or for another cluster."""
+    if "ray" not in sys.modules:
+        return
+    import ray
 
+    if not ray.is_initialized():
         ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def head_argv(*, port: int, temp_dir: Path, num_cpus: int, object_store_bytes: int) -> list[str]:

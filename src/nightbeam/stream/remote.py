@@ -1004,7 +1004,7 @@ class Receiver:
                 return self._next()
 
     def look_once(self) -> Any:
-        """Ask every shard and return the first message; None: each of them has answered that it has nothing.
+        """Ask every shard and return what comes first, in no order; None: each has answered that it has nothing.
 
         A shard that does not answer within a second counts as one that has nothing.
         """
