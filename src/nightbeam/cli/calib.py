@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nightbeam.cli.output import dry_run_option, json_option, printable, settings_of, show, talk
+from nightbeam.cli.signals import answered_signals
 from nightbeam.core.errors import InputError, MissingError, NightbeamError
 
 if TYPE_CHECKING:
@@ -264,21 +264,11 @@ class _ToldToStop(BaseException):
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    def tell(number: int, frame: FrameType | None) -> None:
-        # No Event is set here: the loop may be inside that Event's own lock, and would wait for itself.
-        del frame
-        for each in before:  # who asks twice does not want to wait for the cleaning up
-            signal.signal(each, signal.SIG_DFL)
+    def end(number: int) -> None:
         raise _ToldToStop(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, tell)
-    try:
+    with answered_signals(end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _settings(ctx: click.Context, **overrides: Any) -> CalibSettings:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nightbeam import __version__
 from nightbeam.cli.output import json_option, show, talk
+from nightbeam.cli.signals import stopped_by_signals
 from nightbeam.core.errors import ConfigError, NightbeamError
 
 if TYPE_CHECKING:
@@ -181,34 +178,16 @@ def _merged(config_path: Path, overrides: Mapping[str, Any]) -> WriterConfig:
     return merge_config_with_overrides(load_config(config_path), given)
 
 
+_STOPPING = "stopping: what was taken is being written; once more to stop at once"
+
+
 def _write(config: WriterConfig, config_path: Path) -> dict[str, Any]:
     from nightbeam.cxi.logs import logged
     from nightbeam.cxi.worker import CxiService
 
-    with logged(config.system, program=True), _stopped_by_signals() as stop:
-        return CxiService(config, config_path=config_path).loop(stop)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT and SIGTERM set; the second of them ends the process at once."""
     stop = threading.Event()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            # Nothing is cleaned up: a file that is being written has a hidden name and is no .cxi.
-            os._exit(128 + number)
-        stop.set()
-        # os.write: the log's own lock may be held by the code that this interrupts.
-        os.write(2, b"stopping: what was taken is being written; once more to stop at once\n")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, ask) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    with logged(config.system, program=True), stopped_by_signals(stop, saying=_STOPPING):
+        return CxiService(config, config_path=config_path).loop(stop)
 
 
 def _validate(pipeline_config: Path, writer_config: Path) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nightbeam.cli.output import json_option, plain, show, talk
+from nightbeam.cli.signals import stopped_by_signals
 from nightbeam.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def replay(
         network = _network(asked)
         name = producer or _own_name()
         sink = stack.enter_context(_producer(queue, namespace, address, shards, maxsize, name, asked))
-        told = stack.enter_context(_stopped_by_signals(stop))
+        told = stack.enter_context(stopped_by_signals(stop))
         _write_truth(asked, source, plan)
         report = run(source, network, sink, plan, stop)
     _show(report, as_json=as_json)
@@ -277,29 +276,6 @@ def _producer(
         )
     finally:
         disconnect()
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Set ``stop`` when SIGINT or SIGTERM comes, and yield the list that its number is put into; twice ends at once."""
-    told: list[int] = []
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        del frame
-        told.append(number)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        # Not set from here: this thread may be inside of that Event's own lock, and would wait for itself.
-        threading.Thread(target=stop.set, name="stop").start()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(report: ReplayReport, *, as_json: bool) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nightbeam.cli.output import dry_run_option, json_option, plain, printable, settings_of, show, talk
+from nightbeam.cli.signals import stopped_by_signals
 from nightbeam.core.errors import BusyError, NightbeamError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def _calibrate(l0: Path, l1: Path, config: PipelineConfig, *, as_json: bool) -> 
     from nightbeam.scans.worker import calibrate_store
 
     stop = threading.Event()
-    with _said_here(), _stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
+    with _said_here(), stopped_by_signals(stop) as told, _progress("scans", as_json=as_json) as bar:
 
         def tell(one: ScanResult | ScanFailure) -> None:
             if as_json:
@@ -258,32 +257,6 @@ def _line(one: ScanResult) -> dict[str, Any]:
         "noise": _digits(quality.get("scatter"), "{:.2f}"),
         "seconds": _digits(one.seconds, "{:.1f}"),
     }
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Set ``stop`` when SIGINT or SIGTERM comes, and yield the list that its number is put into.
-
-    What is in hand is finished; who asks twice does not want to wait for that.
-    """
-    told: list[int] = []
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        del frame
-        told.append(number)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        # Not set from here: this thread may be inside of that Event's own lock, and would wait for itself.
-        threading.Thread(target=stop.set, name="stop").start()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Bar:
