@@ -460,15 +460,21 @@ class CxiWriter:
 
     def _open(self, path: Path, run: int | None = None) -> Directory:
         if path not in self._directories:
-            self._directories[path] = Directory(
-                path,
-                self._naming,
-                self._writer,
-                listed=self.plan.lst,
-                geometry=self._companion if self.plan.geom else None,
-                create=self.plan.create_output_dir or run is not None,
-                run=run,
-            )
+            try:
+                self._directories[path] = Directory(
+                    path,
+                    self._naming,
+                    self._writer,
+                    listed=self.plan.lst,
+                    geometry=self._companion if self.plan.geom else None,
+                    create=self.plan.create_output_dir or run is not None,
+                    run=run,
+                )
+            except ConfigError as error:
+                if run is None:
+                    raise
+                # At the start it ends the writer; now events are here, and wait until somebody has mended it.
+                raise StorageError(error.what, fix=error.fix) from error
         return self._directories[path]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nightbeam.core.errors import MissingError, StorageError
-from nightbeam.cxi import outlet, writing
+from nightbeam.cxi import directory, outlet, writing
 from nightbeam.cxi.counts import Counts
 from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.outlet import Outlet, Parcel
@@ -120,6 +120,20 @@ def test_files_whose_directory_has_gone_are_written_when_it_is_there_again(plan,
     out.close()
     assert counts.to_json()["events_lost"] == {}
     assert list(files.plan.output_dir.glob("*.cxi"))
+
+
+def test_events_wait_where_the_directory_of_their_run_is_not_ours(plan, clock, counts, give, make_batch, monkeypatch):
+    files = CxiWriter(replace(plan, buffer_size=3, per_run=True), geometry=None)
+    out = Outlet(files, counts, clock=clock, tick_s=0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(directory.os, "access", lambda path, _: path != plan.output_dir / "r0007")
+        give(out, make_batch(0, run=7))
+        until(out, lambda: out.blocked is not None)
+        assert "r0007" in out.blocked.what
+        assert (counts.written, counts.balance()) == (0, 0)
+    until(out, lambda: counts.written == 3)
+    out.close()
+    assert counts.to_json()["events_rejected"] == {}
 
 
 def test_a_batch_that_the_disk_did_not_let_the_files_take_is_given_again_with_a_growing_pause(
