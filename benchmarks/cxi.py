@@ -51,8 +51,8 @@ from nightbeam.peaks import compute
 from nightbeam.peaks.model import PeakSettings, PeakTable, Window
 from nightbeam.platform.processes import free_port
 from nightbeam.stream import cluster
+from nightbeam.stream.arrays import Arrays
 from nightbeam.stream.model import BatchHeader, PreprocessingMetadata
-from nightbeam.stream.remote import Arrays
 
 _PANELS, _HEIGHT, _WIDTH = 16, 352, 384
 
@@ -319,12 +319,14 @@ _SENDER = """
 import sys
 import numpy as np
 import ray
-from nightbeam.stream import remote
 from nightbeam.stream.model import PreprocessingMetadata
+from nightbeam.stream.producer import Producer
+from nightbeam.stream.queues import ShardedQueue
+from nightbeam.stream.remote import connect
 
 address, count, logits, images = sys.argv[1], int(sys.argv[2]), np.load(sys.argv[3]), np.load(sys.argv[4])
-remote.connect(address, "bench")
-sender = remote.Producer(remote.ShardedQueue.create("bench", 2, 1000), "sender")
+connect(address, "bench")
+sender = Producer(ShardedQueue.create("bench", 2, 1000), "sender")
 rows, _, height, width = logits.shape
 shapes = PreprocessingMetadata((rows // 16, 16, height, width), (rows, 1, height, width))
 refs = [(ray.put(logits), ray.put(images[:, None])) for _ in range(2)]

@@ -39,14 +39,16 @@ KILLS = 32
 PRODUCER = f"""
 import sys
 import numpy as np
-from nightbeam.stream import remote
 from nightbeam.stream.model import PreprocessingMetadata
+from nightbeam.stream.producer import Producer
+from nightbeam.stream.queues import ShardedQueue
+from nightbeam.stream.remote import connect
 
 B, C, H, W, PEAKS = {B}, {C}, {H}, {W}, {PEAKS}
 address, name, shards, maxsize, producer, by = sys.argv[1:]
-remote.connect(address, {NAMESPACE!r})
-queue = remote.ShardedQueue.create(name, int(shards), int(maxsize))
-sender = remote.Producer(queue, producer, run=7)
+connect(address, {NAMESPACE!r})
+queue = ShardedQueue.create(name, int(shards), int(maxsize))
+sender = Producer(queue, producer, run=7)
 shapes = PreprocessingMetadata((B, C, H, W), (B * C, 1, H, W))
 
 def batch(number):

@@ -17,9 +17,13 @@ from nightbeam.frames.model import FramePlan
 from nightbeam.replay.model import ReplayPlan
 from nightbeam.replay.network import load_network
 from nightbeam.replay.worker import replay
-from nightbeam.stream.compute import describe, detector_images
+from nightbeam.stream.arrays import fetch
+from nightbeam.stream.compute import describe, detector_images, is_end
 from nightbeam.stream.model import MessageDefaults
-from nightbeam.stream.remote import Producer, Receiver, ShardedQueue, connect, disconnect, fetch, is_end
+from nightbeam.stream.producer import Producer
+from nightbeam.stream.queues import ShardedQueue
+from nightbeam.stream.receiver import Receiver
+from nightbeam.stream.remote import connect, disconnect
 
 pytestmark = pytest.mark.system
 

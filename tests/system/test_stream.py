@@ -21,8 +21,14 @@ import psutil
 import pytest
 
 from nightbeam.core.errors import AuthError, BusyError, ConfigError, MissingError, UnavailableError
-from nightbeam.stream import cluster, remote
+from nightbeam.stream import cluster, queues, remote
+from nightbeam.stream.arrays import fetch
+from nightbeam.stream.compute import is_end
 from nightbeam.stream.model import BatchError, LostError, PipelineOutput, PreprocessingMetadata
+from nightbeam.stream.producer import Producer
+from nightbeam.stream.queues import ShardedQueue
+from nightbeam.stream.receiver import Receiver
+from nightbeam.stream.tasks import RayWorkers
 
 pytestmark = pytest.mark.system
 
@@ -105,7 +111,7 @@ def _connected(head):
 
 
 @pytest.fixture(scope="module")
-def _queues(head) -> dict[tuple[int, int], remote.ShardedQueue]:
+def _queues(head) -> dict[tuple[int, int], ShardedQueue]:
     return {}
 
 
@@ -113,12 +119,12 @@ def _queues(head) -> dict[tuple[int, int], remote.ShardedQueue]:
 def shared(_queues):
     """Queues that many tests use, as it takes long to make one; each finds them empty."""
 
-    def give(num_shards: int, maxsize: int = 20) -> remote.ShardedQueue:
+    def give(num_shards: int, maxsize: int = 20) -> ShardedQueue:
         key = num_shards, maxsize
         if key not in _queues:
-            _queues[key] = remote.ShardedQueue.create(f"shared {key}", *key)
-        queue = remote.ShardedQueue.open(_queues[key].name)
-        rest = remote.Receiver(queue)
+            _queues[key] = ShardedQueue.create(f"shared {key}", *key)
+        queue = ShardedQueue.open(_queues[key].name)
+        rest = Receiver(queue)
         while rest.look_once() is not None:
             pass
         return queue
@@ -131,9 +137,9 @@ def name(request) -> Iterator[str]:
     """The name of a queue of its own, which is gone afterwards."""
     name = request.node.name.replace("[", "-").replace("]", "")
     yield name
-    for found in remote.list_queues():
+    for found in queues.list_queues():
         if found.name == name:
-            remote.ShardedQueue.of(found).drop()
+            ShardedQueue.of(found).drop()
 
 
 def message(number, **more):
@@ -149,6 +155,7 @@ def script(head: Head, code: str) -> subprocess.Popen[str]:
     begin = (
         "import os, sys, json\nimport numpy as np\n"
         "from nightbeam.stream import remote\nfrom nightbeam.stream.model import *\n"
+        "from nightbeam.stream.producer import Producer\nfrom nightbeam.stream.queues import ShardedQueue\n"
         f"remote.connect('127.0.0.1:{head.port}', '{NAMESPACE}')\n"
     )
     argv = [sys.executable, "-c", begin + code]
@@ -165,7 +172,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_nothing_listens_or_speaks_where_another_machine_could_be(head):
-    remote.ShardedQueue.create("listeners", 1, 1)  # so that a worker is among them
+    ShardedQueue.create("listeners", 1, 1)  # so that a worker is among them
     connections = head.connections()
     heard = {one.laddr.ip.removeprefix("::ffff:") for one in connections if one.status == psutil.CONN_LISTEN}
     spoken = {one.raddr.ip.removeprefix("::ffff:") for one in connections if one.raddr}
@@ -213,10 +220,7 @@ def test_a_token_is_read_anew_for_every_connection(head, tmp_path):
 
 
 def test_two_processes_may_make_a_queue_at_the_same_moment(head, name):
-    code = (
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        f"print(remote.ShardedQueue.create({name!r}, 4, 5).num_shards)"
-    )
+    code = f"print('ready', flush=True); sys.stdin.readline()\nprint(ShardedQueue.create({name!r}, 4, 5).num_shards)"
     both = [script(head, code) for _ in range(2)]
     for one in both:
         one.stdout.readline()
@@ -224,14 +228,14 @@ def test_two_processes_may_make_a_queue_at_the_same_moment(head, name):
         one.stdin.write("go\n")
         one.stdin.flush()
     assert [said(one) for one in both] == ["4\n", "4\n"]
-    assert remote.ShardedQueue.open(name, "auto").num_shards == 4
+    assert ShardedQueue.open(name, "auto").num_shards == 4
 
 
 def test_a_queue_of_an_earlier_run_is_used_and_said(shared, caplog):
     before = shared(4)
     before.put(message(1))
     with caplog.at_level(logging.WARNING, "nightbeam"):
-        again = remote.ShardedQueue.create(before.name, 4, 5)
+        again = ShardedQueue.create(before.name, 4, 5)
     assert "holds 1 messages" in caplog.text
     assert again.size() == 1
 
@@ -239,37 +243,37 @@ def test_a_queue_of_an_earlier_run_is_used_and_said(shared, caplog):
 @pytest.mark.parametrize("wrong", [3, 5])
 def test_another_number_of_shards_is_an_error(shared, wrong):
     name = shared(4).name
-    for way in (lambda: remote.ShardedQueue.create(name, wrong, 5), lambda: remote.ShardedQueue.open(name, wrong)):
+    for way in (lambda: ShardedQueue.create(name, wrong, 5), lambda: ShardedQueue.open(name, wrong)):
         with pytest.raises(ConfigError, match=f"has 4 shards, expected {wrong}") as caught:
             way()
         assert "queue.num_shards" in caught.value.fix
-    assert remote.find_queue(name).shards == (0, 1, 2, 3)
+    assert queues.find_queue(name).shards == (0, 1, 2, 3)
 
 
 def test_a_queue_that_is_not_there_is_an_error_that_says_where_it_is(name):
     import ray
 
     with pytest.raises(MissingError, match=f"Cannot find queue '{name}' in namespace 'pipeline'") as caught:
-        remote.ShardedQueue.open(name)
+        ShardedQueue.open(name)
     assert "ray.namespace" in caught.value.fix
-    actor = ray.remote(remote._Shard)
+    actor = ray.remote(queues._Shard)
     actor.options(name=f"{name}_shard_0", namespace="elsewhere", lifetime="detached", num_cpus=0).remote(1)
     with pytest.raises(MissingError, match="there is one in namespace 'elsewhere'"):
-        remote.ShardedQueue.open(name)
+        ShardedQueue.open(name)
 
 
 def test_a_shard_that_is_gone_is_named(name):
     import ray
 
-    remote.ShardedQueue.create(name, 3, 5)
+    ShardedQueue.create(name, 3, 5)
     ray.kill(ray.get_actor(f"{name}_shard_1"))
     with pytest.raises(ConfigError, match="has shards 0, 2; 1 are gone"):
-        remote.ShardedQueue.open(name)
+        ShardedQueue.open(name)
 
 
 def test_nonsense_is_no_queue():
     with pytest.raises(ConfigError):
-        remote.ShardedQueue.create("q", 0, 5)
+        ShardedQueue.create("q", 0, 5)
 
 
 # -- order and limits ---------------------------------------------------------------------------------------------
@@ -279,7 +283,7 @@ def test_twelve_batches_over_four_shards_come_in_the_order_in_which_they_were_pu
     queue = shared(4)
     for number in range(12):
         assert queue.put(message(number))
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     assert numbers(receiver.take(10.0) for _ in range(12)) == list(range(12))
     assert receiver.take(0.05) is None
 
@@ -287,11 +291,11 @@ def test_twelve_batches_over_four_shards_come_in_the_order_in_which_they_were_pu
 def test_order_holds_while_one_puts_and_another_takes(head, shared):
     queue = shared(3, 2)  # small: most of the time it is full
     code = (
-        f"queue = remote.ShardedQueue.open({queue.name!r})\n"
+        f"queue = ShardedQueue.open({queue.name!r})\n"
         "for k in range(60): queue.put(PipelineOutput(predictions_ref=np.zeros(1), batch_id=str(k)))\n"
     )
     other = script(head, code)
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     taken = numbers(receiver.take(60.0) for _ in range(60))
     said(other)
     assert sorted(taken) == list(range(60))
@@ -307,7 +311,7 @@ def test_a_full_queue_takes_nothing_until_there_is_room(shared):
     waiting = threading.Thread(target=lambda: queue.put(message(4)) and done.set())
     waiting.start()
     assert not done.wait(0.2)
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     first = receiver.take(10.0)
     assert done.wait(60.0)
     waiting.join()
@@ -318,13 +322,13 @@ def test_nothing_that_was_taken_is_lost_when_asking_stops(shared):
     queue = shared(4)
     for number in range(30):
         queue.put(message(number))
-    receiver = remote.Receiver(queue, in_flight=3)
+    receiver = Receiver(queue, in_flight=3)
     taken = [receiver.take(10.0) for _ in range(5)]
     receiver.stop_asking()
     taken.append(receiver.take(10.0))
     taken += receiver.drain()
     assert receiver.take(0.01) is None
-    rest = remote.Receiver(queue)
+    rest = Receiver(queue)
     while (one := rest.look_once()) is not None:
         taken.append(one)
     assert sorted(numbers(taken)) == list(range(30))
@@ -332,7 +336,7 @@ def test_nothing_that_was_taken_is_lost_when_asking_stops(shared):
 
 def test_to_look_once_finds_what_is_in_any_shard(shared):
     queue = shared(4)
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     assert receiver.look_once() is None
     for number in range(3):
         queue.put(message(number))
@@ -366,16 +370,16 @@ def test_our_clients_work_with_shards_of_another_program(head, name):
         "print(ray.get([one.size.remote() for one in kept]))\n"
     )
     said(script(head, code))
-    queue = remote.ShardedQueue.create(name, 2, 5)
+    queue = ShardedQueue.create(name, 2, 5)
     assert [queue.put(message(k), timeout_s=0) for k in range(5)] == [True] * 4 + [False]
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     assert numbers(receiver.take(10.0) for _ in range(4)) == [0, 1, 2, 3]
 
 
 def test_another_program_works_with_our_shards(name):
     import ray
 
-    remote.ShardedQueue.create(name, 2, 1)
+    ShardedQueue.create(name, 2, 1)
     theirs = [ray.get_actor(f"{name}_shard_{k}") for k in range(2)]
     assert ray.get(theirs[0].put.remote("a")) is True
     assert ray.get(theirs[0].put.remote("b")) is False
@@ -395,11 +399,11 @@ def test_a_batch_comes_as_it_was_sent(shared, by):
     import torch
 
     queue = shared(4)
-    producer = remote.Producer(queue, "p", pad_style="center", run=7, experiment="exp")
+    producer = Producer(queue, "p", pad_style="center", run=7, experiment="exp")
     logits, images = torch.arange(768.0).reshape(6, 2, 8, 8), np.full((6, 1, 8, 8), 2.0, np.float32)
     for _ in range(2):
         assert producer.send(logits, images, preprocessing=SHAPES, metadata={"photon_energy": 1.0}, by=by)
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     first, second = receiver.take(10.0), receiver.take(10.0)
     assert (second.batch_id, second.metadata["sequence"], second.metadata["event_index"]) == ("p_batch_1", 1, 2)
     assert {
@@ -408,7 +412,7 @@ def test_a_batch_comes_as_it_was_sent(shared, by):
         "experiment": "exp",
         "pad_style": "center",
     }.items() <= first.metadata.items()
-    arrays = remote.fetch(first)
+    arrays = fetch(first)
     assert np.array_equal(np.asarray(arrays.predictions), logits.numpy())
     assert np.array_equal(arrays.images, images)
     assert np.array_equal(first.get_numpy_array(), logits.numpy())
@@ -416,7 +420,7 @@ def test_a_batch_comes_as_it_was_sent(shared, by):
 
 
 def test_a_batch_that_found_no_room_uses_no_number(shared):
-    producer = remote.Producer(shared(1, 1), "p")
+    producer = Producer(shared(1, 1), "p")
     assert producer.send(np.zeros(3))
     assert not producer.send(np.zeros(3), timeout_s=0)
     assert (producer.batches, producer.refused) == (1, 1)
@@ -425,11 +429,11 @@ def test_a_batch_that_found_no_room_uses_no_number(shared):
 
 def test_an_array_is_in_use_until_the_one_who_took_it_forgets_it(shared, until):
     queue = shared(4)
-    producer = remote.Producer(queue, "p")
+    producer = Producer(queue, "p")
     producer.send(np.zeros(3), np.zeros(3))
     gc.collect()
     assert producer.outstanding() == 2
-    taken = remote.Receiver(queue).take(10.0)
+    taken = Receiver(queue).take(10.0)
     assert not producer.finish(timeout_s=0.2)
     del taken
     gc.collect()
@@ -439,18 +443,18 @@ def test_an_array_is_in_use_until_the_one_who_took_it_forgets_it(shared, until):
 def test_the_end_says_how_many_there_were_and_waits_for_the_last(head, shared):
     queue = shared(4)
     code = (
-        f"producer = remote.Producer(remote.ShardedQueue.open({queue.name!r}), 'p')\n"
+        f"producer = Producer(ShardedQueue.open({queue.name!r}), 'p')\n"
         "shapes = PreprocessingMetadata((2, 1, 4, 5), (2, 1, 8, 8))\n"
         "for k in range(3): producer.send(np.full(1000, k), preprocessing=shapes)\n"
         "print(producer.finish(timeout_s=60))\n"
     )
     other = script(head, code)
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     *batches, end = [receiver.take(60.0) for _ in range(4)]
-    assert remote.is_end(end) == "p"
-    assert [remote.is_end(one) for one in batches] == [None] * 3
+    assert is_end(end) == "p"
+    assert [is_end(one) for one in batches] == [None] * 3
     assert (end.metadata["sequence"], end.metadata["event_index"]) == (3, 6)
-    assert [int(remote.fetch(one).predictions[0]) for one in batches] == [0, 1, 2]  # the producer is still there
+    assert [int(fetch(one).predictions[0]) for one in batches] == [0, 1, 2]  # the producer is still there
     del batches, end
     gc.collect()
     assert said(other) == "True\n"
@@ -458,7 +462,7 @@ def test_the_end_says_how_many_there_were_and_waits_for_the_last(head, shared):
 
 def lost(message):
     try:
-        remote.fetch(message)
+        fetch(message)
     except LostError as error:
         return error
     return None
@@ -467,17 +471,17 @@ def lost(message):
 def test_arrays_by_reference_are_gone_with_their_producer_and_those_by_value_are_not(head, shared, until):
     queue = shared(4)
     code = (
-        f"producer = remote.Producer(remote.ShardedQueue.open({queue.name!r}), 'p')\n"
+        f"producer = Producer(ShardedQueue.open({queue.name!r}), 'p')\n"
         "producer.send(np.ones(1000), by='reference'); producer.send(np.ones(1000), by='value')\n"
     )
     said(script(head, code))
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     gone, there = receiver.take(10.0), receiver.take(10.0)
     error = until(lambda: lost(gone), 30.0)  # the cluster takes a moment to note that a process has ended
     assert error.reason == "object lost"
     assert "'p_batch_0': the process that made the object has ended" in error.what
-    assert remote.fetch(there).predictions.sum() == 1000
-    workers = remote.RayWorkers(1)
+    assert fetch(there).predictions.sum() == 1000
+    workers = RayWorkers(1)
     workers.submit(total, [gone.predictions_ref], 0.0)
     ((_, found),) = workers.finished(60.0)
     assert isinstance(found, LostError)
@@ -514,7 +518,7 @@ def test_a_message_that_cannot_be_read_here_stops_nothing(shared):
     queue = shared(1)
     queue.put(Foreign())
     queue.put(message(1))
-    receiver = remote.Receiver(queue)
+    receiver = Receiver(queue)
     bad = receiver.take(10.0)
     assert (bad.reason, bad.shard) == ("unreadable", 0)
     assert "their_package" in bad.text
@@ -524,8 +528,8 @@ def test_a_message_that_cannot_be_read_here_stops_nothing(shared):
 def test_a_shard_that_died_is_named_and_the_others_go_on(name):
     import ray
 
-    queue = remote.ShardedQueue.create(name, 3, 5)
-    receiver = remote.Receiver(queue)
+    queue = ShardedQueue.create(name, 3, 5)
+    receiver = Receiver(queue)
     ray.kill(ray.get_actor(f"{name}_shard_1"))
     lost = receiver.take(30.0)
     assert (lost.reason, lost.shard) == ("shard lost", 1)
@@ -536,15 +540,15 @@ def test_a_shard_that_died_is_named_and_the_others_go_on(name):
 
 
 def test_a_queue_of_which_nothing_is_left_is_an_error(name):
-    queue = remote.ShardedQueue.create(name, 2, 5)
-    receiver = remote.Receiver(queue)
+    queue = ShardedQueue.create(name, 2, 5)
+    receiver = Receiver(queue)
     queue.put(message(1))
-    assert remote.ShardedQueue.open(name).drop() == 1
+    assert ShardedQueue.open(name).drop() == 1
     assert [receiver.take(30.0).reason for _ in range(2)] == ["shard lost"] * 2
     with pytest.raises(UnavailableError, match="every shard"):
         receiver.take(1.0)
     with pytest.raises(UnavailableError, match="every shard"):
-        remote.ShardedQueue(name, NAMESPACE, queue._shards).put(message(2))
+        ShardedQueue(name, NAMESPACE, queue._shards).put(message(2))
 
 
 # -- tasks --------------------------------------------------------------------------------------------------------
@@ -575,7 +579,7 @@ def dies(_):
 
 @pytest.mark.usefixtures("_by_value")
 def test_tasks_get_the_arrays_that_are_there_already():
-    workers = remote.RayWorkers(3)
+    workers = RayWorkers(3)
     ref = workers.share(np.ones(100_000))
     assert workers.share(ref) is ref
     handles = {workers.submit(total, [ref], add): add for add in (1, 2, 3)}
@@ -597,7 +601,7 @@ def all_of(workers):
 
 @pytest.mark.usefixtures("_by_value")
 def test_a_task_that_fails_is_tried_once_more_and_no_oftener(tmp_path):
-    workers = remote.RayWorkers(1)
+    workers = RayWorkers(1)
     workers.submit(fails_once, [None], str(tmp_path / "flag"))
     assert all_of(workers) == "done"
     assert workers.retried == 1
@@ -608,7 +612,7 @@ def test_a_task_that_fails_is_tried_once_more_and_no_oftener(tmp_path):
 
 @pytest.mark.usefixtures("_by_value")
 def test_a_batch_that_is_turned_down_is_not_tried_again(tmp_path):
-    workers = remote.RayWorkers(1)
+    workers = RayWorkers(1)
     workers.submit(refuses, [None], str(tmp_path / "tries"))
     found = all_of(workers)
     assert (type(found), found.reason) == (BatchError, "bad shape")
@@ -621,7 +625,7 @@ def test_a_batch_that_is_turned_down_is_not_tried_again(tmp_path):
 def test_the_command_shows_queues_and_removes_those_that_are_empty(head, name):
     import ray
 
-    remote.ShardedQueue.create(name, 2, 5).put(message(1))
+    ShardedQueue.create(name, 2, 5).put(message(1))
     code = (
         "from click.testing import CliRunner\nfrom nightbeam.cli.stream import stream\nimport json\n"
         f"at = ['--address', '127.0.0.1:{head.port}']\n"
@@ -651,7 +655,7 @@ def test_the_command_shows_queues_and_removes_those_that_are_empty(head, name):
 
 
 def test_a_signal_ends_the_head_and_all_it_started(head, until):
-    remote.ShardedQueue.create("left over", 2, 5)
+    ShardedQueue.create("left over", 2, 5)
     assert len(head.family()) > 4
     remote.disconnect()
     remote.disconnect()

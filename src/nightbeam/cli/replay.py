@@ -263,7 +263,9 @@ def _matched_filter(threshold: float | None, sigma: float | None = None) -> Matc
 def _producer(
     queue: str, namespace: str, address: str, shards: int, maxsize: int, producer: str, asked: dict[str, Any]
 ) -> Iterator[BatchSink]:
-    from nightbeam.stream.remote import Producer, ShardedQueue, connect, disconnect
+    from nightbeam.stream.producer import Producer
+    from nightbeam.stream.queues import ShardedQueue
+    from nightbeam.stream.remote import connect, disconnect
 
     connect(address, namespace)
     try:

@@ -12,7 +12,7 @@ from nightbeam.cli.output import json_option, settings_of, show, talk
 from nightbeam.cli.replay import export_network, replay
 
 if TYPE_CHECKING:
-    from nightbeam.stream.remote import QueueFound, ShardedQueue
+    from nightbeam.stream.queues import QueueFound, ShardedQueue
 
 __all__ = ["stream"]
 
@@ -47,12 +47,12 @@ def stream(ctx: click.Context) -> None:
 @json_option
 def status(name: str | None, address: str, namespace: str | None, as_json: bool) -> None:
     """List the queues of the cluster with the messages that wait in them; with NAME those of that name."""
-    from nightbeam.stream import remote
+    from nightbeam.stream import queues
 
     _connect(address)
-    found = [one for one in remote.list_queues() if name in (None, one.name) and namespace in (None, one.namespace)]
+    found = [one for one in queues.list_queues() if name in (None, one.name) and namespace in (None, one.namespace)]
     if name is not None and not found:
-        raise remote.not_there(name, namespace)
+        raise queues.not_there(name, namespace)
     show([_line(one, as_json=as_json) for one in found], as_json=as_json)
     if not found:
         talk("no queue is there")
@@ -69,11 +69,11 @@ def drop(name: str, address: str, namespace: str | None, yes: bool, as_json: boo
     Whoever still uses it gets errors.
     """
     from nightbeam.core.errors import BusyError
-    from nightbeam.stream import remote
+    from nightbeam.stream import queues
 
     _connect(address)
-    found = remote.find_queue(name, namespace)
-    queue = remote.ShardedQueue.of(found)
+    found = queues.find_queue(name, namespace)
+    queue = queues.ShardedQueue.of(found)
     waiting = queue.size()
     if waiting and not yes:
         raise BusyError(
@@ -94,7 +94,7 @@ def _connect(address: str) -> None:
 
 
 def _line(found: QueueFound, *, as_json: bool) -> dict[str, Any]:
-    from nightbeam.stream.remote import ShardedQueue
+    from nightbeam.stream.queues import ShardedQueue
 
     queue: ShardedQueue = ShardedQueue.of(found)
     sizes = queue.sizes()

@@ -14,8 +14,10 @@ from nightbeam.cxi.masks import check_mask, read_mask
 from nightbeam.cxi.outlet import Files
 from nightbeam.cxi.writing import CxiWriter
 from nightbeam.geometry.model import Geometry
-from nightbeam.stream import nodes, remote
+from nightbeam.stream import nodes, queues, receiver, remote
+from nightbeam.stream.arrays import fetch, fetch_object
 from nightbeam.stream.model import BatchHeader
+from nightbeam.stream.tasks import RayWorkers
 
 __all__ = ["Cluster", "Doors", "Source", "image_ref", "the_world"]
 
@@ -40,7 +42,7 @@ class Cluster:
 
 
 class Source(Protocol):
-    """Where messages come from; `nightbeam.stream.remote.Receiver` over a queue is one."""
+    """Where messages come from; `nightbeam.stream.receiver.Receiver` over a queue is one."""
 
     def take(self, timeout_s: float) -> Any:
         """Return the next message, or None where none came in that time."""
@@ -92,8 +94,8 @@ class Doors:
 class _Queue:
     """A queue and who takes from it."""
 
-    def __init__(self, queue: remote.ShardedQueue, poll_s: float) -> None:
-        self._receiver = remote.Receiver(queue, poll_s=poll_s)
+    def __init__(self, queue: queues.ShardedQueue, poll_s: float) -> None:
+        self._receiver = receiver.Receiver(queue, poll_s=poll_s)
         self.take, self.look_once = self._receiver.take, self._receiver.look_once
         self.stop_asking, self.drain, self.size = self._receiver.stop_asking, self._receiver.drain, self._receiver.size
 
@@ -103,9 +105,9 @@ def the_world() -> Doors:
     return Doors(
         connect=_connect,
         source=_source,
-        fetch=remote.fetch,
+        fetch=fetch,
         fetch_images=_fetch_images,
-        remote=remote.RayWorkers,
+        remote=RayWorkers,
         files=_files,
         disconnect=remote.disconnect,
     )
@@ -126,18 +128,18 @@ def _connect(config: WriterConfig) -> Cluster:
 def _source(config: WriterConfig) -> Source:
     """Open the queue; it is made where there is none of that name anywhere, so that either side may start first."""
     wanted, namespace = config.queue, config.ray.namespace
-    places = {one.namespace for one in remote.list_queues() if one.name == wanted.name}
+    places = {one.namespace for one in queues.list_queues() if one.name == wanted.name}
     if wanted.num_shards == "auto" or (places and namespace not in places):
         queue = _existing(wanted, namespace, elsewhere=bool(places - {namespace}))
     else:
-        queue = remote.ShardedQueue.create(wanted.name, wanted.num_shards, wanted.maxsize_per_shard)
+        queue = queues.ShardedQueue.create(wanted.name, wanted.num_shards, wanted.maxsize_per_shard)
     return _Queue(queue, wanted.poll_timeout)
 
 
-def _existing(wanted: QueueConfig, namespace: str, *, elsewhere: bool) -> remote.ShardedQueue:
+def _existing(wanted: QueueConfig, namespace: str, *, elsewhere: bool) -> queues.ShardedQueue:
     """Open a queue that must be there, and say how to begin before it is."""
     try:
-        return remote.ShardedQueue.open(wanted.name, wanted.num_shards)
+        return queues.ShardedQueue.open(wanted.name, wanted.num_shards)
     except MissingError as error:
         if elsewhere:
             first = (
@@ -150,7 +152,7 @@ def _existing(wanted: QueueConfig, namespace: str, *, elsewhere: bool) -> remote
 
 
 def _fetch_images(message: Any, header: BatchHeader) -> Any:
-    return remote.fetch_object(image_ref(message), what=f"the image of batch {header.batch_id!r}")
+    return fetch_object(image_ref(message), what=f"the image of batch {header.batch_id!r}")
 
 
 def _files(config: WriterConfig, geometry: Geometry | None) -> Files:

@@ -32,7 +32,7 @@ class Done:
 
 
 class Remote(Protocol):
-    """What is asked of Ray's tasks; `nightbeam.stream.remote.RayWorkers` is one."""
+    """What is asked of Ray's tasks; `nightbeam.stream.tasks.RayWorkers` is one."""
 
     def submit(self, function: Callable[..., Any], message_refs: Sequence[Any], *args: Any) -> Any:
         """Start ``function(*values of the refs, *args)`` somewhere and return a handle."""

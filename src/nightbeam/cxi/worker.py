@@ -54,7 +54,7 @@ from nightbeam.peaks.model import PeakSettings, Window
 from nightbeam.stream.compute import describe, is_end, message_metadata, needs_arrays
 from nightbeam.stream.model import BatchError, BatchHeader
 from nightbeam.stream.order import Resequencer
-from nightbeam.stream.remote import Unreadable
+from nightbeam.stream.receiver import Unreadable
 
 __all__ = ["CxiService", "run_cpu_postprocessing_pipeline"]
 

@@ -179,7 +179,7 @@ class _Sized(Protocol):
 
 
 class BatchSink(Protocol):
-    """What takes batches: `nightbeam.stream.remote.Producer`, or something like it."""
+    """What takes batches: `nightbeam.stream.producer.Producer`, or something like it."""
 
     producer_id: str
     waited_s: float

@@ -126,7 +126,7 @@ class PipelineOutput:
             If they are a reference and the object is gone.
         """
         if self.predictions is None:
-            from nightbeam.stream.remote import fetch_object
+            from nightbeam.stream.arrays import fetch_object
 
             return np.asarray(fetch_object(self.predictions_ref))
         tensor = self.predictions.detach().cpu()

@@ -19,8 +19,8 @@ from nightbeam.core.errors import StorageError
 from nightbeam.cxi.config import WriterConfig, writer_config
 from nightbeam.cxi.doors import Cluster, Doors, image_ref
 from nightbeam.cxi.model import Event, ProcessedBatch
+from nightbeam.stream.arrays import Arrays
 from nightbeam.stream.model import END_OF_STREAM, LostError, PipelineOutput, PreprocessingMetadata
-from nightbeam.stream.remote import Arrays
 
 __all__ = ["Clock", "FilesInMemory", "QueueInMemory", "Ref", "TasksInMemory", "World", "small_config"]
 

@@ -2,8 +2,8 @@ import pytest
 
 from nightbeam.core.errors import MissingError
 from nightbeam.cxi.doors import the_world
-from nightbeam.stream import remote
-from nightbeam.stream.remote import QueueFound
+from nightbeam.stream import queues
+from nightbeam.stream.queues import QueueFound
 from nightbeam.testing.cxi_world import small_config
 
 
@@ -13,10 +13,10 @@ def there(monkeypatch):
     found: list[QueueFound] = []
 
     def absent(name, num_shards):
-        raise remote.not_there(name, "test")
+        raise queues.not_there(name, "test")
 
-    monkeypatch.setattr(remote, "list_queues", lambda: found)
-    monkeypatch.setattr(remote.ShardedQueue, "open", absent)
+    monkeypatch.setattr(queues, "list_queues", lambda: found)
+    monkeypatch.setattr(queues.ShardedQueue, "open", absent)
     return found
 
 

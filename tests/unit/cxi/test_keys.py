@@ -24,7 +24,7 @@ from nightbeam.cxi.config import known_keys, load_config
 from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.logs import logged
 from nightbeam.cxi.worker import CxiService
-from nightbeam.stream import nodes, remote
+from nightbeam.stream import nodes, queues, receiver, remote
 from nightbeam.stream.model import PreprocessingMetadata
 from nightbeam.testing.cxi_world import World
 
@@ -145,10 +145,10 @@ def ray(monkeypatch, world) -> dict[str, Any]:
     monkeypatch.setattr(remote, "disconnect", lambda: None)
     monkeypatch.setattr(nodes, "count_nodes", lambda: world.nodes)
     monkeypatch.setattr(remote, "object_store_bytes", lambda: world.store_bytes)
-    monkeypatch.setattr(remote, "list_queues", list)
-    monkeypatch.setattr(remote, "Receiver", Receiver)
+    monkeypatch.setattr(queues, "list_queues", list)
+    monkeypatch.setattr(receiver, "Receiver", Receiver)
     monkeypatch.setattr(
-        remote.ShardedQueue, "create", lambda *words: asked.update(create=words) or world.queue, raising=True
+        queues.ShardedQueue, "create", lambda *words: asked.update(create=words) or world.queue, raising=True
     )
     return asked
 
@@ -197,7 +197,7 @@ def no_queue(monkeypatch):
     def absent(name, _num_shards):
         raise MissingError(f"no queue {name}")
 
-    monkeypatch.setattr(remote.ShardedQueue, "open", absent)
+    monkeypatch.setattr(queues.ShardedQueue, "open", absent)
 
 
 @row("queue.maxsize_per_shard")

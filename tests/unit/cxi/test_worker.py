@@ -18,7 +18,7 @@ from nightbeam.cxi.health import Health, metrics_text
 from nightbeam.cxi.ledger import account, status_path
 from nightbeam.cxi.worker import CxiService, run_cpu_postprocessing_pipeline
 from nightbeam.stream.model import PipelineOutput
-from nightbeam.stream.remote import Unreadable
+from nightbeam.stream.receiver import Unreadable
 from nightbeam.testing.cxi_world import World, logits, small_config
 
 FULL = 4  # events of a message, unless said otherwise

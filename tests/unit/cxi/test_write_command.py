@@ -14,7 +14,7 @@ from nightbeam.cli.cxi import cxi
 from nightbeam.core.errors import UnavailableError
 from nightbeam.cxi import worker
 from nightbeam.cxi.doors import the_world
-from nightbeam.stream import remote
+from nightbeam.stream import queues
 from nightbeam.testing.cxi_world import World
 
 WRITER = {
@@ -114,8 +114,8 @@ def test_no_cluster_ends_with_one_and_says_what_to_do(files, world, capsys, monk
 
 
 def test_shards_that_are_to_be_found_before_there_is_a_queue_end_with_one(files, world, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "list_queues", list)
-    monkeypatch.setattr(remote, "_find", lambda *_: None)
+    monkeypatch.setattr(queues, "list_queues", list)
+    monkeypatch.setattr(queues, "_find", lambda *_: None)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(namespace="peaknet-pipeline"))
     monkeypatch.setattr(worker, "the_world", lambda: replace(world.doors(), source=the_world().source))
     tree = yaml.safe_load(Path(files[0]).read_text())

@@ -17,7 +17,7 @@ from nightbeam.replay.network import Network, export_network
 
 @dataclass
 class FakeProducer:
-    """Has the methods of `nightbeam.stream.remote.Producer`; ``room`` tells how many batches fit at first."""
+    """Has the methods of `nightbeam.stream.producer.Producer`; ``room`` tells how many batches fit at first."""
 
     producer_id: str = "fake"
     waited_s: float = 0.0

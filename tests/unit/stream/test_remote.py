@@ -1,15 +1,11 @@
 """What needs no cluster; the rest is in tests/system/test_stream.py."""
 
 import signal
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
 from nightbeam.core.errors import ConfigError, UnavailableError
 from nightbeam.stream import remote
-from nightbeam.stream.model import PipelineOutput
 
 
 @pytest.fixture(autouse=True)
@@ -69,99 +65,3 @@ def test_a_service_keeps_its_own_answer_to_signals():
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_arrays_inside_a_message_need_no_cluster():
-    direct = PipelineOutput(predictions=torch.ones(2, 2, 3, 3), original_image_ref=np.ones((2, 1, 3, 3)))
-    assert remote.fetch(direct).images.shape == (2, 1, 3, 3)
-    without = SimpleNamespace(image_kind="none")
-    assert remote.fetch(direct, without).images is None
-
-
-def test_a_queue_of_shards_that_are_gone_says_which():
-    assert remote.QueueFound("q", "ns", (0, 2, 5)).gaps == (1, 3, 4)
-    assert remote.QueueFound("q", "ns", (0, 1)).gaps == ()
-
-
-@pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"poll_s": 0.0}, {"poll_s": float("nan")}])
-def test_a_receiver_that_cannot_work_is_refused(wrong):
-    with pytest.raises(ConfigError):
-        remote.Receiver(SimpleNamespace(num_shards=1), **wrong)
-
-
-class Shards:
-    """Stands for a queue whose shards have died."""
-
-    name, num_shards, dead = "q", 2, frozenset({0, 1})
-
-    def gone(self):
-        return UnavailableError("every shard has died")
-
-
-def test_what_is_here_is_drained_although_every_shard_has_died():
-    receiver = remote.Receiver(Shards())
-    assert receiver.drain() == []
-    receiver._lanes[1].items.append(("a message", 0))
-    assert receiver.drain() == ["a message"]
-    with pytest.raises(UnavailableError, match="every shard"):
-        receiver.take(0.0)
-
-
-def test_a_cluster_that_has_gone_ends_the_taking_but_not_the_draining(monkeypatch, caplog):
-    import ray
-
-    def wait(*_, **__):
-        raise ray.exceptions.RpcError("connection refused")
-
-    monkeypatch.setattr(ray, "wait", wait)
-    queue = SimpleNamespace(name="q", num_shards=1, dead=frozenset(), call=lambda *_: "question")
-    receiver = remote.Receiver(queue)
-    with pytest.raises(UnavailableError, match="connection refused"):
-        receiver.take(1.0)
-    receiver._lanes[0].items.append(("a message", 0))
-    assert receiver.drain() == ["a message"]
-    assert "connection refused" in caplog.text
-
-
-@pytest.mark.parametrize("kind", ["RpcError", "LocalRayletDiedError", "ConnectionError"])
-def test_a_dead_cluster_is_no_unreadable_message(kind, monkeypatch):
-    import ray
-
-    def get(_):
-        raise {"RpcError": ray.exceptions.RpcError("refused"), "ConnectionError": ConnectionError("refused"),
-               "LocalRayletDiedError": ray.exceptions.LocalRayletDiedError()}[kind]  # fmt: skip
-
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
-    queue = SimpleNamespace(name="q", num_shards=1, dead=frozenset(), call=lambda *_: "question")
-    with pytest.raises(UnavailableError, match="cannot be reached"):
-        remote.Receiver(queue).take(1.0)
-
-
-def test_a_shard_that_does_not_say_its_size_is_waited_for_once_and_asked_once(monkeypatch):
-    import ray
-
-    asked, waited, answered = [], [], []
-
-    def wait(refs, *, num_returns, timeout):
-        waited.append(timeout)
-        return answered, [one for one in refs if one not in answered]
-
-    monkeypatch.setattr(ray, "wait", wait)
-    monkeypatch.setattr(ray, "get", lambda refs: [3 for _ in refs])
-    queue = SimpleNamespace(name="q", num_shards=2, dead=frozenset(), call=lambda k, _: asked.append(k) or k)
-    receiver = remote.Receiver(queue)
-    for _ in range(2):
-        with pytest.raises(UnavailableError, match="do not say"):
-            receiver.size()
-    answered += [0, 1]
-    assert receiver.size() == 6
-    assert (asked, waited) == ([0, 1], [0.2, 0.0, 0.0])
-
-
-@pytest.mark.parametrize(("header", "limit_s"), [(None, 10.0), (SimpleNamespace(image_kind="none"), 120.0)])
-def test_arrays_that_the_loop_itself_waits_for_must_come_soon(header, limit_s, monkeypatch):
-    asked = []
-    monkeypatch.setattr(remote, "_fetch_all", lambda values, _, limit: asked.append(limit) or values)
-    remote.fetch(PipelineOutput(predictions=torch.ones(1)), header)
-    assert asked == [limit_s]
