@@ -28,6 +28,7 @@ from nightbeam.stream.model import BatchError, LostError, PipelineOutput, Prepro
 from nightbeam.stream.producer import Producer
 from nightbeam.stream.queues import ShardedQueue
 from nightbeam.stream.receiver import Receiver
+from nightbeam.stream.shard import Shard
 from nightbeam.stream.tasks import RayWorkers
 
 pytestmark = pytest.mark.system
@@ -256,7 +257,7 @@ def test_a_queue_that_is_not_there_is_an_error_that_says_where_it_is(name):
     with pytest.raises(MissingError, match=f"Cannot find queue '{name}' in namespace 'pipeline'") as caught:
         ShardedQueue.open(name)
     assert "ray.namespace" in caught.value.fix
-    actor = ray.remote(queues._Shard)
+    actor = ray.remote(Shard)
     actor.options(name=f"{name}_shard_0", namespace="elsewhere", lifetime="detached", num_cpus=0).remote(1)
     with pytest.raises(MissingError, match="there is one in namespace 'elsewhere'"):
         ShardedQueue.open(name)
@@ -389,6 +390,21 @@ def test_another_program_works_with_our_shards(name):
         True,
     ]
     assert ray.get([theirs[0].get.remote(), theirs[0].get.remote()]) == ["a", None]
+
+
+def test_another_program_that_has_no_nightbeam_works_with_our_shards(head, name):
+    ShardedQueue.create(name, 1, 1)
+    code = (
+        "import sys\nsys.modules['nightbeam'] = None\nimport ray\n"
+        f"ray.init('127.0.0.1:{head.port}', namespace='{NAMESPACE}', log_to_driver=False)\n"
+        f"shard = ray.get_actor('{name}_shard_0')\n"
+        "print(ray.get([shard.put.remote('a'), shard.put.remote('b'), shard.size.remote(), shard.get.remote()]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | cluster.head_environment(token_file=head.token),
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.stdout == "[True, False, 1, 'a']\n", done.stderr
 
 
 # -- producers ----------------------------------------------------------------------------------------------------

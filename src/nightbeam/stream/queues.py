@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 from nightbeam.core.errors import ConfigError, InputError, MissingError, UnavailableError
+from nightbeam.stream import shard
 from nightbeam.stream.faults import line_of, ray_errors, root_of, translated
+from nightbeam.stream.shard import Shard
 
 __all__ = ["QueueFound", "ShardedQueue", "find_queue", "list_queues", "not_there"]
 
@@ -23,32 +24,6 @@ _FIRST_WAIT_S: Final = 0.005
 _MOST_WAIT_S: Final = 0.1
 #: A shard that cannot be reached for so long is taken for dead.
 _MOST_SILENCE_S: Final = 20.0
-
-
-class _Shard:
-    """A bounded first-in-first-out list of messages; what the clients of existing pipelines call, no more."""
-
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._items: deque[Any] = deque()
-
-    def put(self, item: Any) -> bool:
-        if len(self._items) >= self._maxsize:
-            return False
-        self._items.append(item)
-        return True
-
-    def get(self) -> Any:
-        return self._items.popleft() if self._items else None
-
-    def size(self) -> int:
-        return len(self._items)
-
-    def is_empty(self) -> bool:
-        return not self._items
-
-    def is_full(self) -> bool:
-        return len(self._items) >= self._maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +118,9 @@ class ShardedQueue:
         before = _settled(name, namespace, num_shards)
         if before is not None and (before.shards[-1] + 1 != num_shards):
             raise _wrong_count(before, num_shards)
-        actor = ray.remote(_Shard)
+        # By value: a client that cannot import the class could call `size`, but nothing that has an argument.
+        ray.cloudpickle.register_pickle_by_value(shard)
+        actor = ray.remote(Shard)
         with ray_errors(f"queue {name!r}"):
             shards = [
                 actor.options(
@@ -328,8 +305,8 @@ class ShardedQueue:
         import ray
 
         lost = self.size()
-        for shard in self._shards:
-            ray.kill(shard)
+        for actor in self._shards:
+            ray.kill(actor)
         until = time.monotonic() + 10.0
         while _find(self.name, self.namespace) is not None and time.monotonic() < until:
             time.sleep(0.02)
