@@ -23,6 +23,7 @@ from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import load_settings
 from nightbeam.cxi import worker
 from nightbeam.cxi.config import WriterConfig
+from nightbeam.cxi.ledger import lock_path
 from nightbeam.testing.cxi_world import World
 
 
@@ -152,7 +153,7 @@ def test_a_second_run_on_one_stream_is_refused_and_so_is_one_on_the_same_output(
     assert state.is_failed()
     assert isinstance(state.result(raise_on_failure=False), BusyError)
     site.out.mkdir(exist_ok=True)
-    with sole_owner(worker.lock_path(site.out, "peaknet_cxi")):
+    with sole_owner(lock_path(site.out, "peaknet_cxi")):
         state = cxi_writer(return_state=True)
     error = state.result(raise_on_failure=False)
     assert isinstance(error, BusyError)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+import psutil
 
 from nightbeam.core.errors import InputError, RejectedError, UnavailableError
 
-__all__ = ["Done", "Load", "Remote", "TaskPool", "next_workers", "permanent"]
+__all__ = ["Done", "Load", "LoadFollower", "Remote", "TaskPool", "next_workers", "permanent"]
+
+_log = logging.getLogger(__name__)
+
+_ADAPT_EVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,3 +246,35 @@ def next_workers(load: Load) -> int:
     elif load.queued == 0 and 2 * load.busy < load.workers:
         wanted -= 1
     return max(1, min(wanted, load.cores))
+
+
+class LoadFollower:
+    """Let the number of a pool's workers follow the load, every two seconds.
+
+    Parameters
+    ----------
+    pool
+        Whose limit is changed.
+    cores
+        That there are.
+    clock
+        Seconds, of a clock that does not jump.
+    """
+
+    def __init__(self, pool: TaskPool, cores: int, clock: Callable[[], float]) -> None:
+        self._pool, self._cores, self._clock = pool, cores, clock
+        self._looked = 0.0
+        psutil.cpu_percent()  # the first answer is about nothing; those that follow are about the time in between
+
+    def look(self, queue_size: int | None) -> None:
+        """Change the limit where it is time to; ``queue_size`` is None where nobody knows it."""
+        now, pool = self._clock(), self._pool
+        if now - self._looked < _ADAPT_EVERY_S:
+            return
+        self._looked = now
+        idle = 1.0 - psutil.cpu_percent() / 100.0
+        queued = (queue_size or 0) + pool.open - pool.running
+        wanted = next_workers(Load(pool.limit, pool.running, queued, idle, self._cores))
+        if wanted != pool.limit:
+            _log.debug("%d workers in place of %d", wanted, pool.limit)
+            pool.limit = wanted

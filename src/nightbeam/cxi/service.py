@@ -98,18 +98,13 @@ class StreamWriter:
         self._lock = threading.Lock()
 
     def loop(self, stop: threading.Event) -> dict[str, Any]:
-        """Run until ``stop`` is set, or to the end of the first session.
-
-        Returns
-        -------
-        dict
-            The counters.
+        """Run until ``stop`` is set, or to the end of the first session; returns the counters.
 
         Raises
         ------
         NightbeamError
-            If a session cannot begin for another reason than that something is not there yet, or the disk would not
-            take what it had.
+            As `nightbeam.cxi.worker.CxiService.loop`, but not where the cluster or the queue is not there or has gone:
+            these are waited for.
         """
         try:
             while not stop.is_set():

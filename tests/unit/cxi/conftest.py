@@ -1,8 +1,9 @@
-"""Batches whose peaks have been found, of a small detector of four modules with a geometry of eight panels."""
+"""Batches whose peaks have been found, of a small detector with a geometry of eight panels; and a writer to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from nightbeam.cxi.model import Event, OutputPlan, ProcessedBatch
+from nightbeam.cxi.worker import CxiService
 from nightbeam.geometry.files import parse_geometry
 from nightbeam.geometry.model import Geometry
 from nightbeam.peaks.model import PeakTable, Window
 from nightbeam.stream.model import BatchHeader
+from nightbeam.testing.cxi_world import World, small_config
 
 #: Modules, rows, columns. In the slab, (40, 48), they stand two by two: down, then right.
 SHAPE = (4, 20, 24)
@@ -124,3 +127,73 @@ def make_batch() -> Callable[..., ProcessedBatch]:
         return ProcessedBatch(said, made, filtered=events - len(kept), misses=dropped)
 
     return make
+
+
+# -- a writer in a world in which nothing is real -----------------------------------------------------------------
+
+
+@pytest.fixture
+def world() -> World:
+    """Queue, arrays, tasks, files and time."""
+    return World()
+
+
+@pytest.fixture
+def make_service(tmp_path: Path, world: World) -> Iterator[Callable[..., CxiService]]:
+    """Make a writer in that world; keywords are sections of its configuration. It is closed in the end."""
+    made = []
+
+    def make(**sections: Any) -> CxiService:
+        one = CxiService(small_config(tmp_path, **sections), doors=world.doors(), clock=world.clock)
+        made.append(one)
+        return one
+
+    yield make
+    world.files.gate.set()
+    world.files.full = False
+    for one in made:
+        one.close()
+
+
+def _turn(service: CxiService, times: int | None = None) -> bool:
+    going, k = True, 0
+    while going and (times is None or k < times):
+        going, k = service.step(), k + 1
+        service.require_balance()
+        assert k < 5000
+    return going
+
+
+@pytest.fixture(scope="session")
+def turn() -> Callable[..., bool]:
+    """Let the loop turn until it ends, or so many times; the sum comes out after every turn."""
+    return _turn
+
+
+@pytest.fixture(scope="session")
+def through() -> Callable[[CxiService], dict[str, Any]]:
+    """Let a writer run from beginning to end; returns its counters."""
+
+    def run(service: CxiService) -> dict[str, Any]:
+        service.open()
+        _turn(service)
+        service.close()
+        service.require_balance()
+        return service.counters()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[CxiService, Callable[[], Any]], None]:
+    """Let the loop turn until something is true."""
+
+    def run(service: CxiService, true: Callable[[], Any]) -> None:
+        patience = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < patience, "it never became true"
+            service.step()
+            service.require_balance()
+            service._outlet.wait(0.005)
+
+    return run

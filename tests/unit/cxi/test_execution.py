@@ -1,12 +1,14 @@
 import threading
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nightbeam.core.errors import UnavailableError
-from nightbeam.cxi.execution import Load, TaskPool, next_workers
+from nightbeam.cxi.execution import Load, LoadFollower, TaskPool, next_workers
 from nightbeam.stream.model import BatchError, LostError
+from nightbeam.testing.cxi_world import Clock
 
 
 @pytest.fixture
@@ -150,3 +152,24 @@ def test_workers_stay_between_one_and_the_cores_and_change_by_one(workers, busy,
     found = next_workers(Load(workers, busy, queued, idle, cores))
     assert 1 <= found <= cores
     assert abs(found - workers) <= 1
+
+
+def test_the_load_is_followed_by_one_worker_every_two_seconds_and_the_queue_is_part_of_it(pool, monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: 0.0)
+    clock, gate = Clock(), threading.Event()
+    follower = LoadFollower(pool, 4, clock)
+    for k in range(2):
+        pool.submit((k, ""), gate.wait, 30)
+    follower.look(None)  # both are busy, but nothing waits
+    assert pool.limit == 2
+    found = []
+    for _ in range(3):
+        clock.now_s += 1.0
+        follower.look(5)
+        found.append(pool.limit)
+    assert found == [2, 3, 3]
+    gate.set()
+    all_of(pool)
+    clock.now_s += 2.0
+    follower.look(0)
+    assert pool.limit == 2

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from nightbeam.core.errors import MissingError
-from nightbeam.cxi import layout, worker
+from nightbeam.cxi import jobs, layout
 from nightbeam.cxi.config import known_keys, load_config
 from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.logs import logged
@@ -222,8 +222,8 @@ def _(run):
 
 @row("processing.num_cpu_workers")
 def _(run, monkeypatch):
-    real, pieces = worker.split_rows, []
-    monkeypatch.setattr(worker, "split_rows", lambda *asked: pieces.append(real(*asked)) or pieces[-1])
+    real, pieces = jobs.split_rows, []
+    monkeypatch.setattr(jobs, "split_rows", lambda *asked: pieces.append(real(*asked)) or pieces[-1])
     run({"processing.num_cpu_workers": 4})
     assert [len(one) for one in pieces] == [4]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import BusyError, MissingError, StorageError, UnavailableError
-from nightbeam.cxi import worker
+from nightbeam.cxi import start
 from nightbeam.cxi.service import StreamWriter
 from nightbeam.cxi.worker import CxiService
 from nightbeam.testing.cxi_world import World, small_config
@@ -193,12 +193,12 @@ def test_attempts_without_a_cluster_look_into_no_file_and_say_once_what_an_earli
     killed = CxiService(small_config(tmp_path, output={"buffer_size": 100}), doors=world.doors(), clock=world.clock)
     killed.open()
     killed.step()
-    killed._write_status(force=True)
+    killed._report.write(force=True)
     killed._stack.close()  # as a kill does
-    killed._state = "ended"
+    killed._standing.state = "ended"
     looked: list[Any] = []
-    resume = worker.resume
-    monkeypatch.setattr(worker, "resume", lambda *args: (looked.append(args), resume(*args))[1])
+    resume = start.resume
+    monkeypatch.setattr(start, "resume", lambda *args: (looked.append(args), resume(*args))[1])
     stop = Pauses(9)
     attempts: list[int] = []
 
