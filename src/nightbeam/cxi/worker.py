@@ -123,13 +123,12 @@ class CxiService:
         UnavailableError, ConfigError
             If there is no cluster or queue, or the queue is not as announced.
         """
-        try:
-            self._open()
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as undo:
+            undo.callback(self._stack.close)
+            self._open(undo)
+            undo.pop_all()
 
-    def _open(self) -> None:
+    def _open(self, undo: ExitStack) -> None:
         check_files(self.config)
         geometry = usable_geometry(self.config)
         self._stack.enter_context(own_directory(self.config.output))
@@ -139,6 +138,8 @@ class CxiService:
         self._source: Source = self._doors.source(self.config)
         self._go_on()  # it may take a while, and says what was lost: not each time that nobody is there
         self._compose(geometry, cluster)
+        undo.callback(self._outlet.close)
+        undo.callback(self.pool.close)
         port, standing = self.config.health.port, self._standing
         standing.port = self._stack.enter_context(health_server(port, self.health, self.counters))
         standing.started = iso_z(utc_now())
@@ -275,7 +276,6 @@ class CxiService:
         message = self._source.take(0.0 if self._jobs else self.config.queue.poll_timeout)
         self._queue_empty = message is None
         if message is not None:
-            self._heard, self._heard_once = self._clock(), True
             self._receive(message)
         elif self._jobs:
             self._jobs.collect(self.config.queue.poll_timeout)
@@ -291,6 +291,7 @@ class CxiService:
             )
 
     def _receive(self, message: Any) -> None:
+        self._heard, self._heard_once = self._clock(), True
         begun = self._reception.take_in(message)
         if begun and self.counts.batches_received % self.config.system.progress_interval == 0:
             _log.info("%s", self._report.progress())
@@ -303,10 +304,11 @@ class CxiService:
 
     def _over(self) -> bool:
         """Return whether an end condition is met, and remember which."""
-        run, silent = self.config.run, self._clock() - self._heard
         if self._reception.ends.all and self._queue_empty and self._nothing_left():
             self._standing.ended_by = "all producers have ended"
-        elif run.total_events is not None and self.counts.events_received >= run.total_events:
+            return True
+        run, silent = self.config.run, self._clock() - self._heard
+        if run.total_events is not None and self.counts.events_received >= run.total_events:
             self._standing.ended_by = f"{run.total_events} events were received"
         elif run.total_batches is not None and self.counts.batches_received >= run.total_batches:
             self._standing.ended_by = f"{run.total_batches} batches were received"

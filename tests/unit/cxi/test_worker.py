@@ -1,5 +1,6 @@
 import logging
 import os
+import socket
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightbeam.core.errors import ConfigError, StorageError, UnavailableError
+from nightbeam.core.errors import BusyError, ConfigError, StorageError, UnavailableError
 from nightbeam.cxi import delivery, outlet, writing
 from nightbeam.cxi.doors import the_world
 from nightbeam.cxi.ledger import account
@@ -259,6 +260,33 @@ def test_it_ends_when_nothing_comes_any_more_but_not_before_the_first(world, mak
     assert turn(service, 3)
     world.clock.now_s += 0.2
     assert not turn(service, 10)
+
+
+def test_what_is_found_in_the_last_look_counts_as_heard(world, make_service, turn):
+    service = make_service(run={"idle_timeout": 5})
+    service.open()
+    world.send(0)
+    world.end()
+    world.queue.look_once = lambda: world.queue.messages.popleft() if world.queue.messages else None
+    turn(service, 1)
+    world.queue.take, take = lambda _: None, world.queue.take
+    world.queue.messages.append(world.message(1))
+    service._reception.ends.add("p")
+    world.clock.now_s += 6
+    assert service.step()
+    world.queue.take = take
+    turn(service)
+    service.close()
+    assert [name for name, _ in world.files.events()] == ["p_0"] * FULL + ["p_1"] * FULL
+
+
+def test_a_beginning_that_fails_leaves_no_thread_at_work(world, make_service):
+    before = threading.active_count()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        service = make_service(health={"port": taken.getsockname()[1]})
+        with pytest.raises(BusyError, match=r"port \d+ cannot be served"):
+            service.open()
+    assert threading.active_count() == before
 
 
 def test_it_ends_when_nothing_ever_comes_where_that_is_asked(world, make_service, turn):
