@@ -303,17 +303,27 @@ def test_who_stops_a_run_while_it_waits_to_try_again_is_told_the_failures(l0, l1
 
 def test_a_signal_while_the_last_scan_is_written_ends_it_before_anything_else(l0, l1, config, hook, leftovers):
     ended: list[bool] = []
+    came = threading.Event()
 
     def interrupt(scan: int) -> None:
         if scan == 3 and not ended:
             time.sleep(0.3)  # the main thread has nothing to do any more but wait
             os.kill(os.getpid(), signal.SIGINT)
+            assert came.wait(60)
             time.sleep(0.3)
             ended.append(True)
 
+    def answer(*_: Any) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
     hook("write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        calibrate_store(l0, l1, config)
+    before = signal.signal(signal.SIGINT, answer)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_store(l0, l1, config)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [True], "the writer was waited for"
     assert leftovers(l1) == []
     assert ResultStore(l1).scans() == [1, 2]
