@@ -388,6 +388,7 @@ def test_merging_changes_no_count(taken, settled, abandoned, kept):
     assert page.taken.last == max(taken, default=None)
 
 
+@pytest.mark.slow
 def test_an_old_status_with_very_many_ranges_is_no_damage(tmp_path):
     rows = [[2 * k, 2 * k, 8 * k, 8 * k + 4] for k in range(100_002)]
     page = {"taken": rows, "settled": rows, "abandoned": [], "ended": False, "since": NOW}

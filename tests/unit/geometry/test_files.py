@@ -542,6 +542,7 @@ def geometries(draw):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(geometries())
 def test_every_geometry_comes_back_as_it_was_written(geometry):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 import nightbeam.cli.replay as commands
@@ -18,6 +19,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/replay-frames.md"
 SMALLER = {"1000": "3", "240": "3", "16x352x384": "2x64x64", "120": "100000"}
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(producer, exported, monkeypatch):
     @contextmanager
     def fake(*_):

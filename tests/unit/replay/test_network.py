@@ -120,6 +120,7 @@ def test_rows_do_not_depend_on_what_else_is_in_the_batch():
 # -- files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["script", "export"])
 def test_the_exported_network_answers_as_the_shipped_one(tmp_path, form, exported):
     path = exported
@@ -132,6 +133,7 @@ def test_the_exported_network_answers_as_the_shipped_one(tmp_path, form, exporte
         assert torch.allclose(loaded.logits(images), ours.logits(images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_known_whatever_its_name(tmp_path, exported):
     (tmp_path / "model.bin").write_bytes(exported.read_bytes())
     assert load_network(tmp_path / "model.bin", "cpu").logits(torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
@@ -195,6 +197,7 @@ def test_a_file_that_is_no_model_is_refused_and_not_run(tmp_path, name, caplog, 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_truncated_model_is_refused(tmp_path, exported):
     export_network(tmp_path / "a.pt")
     for whole in (exported, tmp_path / "a.pt"):
