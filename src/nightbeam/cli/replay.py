@@ -141,11 +141,20 @@ def replay(
         network = _network(asked)
         name = producer or _own_name()
         sink = stack.enter_context(_producer(queue, namespace, address, shards, maxsize, name, asked))
-        told = stack.enter_context(stopped_by_signals(stop))
+        told = stack.enter_context(stopped_by_signals(stop, saying=_STOPPING))
         _write_truth(asked, source, plan)
-        report = run(source, network, sink, plan, stop)
+        report = run(source, network, sink, plan, stop, on_sent=lambda: _say_sent(plan, queue))
     _show(report, as_json=as_json)
     return 128 + told[0] if told and report.stopped else 0
+
+
+_STOPPING = "stopping: no more is sent, and what was sent is waited for; once more to stop at once"
+
+
+def _say_sent(plan: ReplayPlan, queue: str) -> None:
+    """Say what is waited for: without a writer it takes for ever."""
+    if plan.wait:
+        talk(f"all is sent; waiting until it has been taken from queue {queue!r} (to stop at once: Ctrl-C twice)")
 
 
 def _own_name() -> str:

@@ -36,6 +36,7 @@ def replay(
     *,
     clock: Clock | None = None,
     on_batch: Callable[[int], None] | None = None,
+    on_sent: Callable[[], None] | None = None,
 ) -> ReplayReport:
     """Send frames through a network into a queue.
 
@@ -56,6 +57,8 @@ def replay(
         For ``rate_hz``.
     on_batch
         Called with the number of events sent so far.
+    on_sent
+        Called when nothing more is sent, before that is waited for.
 
     Raises
     ------
@@ -74,6 +77,8 @@ def replay(
         if on_batch is not None:
             on_batch(run.events)
     seconds = run.clock.now() - run.begun
+    if on_sent is not None:
+        on_sent()
     run.finish()
     _LOG.info("%d events in %d batches, %.1f s", run.events, run.batches, seconds)
     return run.report(seconds, stopped=not complete)

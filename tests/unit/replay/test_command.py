@@ -113,10 +113,12 @@ def test_the_network_is_written_and_can_be_used(run, producer):
     assert producer.sent[0]["predictions"].shape == (1, 2, 32, 32)
 
 
-def test_a_person_is_told_in_one_line(run):
+def test_a_person_is_told_what_is_waited_for_and_what_was_done(run):
     done = run("--simulate", "2", "--panels", "32x32", "--hit-rate", "0")
     assert done.stdout == ""
-    assert done.stderr.startswith("2 events in 1 batches, ")
+    sent, report = done.stderr.splitlines()
+    assert sent.startswith("all is sent; waiting until it has been taken from queue 'q'")
+    assert report.startswith("2 events in 1 batches, ")
 
 
 def test_each_replay_is_a_producer_of_its_own_unless_it_is_named(run):
