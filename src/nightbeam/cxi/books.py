@@ -8,7 +8,7 @@ from typing import Any
 
 from nightbeam.core.errors import NightbeamError, StorageError
 from nightbeam.core.times import iso_z, utc_now
-from nightbeam.cxi.counts import ODD_PIXELS, Counts
+from nightbeam.cxi.counts import ODD_PIXELS, UNFIT, Counts
 from nightbeam.cxi.ledger import StreamLedger
 from nightbeam.stream.model import BatchError, BatchHeader
 
@@ -26,11 +26,14 @@ class Books:
         Of events and batches; its lock is that of the ledger too.
     ledger
         Of the producers that number their batches.
+    turned_down
+        What was last wrong with a batch that does not fit what is configured, if one did not.
     """
 
     def __init__(self) -> None:
         self.counts = Counts()
         self.ledger = StreamLedger()
+        self.turned_down: BatchError | None = None
         self._known_lines: set[str] = set()
         self._said: set[Any] = set()
 
@@ -56,6 +59,10 @@ class Books:
         self._known_lines.add(line)
         return line, due if line == before else None
 
+    def heard(self, producer: str) -> bool:
+        """Return whether a numbered batch of a producer was taken, by this writer or one before it."""
+        return producer in self.ledger.producers
+
     def came_before(self, producer: str, sequence: int) -> bool:
         """Return whether this number itself was taken before, and not only one of the same name."""
         page = self.ledger.producers.get(producer)
@@ -67,10 +74,10 @@ class Books:
         with self.counts.lock:
             self.ledger.settle(header)
 
-    def end(self, producer: str) -> None:
-        """Note that a producer has no more."""
+    def end(self, producer: str, total: int | None) -> None:
+        """Note that a producer has no more than ``total`` batches, where it says how many."""
         with self.counts.lock:
-            self.ledger.end(producer)
+            self.ledger.end(producer, total)
 
     def begin_again(self, producer: str) -> None:
         """Give what a producer sends from now on a page of its own, as after its end."""
@@ -82,6 +89,8 @@ class Books:
 
     def reject(self, n_events: int, error: BatchError, batch_id: str) -> None:
         """Count a batch in flight as turned down, and say so."""
+        if error.reason in UNFIT:
+            self.turned_down = error
         self.counts.reject(n_events, error.reason)
         self._say_gone("rejected", error.reason, batch_id, str(error))
 

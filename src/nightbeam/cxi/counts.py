@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["ODD_PIXELS", "OF_FILES", "Counts", "Rate"]
+__all__ = ["ODD_PIXELS", "OF_FILES", "UNFIT", "Counts", "Rate"]
 
 _WINDOW_S: Final = 10.0
+#: Reasons that lie in the configuration and not in the batch.
+UNFIT: Final = ("geometry", "not writable")
 #: What the files count of pixels that the type of the images cannot hold as they came -> what that means.
 ODD_PIXELS: Final[Mapping[str, str]] = {
     "pixels_clipped": "pixels are beyond what `output.dtype` holds and are written as its least or most",
@@ -146,6 +148,12 @@ class Counts:
             if gone:
                 self.lost[reason] += gone
             return gone
+
+    def unfit(self) -> int:
+        """Return how many batches were turned down for what is configured; 0 where another one came through."""
+        with self.lock:
+            through = self.written + self.filtered + self.buffered
+            return 0 if through else sum(self.rejected_batches[reason] for reason in UNFIT)
 
     def balance(self) -> int:
         """Return received less all that became of it; anything but 0 is a mistake in this program."""

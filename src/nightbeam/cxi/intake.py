@@ -129,9 +129,11 @@ def _warned(header: BatchHeader, text: str) -> BatchHeader:
 
 
 def _came_before(header: BatchHeader) -> BatchError:
+    timed = bool(header.timestamps.any()) or header.wall_clock_s is not None
     number = "" if header.sequence is None else f", number {header.sequence} of producer {header.producer!r},"
     return BatchError(
-        f"batch {header.batch_id!r}{number} came before, with the same times",
+        f"batch {header.batch_id!r}{number} came before, "
+        + ("with the same times" if timed else "and no times tell the two apart"),
         reason="duplicate",
         fix="each batch needs its own batch_id; a producer that starts again its own producer_id, or other times",
     )

@@ -326,6 +326,8 @@ class ProducerLedger:
         nothing new.
     merged
         What the oldest of them came to, where there are too many ranges.
+    total
+        How many its end marker said that there are.
     """
 
     taken: Ranges = field(default_factory=Ranges)
@@ -335,6 +337,7 @@ class ProducerLedger:
     since: str = ""
     open_since: str = ""
     merged: Merged = field(default_factory=Merged)
+    total: int | None = None
     _merge_at: int = _KEPT_RANGES
 
     @property
@@ -463,8 +466,10 @@ class StreamLedger:
         page = self.producers.get(header.producer)
         if page is None or (header.producer not in self._mine and header.sequence in page.taken):
             page = self._new_page(header.producer, now)
-        self._mine.add(header.producer)
-        page.ended = False
+        # Of several producers one may be overtaken by its own end marker: then this is one of those it told of.
+        if not page.ended or header.sequence >= (page.total or 0):
+            self._mine.add(header.producer)
+            page.ended = False
         page.take(header.sequence, header.first_event, header.n_events, now=now)
         self._open[id(header)] = header, page
 
@@ -501,10 +506,10 @@ class StreamLedger:
         if header.sequence is not None and page is not None:
             page.settle(header.sequence, header.first_event, header.n_events)
 
-    def end(self, producer: str) -> None:
-        """Note that a producer has no more."""
+    def end(self, producer: str, total: int | None = None) -> None:
+        """Note that a producer has no more than ``total`` batches, where it says how many."""
         if producer in self.producers:
-            self.producers[producer].ended = True
+            self.producers[producer].ended, self.producers[producer].total = True, total
         self._mine.discard(producer)
 
     def due(self, producer: str) -> int | None:

@@ -90,6 +90,8 @@ class Outlet:
         Why nothing can be written, or None.
     failed
         What has ended the thread before its time, or None.
+    turned_down
+        Why the files last refused a batch, or None.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Outlet:
         self._pause_s = _FIRST_PAUSE_S
         self.failed: BaseException | None = None
         self.blocked: NightbeamError | None = None
+        self.turned_down: NightbeamError | None = None
         self._thread = threading.Thread(target=self._run, name="cxi-files", daemon=True)
         self._thread.start()
 
@@ -293,6 +296,7 @@ class Outlet:
             self._passed_part(taken)
         left = len(batch.events) - taken + batch.filtered
         if isinstance(error, NightbeamError):
+            self.turned_down = error
             _log.error("batch %r is rejected: %s", batch.batch.batch_id, error)
             reason = error.reason if isinstance(error, RejectedError) and hasattr(error, "reason") else "not writable"
             self._counts.reject(left, reason)

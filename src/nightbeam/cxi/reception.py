@@ -102,12 +102,18 @@ class Reception:
         self._books.lose(0, found.reason, found.text)
 
     def _end_of(self, producer: str, message: Any) -> None:
-        _log.info("producer %r has ended", producer)
         total = numbered(message)[1]
+        if total and not self._books.heard(producer):
+            _log.warning(
+                "producer %r has ended, and nothing of its %d batches came here; if that end is of an earlier run, "
+                "remove the queue with `nightbeam stream drop` before the next one", producer, total,
+            )  # fmt: skip
+        else:
+            _log.info("producer %r has ended", producer)
         self.ends.add(producer)
         self._seen.forget(producer)
         self._delivery.end(self._books.ledger.page_of(producer), total)
-        self._books.end(producer)
+        self._books.end(producer, total)
 
     def _job_of(self, message: Any) -> Job:
         message_metadata(message)

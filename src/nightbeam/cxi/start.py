@@ -73,10 +73,9 @@ def _require_writable(output: OutputConfig) -> None:
     with storage_errors(output.output_dir):
         try:
             output.output_dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise StorageError(
-                f"{output.output_dir} is no directory", fix="set `output.output_dir` to another one"
-            ) from error
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            what = "cannot be made" if isinstance(error, FileNotFoundError) else "is no directory"
+            raise StorageError(f"{output.output_dir} {what}", fix="set `output.output_dir` to another one") from error
         probe = part_path(output.output_dir / output.file_prefix)
         try:
             probe.write_bytes(b"\0")

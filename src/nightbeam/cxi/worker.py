@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from nightbeam.core.errors import NightbeamError
+from nightbeam.core.errors import ConfigError, NightbeamError
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi.books import Books
 from nightbeam.cxi.config import WriterConfig, check_files, load_config, peak_settings, writer_config
@@ -34,8 +34,11 @@ __all__ = ["CxiService", "run_cpu_postprocessing_pipeline"]
 _log = logging.getLogger(__name__)
 
 _IDLE_SAID_EVERY_S: Final = 30.0
+_IDLE_SAID_AFTER_S: Final = 1.0
 _BUSY_WAIT_S: Final = 0.02
 _CHUNKS_WAITING: Final = 2
+#: Where so many batches do not fit what is configured and no other has come, the rest stays in the queue.
+_MOST_UNFIT: Final = 8
 
 
 class CxiService:
@@ -98,8 +101,8 @@ class CxiService:
         Raises
         ------
         NightbeamError
-            If it cannot begin, the cluster is gone, or the disk would not take the rest (which says how many events
-            are lost).
+            If it cannot begin, the cluster is gone, the disk would not take the rest (which says how many events are
+            lost), or nothing that came fits what is configured (then most of the stream is still in the queue).
         """
         self.open()
         try:
@@ -107,6 +110,7 @@ class CxiService:
                 pass
         finally:
             self.close()
+        self._require_fit()
         return self.counters()
 
     def open(self) -> None:
@@ -284,7 +288,8 @@ class CxiService:
 
     def _say_idle(self) -> None:
         now = self._clock()
-        if now - max(self._heard, self._idle_said) >= _IDLE_SAID_EVERY_S or not self._idle_said:
+        often = _IDLE_SAID_EVERY_S if self._idle_said else _IDLE_SAID_AFTER_S
+        if now - max(self._heard, self._idle_said) >= often:
             self._idle_said = now
             _log.info(
                 "Queue empty, waiting... (normal if the pipeline has not started; otherwise check that it puts on Q2)"
@@ -316,7 +321,19 @@ class CxiService:
             self._standing.ended_by = f"nothing came for {run.idle_timeout:g} s"
         elif not self._heard_once and run.startup_timeout is not None and silent >= run.startup_timeout:
             self._standing.ended_by = f"nothing came in the first {run.startup_timeout:g} s"
+        elif self.counts.unfit() >= _MOST_UNFIT:
+            self._standing.ended_by = "nothing that came fits what is configured"
         return bool(self._standing.ended_by)
+
+    def _require_fit(self) -> None:
+        found = self.counts.unfit()
+        if found:
+            why = self._books.turned_down or self._outlet.turned_down
+            raise ConfigError(
+                f"none of the {self.counts.batches_received} batches that came could be written; {found} do not fit "
+                f"what is configured: {'the log says why' if why is None else why.what}",
+                fix=(None if why is None else why.fix) or "is geometry.geom_file that of this detector?",
+            )
 
     def _nothing_left(self) -> bool:
         """Ask all shards once more; what one of them still has is taken in."""

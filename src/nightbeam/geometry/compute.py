@@ -51,7 +51,7 @@ Shape = tuple[int, int, int]
 
 #: Members of a group, and groups, that CrystFEL 0.12 takes.
 _MOST_MEMBERS, _MOST_GROUPS = 64, 512
-_PANEL_MAP = "give the panels' places as geometry.panel_map: [[ss0, fs0], ...]"
+_PANEL_MAP = "name the geometry of this detector, or give the panels' places as geometry.panel_map: [[ss0, fs0], ...]"
 
 
 # -- panels of the data and the slab ------------------------------------------------------------------------------

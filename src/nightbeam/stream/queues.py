@@ -245,6 +245,11 @@ class ShardedQueue:
 
         try:
             answer = ray.get(getattr(self._shards[k], method).remote(*args))
+        except TypeError as error:  # Ray could not import the actor's class, and takes its methods to have no arguments
+            raise ConfigError(
+                f"shard {k} of queue {self.name!r} was made by a program whose class cannot be imported here",
+                fix=f"remove the queue with `nightbeam stream drop {self.name}`, or install that program here",
+            ) from error
         except ray.exceptions.RayActorError as error:
             self.note_failure(k, error)
             return None
@@ -333,7 +338,8 @@ def _settled(name: str, namespace: str, num_shards: int) -> QueueFound | None:
 def _wrong_count(found: QueueFound, expected: int) -> ConfigError:
     return ConfigError(
         f"Queue '{found.name}' has {len(found.shards)} shards, expected {expected}",
-        fix="check `queue.num_shards` matches the pipeline's `queue_num_shards`, or set it to auto",
+        fix="check `queue.num_shards` matches the pipeline's `queue_num_shards`, or set it to auto; if the last shards "
+        f"have died, remove the queue with `nightbeam stream drop {found.name}` and start the pipeline anew",
     )
 
 

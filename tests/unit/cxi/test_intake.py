@@ -64,7 +64,7 @@ def test_without_times_a_producer_has_begun_again_where_its_numbers_go_far_back(
     for number in range(100):
         seen.check(header(number))
     for number in (99, 37):
-        with pytest.raises(BatchError):
+        with pytest.raises(BatchError, match="no times tell the two apart"):
             seen.check(header(number))
     assert seen.check(header(0))[1]
     assert [seen.check(header(number))[1] for number in (1, 2, 99)] == [False, False, False]

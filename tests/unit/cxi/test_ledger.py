@@ -94,6 +94,21 @@ def test_a_producer_that_begins_again_gets_a_new_page():
     assert second.producers["p"].since == "later"
 
 
+def test_a_batch_that_its_end_marker_has_overtaken_begins_nothing():
+    ledger = StreamLedger()
+    ledger.take(Header(0), now=NOW)
+    ledger.end("p", 3)
+    ledger.take(Header(2), now=NOW)
+    page = ledger.producers["p"]
+    assert (page.ended, ledger.due("p")) == (True, None)
+    assert 2 in page.taken
+    ledger.take(Header(3), now=NOW)
+    assert not page.ended
+    ledger.end("p", 4)
+    ledger.take(Header(0), now="later")
+    assert ledger.producers["p"].since == "later"
+
+
 def test_batches_without_a_number_are_not_kept():
     ledger = StreamLedger()
     ledger.take(Header(None), now=NOW)

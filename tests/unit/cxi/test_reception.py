@@ -207,3 +207,25 @@ def test_the_number_of_panels_is_that_of_the_panel_map(world, make_service, thro
     world.queue.messages.append(replace(world.message(0, peaks=(1, 2, 3)), preprocessing_metadata=None))
     world.end()
     assert through(make_service(geometry={"panel_map": [[0, 0], [0, 8]]}))["total_events_written"] == 3
+
+
+def test_the_end_of_one_of_whom_nothing_came_may_be_of_an_earlier_run(world, make_service, caplog, through):
+    world.end("earlier", batches=7)
+    world.send(0)
+    world.end(batches=1)
+    through(make_service(queue={"num_producers": 2}))
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    warned = [text for text in said if "has ended" in text]
+    assert len(warned) == 1
+    assert "'earlier' has ended, and nothing of its 7 batches came" in warned[0]
+
+
+def test_a_producer_that_its_own_end_has_overtaken_has_ended(world, make_service, through):
+    world.send(0)
+    world.end(batches=2)
+    world.send(1)
+    world.end("other")
+    service = make_service(queue={"num_producers": 2})
+    found = through(service)
+    assert found["total_events_written"] == 8
+    assert service.ledger.producers["p"].ended

@@ -1,6 +1,7 @@
 """What is looked at before anything is taken."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +22,10 @@ def test_a_second_writer_of_the_same_files_is_refused_and_one_of_another_prefix_
 def test_output_that_cannot_be_written_is_said_before_anything_is_taken(world, tmp_path):
     (tmp_path / "file").write_text("x")
     world.send(0)
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StorageError):
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(StorageError) as caught:
             CxiService(small_config(place), doors=world.doors()).open()
+        assert caught.value.fix
     assert world.queue.size() == 1
 
 

@@ -262,6 +262,37 @@ def test_it_ends_when_nothing_comes_any_more_but_not_before_the_first(world, mak
     assert not turn(service, 10)
 
 
+@pytest.mark.parametrize("kind", ["geometry", "not writable"])
+def test_where_nothing_fits_what_is_configured_the_rest_stays_in_the_queue(world, make_service, kind, monkeypatch):
+    for k in range(40):
+        world.send(k)
+    world.end()
+    if kind == "geometry":
+        service = make_service(geometry={"panel_map": [[0, 0], [0, 4]]})
+    else:
+
+        def refuse(_):
+            raise ConfigError("nobody says the camera length", fix="set instrument.camera_length_mm")
+
+        monkeypatch.setattr(world.files, "submit", refuse)
+        service = make_service()
+    with pytest.raises(ConfigError, match="do not fit what is configured") as caught:
+        service.loop(threading.Event())
+    assert ("panel_map" if kind == "geometry" else "the camera length") in caught.value.what
+    found = service.counters()
+    assert found["balance"] == 0
+    assert sum(found["batches_rejected"].values()) == found["batches_received"]
+    if kind == "geometry":  # the other is known only once a batch has come to the files
+        assert (found["batches_received"], world.queue.size()) == (8, 33)
+
+
+def test_a_short_stream_of_which_nothing_fits_is_no_success(world, make_service):
+    world.send(0)
+    world.end()
+    with pytest.raises(ConfigError, match="none of the 1 batches"):
+        make_service(geometry={"panel_map": [[0, 0], [0, 4]]}).loop(threading.Event())
+
+
 def test_what_is_found_in_the_last_look_counts_as_heard(world, make_service, turn):
     service = make_service(run={"idle_timeout": 5})
     service.open()
@@ -401,6 +432,9 @@ def test_an_empty_queue_is_said_and_not_again_at_once(world, make_service, caplo
     caplog.set_level(logging.INFO, "nightbeam")
     service = make_service()
     service.open()
+    turn(service, 50)
+    assert "Queue empty" not in caplog.text  # a first look may be too short for what is there
+    world.clock.now_s += 1
     turn(service, 50)
     assert caplog.text.count("Queue empty, waiting...") == 1
     assert "normal if the pipeline has not started; otherwise check that it puts on Q2" in caplog.text
