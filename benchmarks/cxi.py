@@ -340,7 +340,7 @@ sys.stdin.read()
 
 def chain(repeat: int, quick: bool) -> dict:
     """Events a CPU-second from the queue to files, with Ray and with batches that are there already."""
-    batches = 5 if quick else 20
+    batches = 12 if quick else 20  # the first eight or so are taken before the first file is written
     logits, images = _spots(_CHAIN_BATCH, 45)
     place = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     found: dict[str, list[dict]] = {"through Ray": [], "without Ray": []}
