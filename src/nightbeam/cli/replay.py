@@ -143,7 +143,7 @@ def replay(
         sink = stack.enter_context(_producer(queue, namespace, address, shards, maxsize, name, asked))
         told = stack.enter_context(stopped_by_signals(stop, saying=_STOPPING))
         _write_truth(asked, source, plan)
-        report = run(source, network, sink, plan, stop, on_sent=lambda: _say_sent(plan, queue))
+        report = run(source, network, sink, plan, stop, on_sent=lambda: None if told else _say_sent(plan, queue))
     _show(report, as_json=as_json)
     return 128 + told[0] if told and report.stopped else 0
 

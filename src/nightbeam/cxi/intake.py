@@ -70,7 +70,7 @@ class Seen:
         BatchError
             ``duplicate``, if it was there before.
         """
-        key, timed = _key(header), bool(header.timestamps.any()) or header.wall_clock_s is not None
+        key, timed = _key(header), _is_timed(header)
         if header.sequence is None:
             return self._unnumbered(header, key, timed), False
         line = self._lines.setdefault(header.producer, _Line())
@@ -124,16 +124,19 @@ def _key(header: BatchHeader) -> _Key:
     return header.batch_id, header.run, times.digest()
 
 
+def _is_timed(header: BatchHeader) -> bool:
+    return bool(header.timestamps.any()) or header.wall_clock_s is not None
+
+
 def _warned(header: BatchHeader, text: str) -> BatchHeader:
     return replace(header, warnings=(*header.warnings, text))
 
 
 def _came_before(header: BatchHeader) -> BatchError:
-    timed = bool(header.timestamps.any()) or header.wall_clock_s is not None
     number = "" if header.sequence is None else f", number {header.sequence} of producer {header.producer!r},"
     return BatchError(
         f"batch {header.batch_id!r}{number} came before, "
-        + ("with the same times" if timed else "and no times tell the two apart"),
+        + ("with the same times" if _is_timed(header) else "and no times tell the two apart"),
         reason="duplicate",
         fix="each batch needs its own batch_id; a producer that starts again its own producer_id, or other times",
     )

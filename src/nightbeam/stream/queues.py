@@ -245,7 +245,10 @@ class ShardedQueue:
 
         try:
             answer = ray.get(getattr(self._shards[k], method).remote(*args))
-        except TypeError as error:  # Ray could not import the actor's class, and takes its methods to have no arguments
+        except TypeError as error:
+            if "positional arguments" not in str(error):  # a message that cannot be pickled
+                raise
+            # Ray could not import the actor's class, and takes its methods to have no arguments.
             raise ConfigError(
                 f"shard {k} of queue {self.name!r} was made by a program whose class cannot be imported here",
                 fix=f"remove the queue with `nightbeam stream drop {self.name}`, or install that program here",
