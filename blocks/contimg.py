@@ -30,14 +30,17 @@ class ContimgSite(Block):
     products_db: SecretStr = Field(description="SQLAlchemy URL of the products.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Threads, and the sections ingest, convert, calibrate and image of the settings.",
+        description="Threads, and the sections of the settings from ingest to housekeeping.",
     )
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the block that says what resolved settings say."""
         told = settings.contimg.model_dump(mode="json")
-        options = {name: told.pop(name) for name in ("threads", "ingest", "convert", "calibrate", "image")}
+        options = {
+            name: told.pop(name)
+            for name in ("threads", "ingest", "convert", "calibrate", "image", "mosaic", "qa", "housekeeping")
+        }
         return cls(state_dir=str(settings.state_dir), options=options, **told)
 
     def settings(self) -> Settings:

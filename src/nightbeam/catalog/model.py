@@ -20,10 +20,14 @@ __all__ = [
     "GroupFact",
     "GroupRow",
     "ImageRow",
+    "MosaicRow",
     "MsRow",
+    "NightRow",
     "Owner",
     "PerformanceRow",
     "QaArtifactRow",
+    "QaScoreRow",
+    "QuarantineRow",
     "ReceiptRow",
     "Recorded",
     "SetSpec",
@@ -376,6 +380,96 @@ class ImageRow:
     parameters: str | None
     version: str | None
     sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MosaicRow:
+    """One row of ``mosaics``.
+
+    ``plan`` is what it was asked for as (a night has one plan and a mosaic for each of its strips), ``tiles``
+    one path a line; ``verdicts``, ``checks``, ``files`` and ``parameters`` are JSON. ``status`` is ``planned``,
+    ``built`` or ``failed``.
+    """
+
+    id: int
+    name: str
+    created_at: float
+    status: str
+    method: str | None
+    tiles: str
+    output_path: str | None
+    validation_issues: str | None
+    plan: str | None
+    strip: int | None
+    start_mjd: float | None
+    mid_mjd: float | None
+    end_mjd: float | None
+    ra_deg: float | None
+    dec_deg: float | None
+    width: int | None
+    height: int | None
+    cell_arcsec: float | None
+    freq_hz: float | None
+    beam_major_arcsec: float | None
+    beam_minor_arcsec: float | None
+    beam_pa_deg: float | None
+    noise_jy: float | None
+    peak_jy: float | None
+    tiles_used: int | None
+    tiles_rejected: int | None
+    verdicts: str | None
+    checks: str | None
+    files: str | None
+    parameters: str | None
+    error: str | None
+    version: str | None
+    sha256: str | None
+    built_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NightRow:
+    """One row of ``nights``: ``state`` is ``done``, ``empty`` or ``failed``; ``night`` is a UTC day, YYYY-MM-DD."""
+
+    night: str
+    state: str
+    tiles: int | None
+    attempts: int
+    updated_at: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QaScoreRow:
+    """One row of ``qa_scores``.
+
+    ``kind`` is ``group`` or ``mosaic``, ``subject`` its id or name; ``score`` runs from 0 to 1 and ``verdict`` is
+    ``good``, ``warn``, ``bad`` or ``unknown``.
+    """
+
+    kind: str
+    subject: str
+    name: str
+    value: float | None
+    unit: str | None
+    score: float | None
+    verdict: str
+    reason: str | None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRow:
+    """One row of ``quarantine``: ``state`` is ``held``, ``restored`` or ``deleted``."""
+
+    path: str
+    original_path: str
+    kind: str
+    reason: str
+    size_bytes: int | None
+    moved_at: float
+    state: str
+    ended_at: float | None
 
 
 @dataclass(frozen=True, slots=True)

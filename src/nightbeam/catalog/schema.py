@@ -19,9 +19,12 @@ __all__ = [
     "ImageTable",
     "MosaicTable",
     "MsTable",
+    "NightTable",
     "PerformanceTable",
     "ProductsBase",
     "QaArtifactTable",
+    "QaScoreTable",
+    "QuarantineTable",
     "QueueBase",
     "QueueTable",
     "ReceiptTable",
@@ -225,6 +228,8 @@ class MsTable(ProductsBase):
     __table_args__ = (
         Index("idx_ms_index_stage_path", "stage", "path"),
         Index("idx_ms_index_status", "status"),
+        Index("idx_ms_index_stage_updated_at", "stage_updated_at"),
+        Index("idx_ms_index_group_id", "group_id"),
     )
     path: Mapped[str] = mapped_column(Text, primary_key=True)
     start_mjd: Mapped[float | None] = mapped_column(real())
@@ -259,6 +264,8 @@ class ImageTable(ProductsBase):
         Index("idx_images_ms_path", "ms_path"),
         Index("uq_images_path", "path", unique=True),
         Index("idx_images_mid_mjd", "mid_mjd"),
+        Index("idx_images_created_at", "created_at"),
+        Index("idx_images_group_id", "group_id"),
     )
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     path: Mapped[str] = mapped_column(Text)
@@ -294,10 +301,15 @@ class ImageTable(ProductsBase):
 
 
 class MosaicTable(ProductsBase):
-    """One row per mosaic."""
+    """One row per mosaic: one strip of a night, or of a window that somebody named."""
 
     __tablename__ = "mosaics"
-    __table_args__ = (Index("idx_mosaics_name", "name"),)
+    __table_args__ = (
+        Index("idx_mosaics_name", "name"),
+        Index("uq_mosaics_name", "name", unique=True),
+        Index("idx_mosaics_plan", "plan"),
+        Index("idx_mosaics_mid_mjd", "mid_mjd"),
+    )
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     name: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(real())
@@ -307,12 +319,82 @@ class MosaicTable(ProductsBase):
     output_path: Mapped[str | None] = mapped_column(Text)
     # ours
     validation_issues: Mapped[str | None] = mapped_column(Text)
+    plan: Mapped[str | None] = mapped_column(Text)
+    strip: Mapped[int | None] = mapped_column(Integer)
+    start_mjd: Mapped[float | None] = mapped_column(real())
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    end_mjd: Mapped[float | None] = mapped_column(real())
+    ra_deg: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    width: Mapped[int | None] = mapped_column(Integer)
+    height: Mapped[int | None] = mapped_column(Integer)
+    cell_arcsec: Mapped[float | None] = mapped_column(real())
+    freq_hz: Mapped[float | None] = mapped_column(real())
+    beam_major_arcsec: Mapped[float | None] = mapped_column(real())
+    beam_minor_arcsec: Mapped[float | None] = mapped_column(real())
+    beam_pa_deg: Mapped[float | None] = mapped_column(real())
+    noise_jy: Mapped[float | None] = mapped_column(real())
+    peak_jy: Mapped[float | None] = mapped_column(real())
+    tiles_used: Mapped[int | None] = mapped_column(Integer)
+    tiles_rejected: Mapped[int | None] = mapped_column(Integer)
+    verdicts: Mapped[str | None] = mapped_column(Text)
+    checks: Mapped[str | None] = mapped_column(Text)
+    files: Mapped[str | None] = mapped_column(Text)
+    parameters: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[str | None] = mapped_column(Text)
+    sha256: Mapped[str | None] = mapped_column(Text)
+    built_at: Mapped[float | None] = mapped_column(real())
+
+
+class NightTable(ProductsBase):
+    """What became of each night's mosaic, so that missed ones are made up for. Ours."""
+
+    __tablename__ = "nights"
+    night: Mapped[str] = mapped_column(Text, primary_key=True)
+    state: Mapped[str] = mapped_column(Text)
+    tiles: Mapped[int | None] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    updated_at: Mapped[float] = mapped_column(real())
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class QaScoreTable(ProductsBase):
+    """One judged measure of a group or a mosaic. Ours."""
+
+    __tablename__ = "qa_scores"
+    __table_args__ = (Index("idx_qa_scores_verdict", "verdict"),)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    subject: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[float | None] = mapped_column(real())
+    unit: Mapped[str | None] = mapped_column(Text)
+    score: Mapped[float | None] = mapped_column(real())
+    verdict: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(real())
+
+
+class QuarantineTable(ProductsBase):
+    """One product that was put aside, where it lay, and what became of it. Ours."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (Index("idx_quarantine_original", "original_path"),)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    original_path: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    moved_at: Mapped[float] = mapped_column(real())
+    state: Mapped[str] = mapped_column(Text)
+    ended_at: Mapped[float | None] = mapped_column(real())
 
 
 class QaArtifactTable(ProductsBase):
-    """One row per QA plot or report of a group."""
+    """One row per QA plot or report of a group or of a mosaic."""
 
     __tablename__ = "qa_artifacts"
+    __table_args__ = (Index("idx_qa_artifacts_created_at", "created_at"),)
     group_id: Mapped[str] = mapped_column(Text, primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     path: Mapped[str] = mapped_column(Text)

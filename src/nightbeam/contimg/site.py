@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Self
 
 from nightbeam.core.errors import ConfigError
 from nightbeam.core.locks import remove_free_lock
-from nightbeam.core.settings import CalibrateSettings, ConvertSettings, ImageSettings, IngestSettings, Settings
+from nightbeam.core.settings import (
+    CalibrateSettings,
+    ConvertSettings,
+    HousekeepingSettings,
+    ImageSettings,
+    IngestSettings,
+    MosaicSettings,
+    QaSettings,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Products, Queue, Registry
@@ -50,6 +59,9 @@ class Site:
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
+    mosaic: MosaicSettings = field(default_factory=MosaicSettings)
+    qa: QaSettings = field(default_factory=QaSettings)
+    housekeeping: HousekeepingSettings = field(default_factory=HousekeepingSettings)
     threads: int = 1
     step_timeout_s: float = 1800.0
 
@@ -72,6 +84,9 @@ class Site:
             convert=c.convert,
             calibrate=c.calibrate,
             image=c.image,
+            mosaic=c.mosaic,
+            qa=c.qa,
+            housekeeping=c.housekeeping,
             threads=c.threads,
         )
 
@@ -108,6 +123,14 @@ class Site:
     def image_stem(self, group_id: str) -> Path:
         """Return what the names of the images of a group begin with."""
         return self.output_dir / "images" / f"{group_id}.img"
+
+    def mosaic_dir(self) -> Path:
+        """Return where mosaics lie."""
+        return self.mosaic.output_dir or self.output_dir / "mosaics"
+
+    def quarantine_dir(self) -> Path:
+        """Return where products go that are no longer wanted, before they are deleted."""
+        return self.housekeeping.quarantine_dir or self.output_dir / "quarantine"
 
     def qa_dir(self) -> Path:
         """Return where groups have their QA directories."""

@@ -25,9 +25,13 @@ __all__ = [
     "ConvertSettings",
     "CxiSettings",
     "ElogSettings",
+    "HousekeepingSettings",
     "ImageSettings",
     "IngestSettings",
+    "MonitorSettings",
+    "MosaicSettings",
     "PlatformSettings",
+    "QaSettings",
     "ScanLimitsSettings",
     "ScansSettings",
     "Settings",
@@ -157,6 +161,60 @@ class ImageSettings(_Section):
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 
 
+class MosaicSettings(_Section):
+    """Which tiles make a mosaic, how they are combined, and what is asked of the result."""
+
+    output_dir: Path | None = Field(None, description="Where mosaics go; None: `mosaics` in output_dir.")
+    name_prefix: str = Field(
+        "night", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="A night is named prefix_YYYY_MM_DD."
+    )
+    method: Literal["weighted", "mean"] = Field(
+        "weighted", description="weighted: by beam and noise, on a common grid; mean: for tiles that are co-aligned."
+    )
+    window_days: int = Field(1, ge=1, le=31, description="UTC days that one nightly mosaic looks back on.")
+    catch_up_days: int = Field(7, ge=0, le=366, description="Nights this old are made up for when they were missed.")
+    include_unpbcor: bool = Field(False, description="Also use tiles that are not corrected for the primary beam.")
+    pb_cut: float = Field(0.15, gt=0, lt=1, description="A tile counts where its primary beam is above this.")
+    min_dynamic_range: float = Field(5.0, ge=0, description="A tile with less is rejected.")
+    max_noise_factor: float = Field(5.0, gt=1, description="A tile noisier than this times the median is rejected.")
+    beam_tolerance: float = Field(0.2, gt=0, description="How far a tile's beam may be from the median, as a fraction.")
+    freq_tolerance_mhz: float = Field(50.0, gt=0, description="How far a tile's frequency may be from the median.")
+    dec_tolerance_deg: float = Field(1.0, gt=0, description="Tiles farther apart in Dec are of two strips.")
+    min_overlap: float = Field(
+        0.0, ge=0, lt=1, description="Neighbours of a strip overlap by this fraction of a tile at least."
+    )
+    max_astrometry_arcsec: float = Field(2.0, gt=0, description="A tile whose sources are farther off is rejected.")
+    min_sources: int = Field(3, ge=1, description="Fewer sources in common with the catalogue judge nothing.")
+    min_source_jy: float = Field(0.01, gt=0, description="Fainter sources of the catalogue are not looked for.")
+    catalogue: Path | None = Field(None, description="Sources to compare with (CSV: name, ra_deg, dec_deg, flux_jy).")
+    block_pixels: int = Field(1024, ge=64, le=8192, description="Side of the pieces in which a mosaic is made.")
+    workers: int = Field(2, ge=1, le=64, description="Processes that reproject tiles at a time.")
+
+
+class QaSettings(_Section):
+    """What a group and a mosaic are judged by. Each pair: from where on it is worth a warning, and bad."""
+
+    flagged_fraction: tuple[float, float] = Field((0.2, 0.5), description="Of working receptors.")
+    solution_snr: tuple[float, float] = Field((10.0, 3.0), description="Median of a table's solutions.")
+    dynamic_range: tuple[float, float] = Field((20.0, 5.0), description="Peak over noise of an image.")
+    noise_mjy: tuple[float, float] = Field((40.0, 100.0), description="Robust noise of an image.")
+    flux_ratio: tuple[float, float] = Field((1.2, 1.5), description="Median factor from the catalogue's fluxes.")
+    astrometry_arcsec: tuple[float, float] = Field((2.0, 5.0), description="Median offset from the catalogue.")
+
+
+class HousekeepingSettings(_Section):
+    """What is tidied up, and when. None as a number of days: never."""
+
+    scratch_age_s: float = Field(86400.0, ge=0, description="Scratch of dead runs this old is removed.")
+    quarantine_dir: Path | None = Field(None, description="None: `quarantine` in output_dir.")
+    quarantine_days: float | None = Field(30.0, gt=0, description="After which what is in quarantine is deleted.")
+    ms_days: float | None = Field(30.0, gt=0, description="Age at which a Measurement Set goes into quarantine.")
+    image_days: float | None = Field(None, gt=0, description="The same for images.")
+    mosaic_days: float | None = Field(None, gt=0, description="The same for mosaics.")
+    qa_days: float | None = Field(None, gt=0, description="The same for figures and reports of quality.")
+    log_days: float | None = Field(90.0, gt=0, description="Age at which logs of groups are deleted.")
+
+
 class ContimgSettings(_Section):
     """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
 
@@ -173,6 +231,9 @@ class ContimgSettings(_Section):
     convert: ConvertSettings = ConvertSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     image: ImageSettings = ImageSettings()
+    mosaic: MosaicSettings = MosaicSettings()
+    qa: QaSettings = QaSettings()
+    housekeeping: HousekeepingSettings = HousekeepingSettings()
 
     @field_validator("threads", mode="before")
     @classmethod
@@ -253,6 +314,23 @@ class PlatformSettings(_Section):
     pools: dict[str, PositiveInt] = Field(
         default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
+    )
+
+
+class MonitorSettings(_Section):
+    """The page and the API that show the state of everything."""
+
+    host: str = Field("127.0.0.1", description="Where the page listens.")
+    port: int | None = Field(None, ge=1, le=65535, description="None: 8000 if free, else the next free one.")
+    token_file: Path | None = Field(
+        None,
+        description="Holds the word that changing anything asks for; None: `monitor.token` in state_dir, made anew.",
+    )
+    prefect_url: str | None = Field(
+        None, description="Address of Prefect's page as browsers see it; None: that of the platform's server."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        ("127.0.0.1", "localhost"), description="Names by which browsers may reach the page; * for any."
     )
 
 
@@ -369,6 +447,7 @@ class Settings(_Section):
     contimg: ContimgSettings = ContimgSettings()
     cxi: CxiSettings = CxiSettings()
     elog: ElogSettings = ElogSettings()
+    monitor: MonitorSettings = MonitorSettings()
     platform: PlatformSettings = PlatformSettings()
     scans: ScansSettings = ScansSettings()
     stream: StreamSettings = StreamSettings()
@@ -382,10 +461,20 @@ class Settings(_Section):
         """Return the same settings with every path absolute and every path left open filled in."""
         state = self.state_dir.expanduser().absolute()
         c = self.contimg
+        output_dir = _absolute(c.output_dir, state / "ms")
+        mosaic = c.mosaic.model_copy(
+            update={
+                "output_dir": _absolute(c.mosaic.output_dir, output_dir / "mosaics"),
+                "catalogue": c.mosaic.catalogue and c.mosaic.catalogue.expanduser().absolute(),
+            }
+        )
+        tidy = _absolute(c.housekeeping.quarantine_dir, output_dir / "quarantine")
         contimg = c.model_copy(
             update={
+                "mosaic": mosaic,
+                "housekeeping": c.housekeeping.model_copy(update={"quarantine_dir": tidy}),
                 "input_dir": _absolute(c.input_dir, state / "incoming"),
-                "output_dir": _absolute(c.output_dir, state / "ms"),
+                "output_dir": output_dir,
                 "scratch_dir": _absolute(c.scratch_dir, state / "scratch"),
                 "queue_db": database_url(c.queue_db, state / "ingest.sqlite3"),
                 "registry_db": database_url(c.registry_db, state / "cal_registry.sqlite3"),

@@ -1,0 +1,1 @@
+"""The page and the API that show the state of everything."""
