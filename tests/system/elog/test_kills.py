@@ -219,7 +219,7 @@ def test_an_update_killed_at_fifty_random_moments_harms_nothing(
             assert victim(["elog", "verify", *where])["ended"] == 0
             names = {path.name for path in place.iterdir()} - {path.name for path in snapshots(place)}
             names |= {path.name for path in file.parent.iterdir() if path.is_file()} if file else set()
-            assert names <= {"elog.db", ".elog.db.lock", ".elog.db.sync.lock"}
+            assert file is None or names <= {file.name, f".{file.name}.lock", f".{file.name}.sync.lock"}
         fake.stir(12, seed=n)
     assert set(ends) <= {"killed", 0}
     assert ends["killed"] == kills, "too many updates ended before their signal"
