@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,10 +56,15 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
         show([found], as_json=True)
         return
     lines = [
-        {"verdict": s["verdict"], "score": None if s["score"] is None else round(s["score"], 2), "reason": s["reason"]}
+        {
+            "measure": s["name"],
+            "verdict": s["verdict"],
+            "score": None if s["score"] is None else round(s["score"], 2),
+            "reason": s["reason"],
+        }
         for s in found["scores"]
     ]
-    names = [score["name"] for score in found["scores"]]
-    show([{"measure": name, **line} for name, line in zip(names, lines, strict=True)], title=found["subject"])
-    for artifact in found["artifacts"]:
-        talk(artifact["path"])
+    show(lines, title=found["subject"])
+    for directory in dict.fromkeys(str(Path(artifact["path"]).parent) for artifact in found["artifacts"]):
+        of = [a["name"] for a in found["artifacts"] if str(Path(a["path"]).parent) == directory]
+        talk(f"{directory}: {', '.join(name for name in of if name.endswith('.png')) or 'no figures'}")

@@ -136,11 +136,10 @@ def _write_qa(
     calibration: CalibrationUse | Unread,
     subbands: tuple[Sequence[int], int] | None,
 ) -> QaReport:
-    from nightbeam.gains import CalTable
     from nightbeam.imaging import ImageProduct
     from nightbeam.qa import QaLimits, Unread, write_qa
 
-    known = tables if isinstance(tables, Unread) else [t for t in map(_cal_table, tables) if isinstance(t, CalTable)]
+    known = tables if isinstance(tables, Unread) else [_known_table(row) for row in tables]
     catalogue, name = _catalogue(site, group_id, product.freq_hz if isinstance(product, ImageProduct) else None)
     return write_qa(
         group_id,
@@ -155,6 +154,13 @@ def _write_qa(
         verdict=_judge(site, product) if isinstance(product, ImageProduct) else None,
         limits=QaLimits.from_mapping(site.qa.model_dump()),
     )
+
+
+def _known_table(row: CalTableRow) -> CalTable | Unread:
+    from nightbeam.qa import Unread
+
+    table = _cal_table(row)
+    return Unread(f"{table.name} is of the kind {row.table_type}: not judged") if isinstance(table, Path) else table
 
 
 def _catalogue(site: Site, group_id: str, freq_hz: float | None) -> tuple[Sequence[Calibrator] | Unread, str]:

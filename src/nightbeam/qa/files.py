@@ -40,7 +40,7 @@ _BLOCK_ROWS = 32768
 #: Rows read in one piece for a sample, because single rows cost a seek each.
 _RUN_ROWS = 512
 #: Of an image that is shown coarsely, so many values are held at a time.
-_BLOCK_VALUES = 8_000_000
+_BLOCK_VALUES = 2_000_000
 
 
 def count_flags(ms: Path, *, most_uv: int = 500_000) -> FlagCounts:
@@ -184,7 +184,7 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
     most
         Cells on the longer side.
     brightest
-        Whether a cell shows its brightest pixel, so that no source is lost; else their median.
+        Whether a cell shows its brightest pixel, so that no source is lost; else their mean.
 
     Raises
     ------
@@ -209,17 +209,19 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
 
 
 def _cells(block: NDArray[np.float32], step: int, brightest: bool) -> NDArray[np.float32]:
-    import warnings
-
     if step == 1:
         return np.where(np.isfinite(block), block, np.float32(np.nan))
     ny, nx = (-(-side // step) for side in block.shape)
     padded = np.full((ny * step, nx * step), np.nan, np.float32)
-    padded[: block.shape[0], : block.shape[1]] = np.where(np.isfinite(block), block, np.nan)
-    cells = padded.reshape(ny, step, nx, step).swapaxes(1, 2).reshape(ny, nx, step * step)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # cells without anything are NaN
-        return np.asarray(np.nanmax(cells, axis=2) if brightest else np.nanmedian(cells, axis=2), np.float32)
+    padded[: block.shape[0], : block.shape[1]] = block
+    cells = padded.reshape(ny, step, nx, step)
+    finite = np.isfinite(cells)
+    count = finite.sum(axis=(1, 3))
+    if brightest:
+        found = np.where(finite, cells, np.float32(-np.inf)).max(axis=(1, 3))
+    else:
+        found = np.where(finite, cells, 0).sum(axis=(1, 3), dtype=float) / np.maximum(count, 1)
+    return np.where(count > 0, found, np.nan).astype(np.float32)
 
 
 def image_outline(path: Path, *, points: int = 8) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +92,12 @@ class _Made:
     figures: dict[str, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict)
     sections: dict[str, Any] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
+    names: Counter[str] = field(default_factory=Counter)
+
+    def name_of(self, wanted: str) -> str:
+        """Return a name that no table of this call has had, ``bpcal`` and then ``bpcal2``."""
+        self.names[wanted] += 1
+        return wanted if self.names[wanted] == 1 else f"{wanted}{self.names[wanted]}"
 
     def judge(self, measures: Sequence[Measure]) -> None:
         self.scores += map(judge, measures)
@@ -125,7 +132,7 @@ def write_qa(
     qa_dir: Path,
     *,
     ms: Path | None = None,
-    tables: Sequence[CalTable] | Unread = (),
+    tables: Sequence[CalTable | Unread] | Unread = (),
     product: ImageProduct | Unread | None = None,
     catalogue: Sequence[CatalogueSource] | Unread | None = None,
     catalogue_name: str = "the list",
@@ -184,7 +191,11 @@ def write_qa(
         made.scores.append(Score("solutions", None, "", None, Grade.UNKNOWN, tables.reason))
     else:
         for table in tables:
-            _table_part(table, counts, made)
+            if isinstance(table, Unread):
+                name = made.name_of("solutions")
+                made.scores.append(Score(name, None, "", None, Grade.UNKNOWN, table.reason))
+            else:
+                _table_part(table, counts, made)
     if calibration is not None:
         made.judge(calibration_measures(calibration, made.limits))
         if isinstance(calibration, CalibrationUse):
@@ -336,7 +347,7 @@ def _table_part(table: CalTable, counts: FlagCounts | Unread, made: _Made) -> No
     from nightbeam.gains import read_caltable, table_stats
     from nightbeam.qa.figures import draw_gains, draw_panels
 
-    name, kind = table.kind.suffix.removeprefix("_"), str(table.kind)
+    name, kind = made.name_of(table.kind.suffix.removeprefix("_")), str(table.kind)
     solutions = _read(read_caltable, table.path)
     if isinstance(solutions, Unread):
         made.judge(table_measures(solutions, made.limits, name=name, kind=kind))
