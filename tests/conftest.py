@@ -148,11 +148,26 @@ def postgresql_url(postgresql_server: str) -> str:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
-def logbook_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new database for a mirror of the logbook, of either kind: what one promises the other does too."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of either kind: what one promises the other does too."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/elog.db"
+        return f"sqlite:///{tmp_path}/a-database.sqlite3"
     return str(request.getfixturevalue("postgresql_url"))
+
+
+@pytest.fixture
+def logbook_url(database_url: str) -> str:
+    """A new database for a mirror of the logbook."""
+    return database_url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
+def contimg_databases(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of continuum imaging for its three databases: files of their own, or one PostgreSQL for all."""
+    if request.param == "sqlite":
+        return {}
+    url = str(request.getfixturevalue("postgresql_url"))
+    return {"queue_db": url, "registry_db": url, "products_db": url}
 
 
 @pytest.fixture

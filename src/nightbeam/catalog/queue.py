@@ -254,7 +254,9 @@ class Queue:
         columns = sa.select(_Q.group_id, _Q.dispatches, _Q.dispatched_at, _Q.dispatch_key)
         taken = []
         with self.database.write() as connection:
-            for row in connection.execute(columns.where(*wanted).order_by(*_CHRONOLOGICAL).limit(limit)).all():
+            # What another dispatcher is taking at this moment is passed over, or both would ask for the same few.
+            first = columns.where(*wanted).order_by(*_CHRONOLOGICAL).limit(limit).with_for_update(skip_locked=True)
+            for row in connection.execute(first).all():
                 number = row.dispatches if row.dispatch_key is not None else row.dispatches + 1
                 dispatch = Dispatch(row.group_id, number, row.dispatch_key or f"{row.group_id}#{number}")
                 same = (

@@ -14,8 +14,8 @@ MS = Path("/ms/2025-10-02T01:02:03.ms")
 
 
 @pytest.fixture
-def products(tmp_path: Path) -> Products:
-    return Products(f"sqlite:///{tmp_path}/p.sqlite3")
+def products(database_url: str) -> Products:
+    return Products(database_url)
 
 
 def test_an_upsert_keeps_what_it_does_not_say(products: Products):

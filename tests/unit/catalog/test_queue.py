@@ -15,8 +15,8 @@ MJD = 60950.043
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Queue:
-    return Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+def queue(database_url: str) -> Queue:
+    return Queue(database_url)
 
 
 def fill(queue: Queue, group_id: str = G, n: int = 16, *, mjd: float = MJD, first: int = 0, **keywords: float) -> None:

@@ -17,8 +17,8 @@ def exists(path: Path) -> None:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(f"sqlite:///{tmp_path}/cal.sqlite3", check=exists)
+def registry(database_url: str) -> Registry:
+    return Registry(database_url, check=exists)
 
 
 def table(folder: Path, name: str) -> Path:

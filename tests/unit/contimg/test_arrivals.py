@@ -36,9 +36,11 @@ TOOLS = Tools(read_header=read)
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path, contimg_databases: dict[str, str]) -> Site:
     site = Site.from_settings(
-        Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+        Settings.model_validate(
+            {"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}, **contimg_databases}}
+        )
     )
     site.input_dir.mkdir(parents=True)
     return site

@@ -124,13 +124,14 @@ class Fakes:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(tmp_path: Path, contimg_databases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Site:
     from nightbeam.core.settings import Settings
 
     monkeypatch.setattr("nightbeam.catalog.registry.check_table", lambda path: None)
     monkeypatch.setattr(Site, "registry", lambda self: Registry(self.registry_url, check=_is_there))
     monkeypatch.setattr("nightbeam.contimg.steps._LOCK_WAIT_S", 0.1)
-    settings = Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+    contimg = {"ingest": {"settle_s": 0}, **contimg_databases}
+    settings = Settings.model_validate({"state_dir": tmp_path / "state", "contimg": contimg})
     site = Site.from_settings(settings)
     site.input_dir.mkdir(parents=True)
     return site
