@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,15 +129,13 @@ class Products:
         """Let these be all QA artifacts of a group or mosaic, by name, and return the rows that are gone."""
         when = _now(now)
         table = _table(QaArtifactTable)
+        rows = [
+            {"group_id": group_id, "name": name, "path": str(path), "created_at": when}
+            for name, path in artifacts.items()
+        ]
         with self.database.write() as connection:
             before = connection.execute(sa.select(table).where(table.c.group_id == group_id)).mappings().all()
-            connection.execute(sa.delete(QaArtifactTable).where(table.c.group_id == group_id))
-            rows = [
-                {"group_id": group_id, "name": name, "path": str(path), "created_at": when}
-                for name, path in artifacts.items()
-            ]
-            if rows:
-                connection.execute(sa.insert(table), rows)
+            _replace(connection, table, {"group_id": group_id}, rows)
         kept = {str(path) for path in artifacts.values()}
         return [QaArtifactRow(**row) for row in before if row["path"] not in kept]
 
@@ -168,11 +167,8 @@ class Products:
         wrong = sorted({row["verdict"] for row in rows} - set(VERDICTS))
         if wrong:
             raise UsageError(f"no verdict {', '.join(wrong)}", fix=f"one of {', '.join(VERDICTS)}")
-        table = _table(QaScoreTable)
         with self.database.write() as connection:
-            connection.execute(sa.delete(QaScoreTable).where(table.c.kind == kind, table.c.subject == subject))
-            if rows:
-                connection.execute(sa.insert(table), rows)
+            _replace(connection, _table(QaScoreTable), {"kind": kind, "subject": subject}, rows)
 
     def scores(
         self,
@@ -204,6 +200,25 @@ class Products:
 def _table(mapped: Any) -> Any:
     """Return the table of a mapped class, in which many rows can be put at once."""
     return mapped.__table__
+
+
+def _replace(
+    connection: sa.Connection, table: Any, which: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put rows in the place of those that ``which`` names; of two who do that at once, the later one's remain."""
+    gone = sa.delete(table).where(*(table.c[name] == value for name, value in which.items()))
+    for last in (False, False, True):
+        try:
+            # Elsewhere somebody may have put the same rows after ours were deleted: then those are deleted as well.
+            with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
+                connection.execute(gone)
+                if rows:
+                    connection.execute(sa.insert(table), list(rows))
+        except sa.exc.IntegrityError:
+            if last or connection.dialect.name == "sqlite":
+                raise
+        else:
+            return
 
 
 def _score_row(kind: str, subject: str, score: Scored, when: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,8 @@ class Said:
 
 
 @pytest.fixture
-def products(tmp_path: Path) -> Products:
-    return Products(f"sqlite:///{tmp_path}/p.sqlite3")
+def products(database_url: str) -> Products:
+    return Products(database_url)
 
 
 def names(products: Products, *of: str, **which: str) -> list[str]:
@@ -78,7 +79,8 @@ def test_scores_that_make_no_sense_are_refused_and_the_old_ones_stay(products: P
     assert names(products) == ["old"]
 
 
-def test_if_the_last_of_them_cannot_be_written_none_is_and_the_old_ones_stay(products: Products):
+def test_if_the_last_of_them_cannot_be_written_none_is_and_the_old_ones_stay(tmp_path: Path):
+    products = Products(f"sqlite:///{tmp_path}/p.sqlite3")
     products.put_scores("group", "g", [Said("old", "good", 1.0)])
     assert products.database.file is not None
     with sqlite3.connect(products.database.file) as raw:
@@ -88,6 +90,19 @@ def test_if_the_last_of_them_cannot_be_written_none_is_and_the_old_ones_stay(pro
     with pytest.raises(Exception, match="no"):
         products.put_scores("group", "g", [Said("a", "good", 1.0), Said("b", "good", 1.0)])
     assert names(products) == ["old"]
+
+
+def test_of_two_who_judge_one_group_at_once_the_scores_of_one_remain(products: Products):
+    def judge(n: int) -> None:
+        for k in range(5):
+            products.put_scores(
+                "group", "g", [Said(f"{n}-{k}-{j}", "good", 1.0) for j in range(3)] + [Said("all", "good", n)]
+            )
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(judge, (0, 1)))
+    found = sorted(row.name for row in products.scores("group", "g"))
+    assert found in ([f"{n}-4-{j}" for j in range(3)] + ["all"] for n in (0, 1))
 
 
 def test_figures_are_replaced_as_a_whole_and_what_is_gone_is_named(products: Products):
