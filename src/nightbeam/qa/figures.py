@@ -222,11 +222,16 @@ class _Span(NamedTuple):
         return np.clip((np.asarray(values, float) - self.low) / (self.high - self.low), 0.0, 1.0)
 
     def ticks(self) -> list[float]:
-        """Return two or three round numbers inside."""
+        """Return two to four round numbers inside."""
         from matplotlib.ticker import MaxNLocator
 
-        found = MaxNLocator(nbins=2, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-        return [float(t) for t in found if self.low < t < self.high]
+        inside: list[float] = []
+        for bins in (2, 3, 4, 5):
+            found = MaxNLocator(nbins=bins, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
+            inside = [float(t) for t in found if self.low < t < self.high]
+            if len(inside) > 1:
+                break
+        return inside
 
 
 #: Share of a cell that its panel takes.
@@ -381,7 +386,7 @@ def draw_sources(
     away = np.hypot(found.east_arcsec[seen], found.north_arcsec[seen])
     reach = 1.15 * max(offset_limits[0], float(np.nanmax(away, initial=0.0)))
     if math.isfinite(beam_arcsec) and beam_arcsec > 0:
-        right.add_patch(Circle((0, 0), 0.5 * beam_arcsec, color="lightgray", zorder=0))
+        right.add_patch(Circle((0, 0), 0.5 * beam_arcsec, color="#e8e8e8", zorder=0))
     for radius, style in zip(offset_limits, ("--", ":"), strict=True):
         right.add_patch(Circle((0, 0), radius, fill=False, linestyle=style, linewidth=0.8))
     right.plot(found.east_arcsec[seen], found.north_arcsec[seen], "o", color=BLUE, markersize=4)
