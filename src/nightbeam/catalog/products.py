@@ -180,12 +180,13 @@ class Products:
     ) -> list[QaScoreRow]:
         """Return scores in the order in which they deserve to be read: bad, warned of, unknown, good; the lowest first.
 
-        Of one verdict and one score, the newest first.
+        Without a subject, the groups and mosaics that were judged last come first.
         """
         of = QaScoreTable
+        newest = [of.created_at.desc(), of.kind, of.subject] if subject is None else []
         order = sa.case({word: place for place, word in enumerate(VERDICTS)}, value=of.verdict, else_=len(VERDICTS))
         unscored = sa.case((of.score.is_(None), 1), else_=0)  # databases differ in where they put NULL
-        query = sa.select(of).order_by(order, unscored, of.score, of.created_at.desc(), of.kind, of.subject, of.name)
+        query = sa.select(of).order_by(*newest, order, unscored, of.score, of.kind, of.name)
         for column, value in ((of.kind, kind), (of.subject, subject), (of.verdict, verdict)):
             if value is not None:
                 query = query.where(column == value)

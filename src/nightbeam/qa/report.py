@@ -517,9 +517,9 @@ def _shown(path: Path) -> SkyImage:
     """Return an image to look at; a large one in cells, of each its brightest pixel."""
     from astropy.io import fits
 
-    if max(fits.getval(path, "NAXIS1"), fits.getval(path, "NAXIS2")) <= _SHOWN_PIXELS:
+    plane = read_coarse(path, most=_SHOWN_PIXELS)
+    if plane.step == 1:
         return open_image(path)
-    plane = read_coarse(path, most=_SHOWN_PIXELS // 2)
     header = fits.getheader(path)
     for axis in ("1", "2"):
         header[f"CDELT{axis}"] *= plane.step

@@ -58,6 +58,13 @@ def test_the_worst_comes_first_and_what_is_unknown_before_what_is_good(products:
     assert len(products.scores(limit=2)) == 2
 
 
+def test_of_several_what_was_judged_last_comes_first(products: Products):
+    products.put_scores("group", "old", [Said("a", "bad", 0.0)], now=1.0)
+    products.put_scores("mosaic", "new", [Said("b", "good", 1.0), Said("c", "warn", 0.4)], now=2.0)
+    assert names(products) == ["c", "b", "a"]
+    assert names(products, "group") == ["a"]
+
+
 def test_what_is_not_a_number_is_kept_as_nothing(products: Products):
     products.put_scores("group", "g", [Said("noise", "unknown", math.nan, math.inf)])
     (row,) = products.scores()

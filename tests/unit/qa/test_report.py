@@ -360,3 +360,22 @@ def test_a_blank_mosaic_can_be_drawn(tmp_path):
     fits.writeto(path, np.full((40, 50), np.nan, np.float32), header(50, 40))
     made = write_mosaic_qa("m", tmp_path / "qa", path, path)
     assert plain_json(made[1].path)["brightest_jy"] is None
+
+
+def test_a_large_image_is_shown_with_every_source_in_its_place(tmp_path):
+    from nightbeam.qa.report import _shown
+
+    image = np.zeros((1700, 1700))
+    image[1201, 402] = 1.0
+    product = product_of(tmp_path, image)
+    sky = _shown(product.fits["image"])
+    assert sky.data.shape == (850, 850)
+    y, x = np.unravel_index(int(np.argmax(sky.data)), sky.data.shape)
+    assert (y, x) == (600, 201)
+    whole = fits.getheader(product.fits["image"])
+    from astropy.wcs import WCS
+
+    ra, dec = WCS(whole).all_pix2world(402, 1201, 0)
+    assert sky.to_pixel(float(ra), float(dec)) == (pytest.approx(201, abs=0.5), pytest.approx(600, abs=0.5))
+    assert sky.beam.major_px == pytest.approx(0.005 / 0.002)
+    assert is_small_png(write_qa(GROUP, tmp_path / "qa", product=product).artifacts[0].path)
