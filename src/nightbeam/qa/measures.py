@@ -152,7 +152,7 @@ def subband_measures(missing: Sequence[int], expected: int, limits: QaLimits) ->
 
 
 def table_measures(
-    found: TableStats | Unread, limits: QaLimits, *, name: str, kind: str, with_data: int | None = None
+    found: TableStats | Unread, limits: QaLimits, *, name: str, kind: str, with_data: int | Unread | None = None
 ) -> list[Measure]:
     """Return the health of one table's solutions.
 
@@ -166,7 +166,8 @@ def table_measures(
         Of the table: ``BP``, ``GA``, ``K`` and so on.
     with_data
         How many receptors were recorded at all, of which ``found.unsolved_fraction`` is; the others cannot have
-        solutions and are counted among the dead, but not held against the table. None: all of them.
+        solutions and are counted among the dead, but not held against the table. None: all of them. Where it is not
+        known, the number of the dead is not judged.
     """
     bandpass = kind == "BP"
     recorded, absent = _recorded(found, with_data)
@@ -194,7 +195,13 @@ def table_measures(
     )
     made = [
         _measure(specs, f"{name}_flagged", fraction, says if found.working_solutions else nothing),
-        _measure(specs, f"{name}_dead_receptors", found.dead_receptors, dead),
+        _measure(
+            specs,
+            f"{name}_dead_receptors",
+            None if isinstance(with_data, Unread) else found.dead_receptors,
+            dead,
+            unmade=f"{dead}, of which it is not known whether they were recorded: {getattr(with_data, 'reason', '')}",
+        ),
         _measure(
             specs,
             f"{name}_antennas",
@@ -216,11 +223,11 @@ def table_measures(
     return made
 
 
-def _recorded(found: TableStats | Unread, with_data: int | None) -> tuple[int, int]:
+def _recorded(found: TableStats | Unread, with_data: int | Unread | None) -> tuple[int, int]:
     """Return how many receptors were recorded, and how many of the dead ones were not."""
     if isinstance(found, Unread):
         return 0, 0
-    if with_data is None:
+    if with_data is None or isinstance(with_data, Unread):
         return found.receptors, 0
     return with_data, max(0, found.dead_receptors - round(found.unsolved_fraction * with_data))
 

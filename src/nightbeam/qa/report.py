@@ -352,10 +352,11 @@ def _table_part(table: CalTable, counts: FlagCounts | Unread, made: _Made) -> No
     if isinstance(solutions, Unread):
         made.judge(table_measures(solutions, made.limits, name=name, kind=kind))
         return
-    with_data = None if isinstance(counts, Unread) else _receptors_with_data(solutions, counts)
-    stats = table_stats(solutions, name=name, kind=kind, receptors_with_data=with_data)
-    known = None if with_data is None else int(with_data.sum())
-    made.judge(table_measures(stats, made.limits, name=name, kind=kind, with_data=known))
+    recorded = counts if isinstance(counts, Unread) else _recorded(solutions, counts)
+    seen = None if isinstance(recorded, Unread) else recorded
+    stats = table_stats(solutions, name=name, kind=kind, receptors_with_data=seen)
+    with_data = recorded if isinstance(recorded, Unread) else int(recorded.sum())
+    made.judge(table_measures(stats, made.limits, name=name, kind=kind, with_data=with_data))
     made.sections.setdefault("tables", {})[name] = {"path": str(table.path), **asdict(stats)}
     title = table.path.name
     bandpass = table.kind is TableKind.BANDPASS
@@ -382,12 +383,14 @@ def _table_part(table: CalTable, counts: FlagCounts | Unread, made: _Made) -> No
         )  # fmt: skip
 
 
-def _receptors_with_data(solutions: CalSolutions, counts: FlagCounts) -> NDArray[np.bool_] | None:
-    """Return which receptors of a table were recorded in the data, flagged or not: (ant, pol); None if they differ."""
+def _recorded(solutions: CalSolutions, counts: FlagCounts) -> NDArray[np.bool_] | Unread:
+    """Return which receptors of a table were recorded in the data, flagged or not: (ant, pol)."""
     total = counts.total.sum(axis=0)
-    seen = (total.sum(axis=2) + total.sum(axis=1) > 0).T
+    seen: NDArray[np.bool_] = (total.sum(axis=2) + total.sum(axis=1) > 0).T
     fits = seen.shape == (len(solutions.antennas), solutions.polarizations)
-    return seen if fits and counts.antennas == solutions.antennas else None
+    if not fits or counts.antennas != solutions.antennas:
+        return Unread("the table is of another array")
+    return seen
 
 
 def _thinned(numbers: Mapping[str, Any], most: int = 4000) -> dict[str, Any]:

@@ -87,6 +87,15 @@ def test_receptors_that_were_never_recorded_are_not_held_against_a_table():
     assert scores(table_measures(stats, LIMITS, name="g", kind="GA", with_data=78))["g_dead_receptors"].verdict == "bad"
 
 
+def test_where_it_is_not_known_what_was_recorded_the_dead_are_not_judged():
+    stats = table_stats(real_bandpass(), name="g", kind="GA")
+    found = scores(table_measures(stats, LIMITS, name="g", kind="GA", with_data=Unread("the data are gone")))
+    assert found["g_dead_receptors"].verdict == "unknown"
+    assert found["g_dead_receptors"].reason.startswith("g: 63 of 234 receptors have no solution")
+    assert found["g_dead_receptors"].reason.endswith("the data are gone")
+    assert found["g_flagged"].verdict == "good"
+
+
 def test_a_table_of_which_all_is_flagged_is_bad_and_the_rest_unknown():
     table = real_bandpass()
     table.flags[:] = True

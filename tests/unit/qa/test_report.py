@@ -205,6 +205,21 @@ def test_a_damaged_report_is_replaced(tmp_path, caplog):
     assert "is replaced" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["table.dat", "data"])
+def test_a_damaged_measurement_set_is_unknown_in_all_that_it_would_say(tmp_path, ms, damage):
+    import shutil
+
+    broken = tmp_path / "t.ms"
+    shutil.copytree(ms, broken)
+    files = [broken / damage] if damage == "table.dat" else [p for p in broken.glob("table.f*") if p.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    scores = found_scores(write_qa(GROUP, tmp_path / "qa", ms=broken))
+    assert {str(s.verdict) for s in scores.values()} == {"unknown"}
+    assert {"flagged", "uv_gap", "corrected_data", "dead_receptors"} <= set(scores)
+    assert all("t.ms" in s.reason for s in scores.values())
+
+
 # -- Measurement Sets -------------------------------------------------------------------------------------------
 
 
