@@ -1,21 +1,29 @@
-"""What people see at the run of a group: a table, the picture, and where the files lie."""
+"""What people see at the run of a group: what was measured, the scores with their reasons, and links to the figures.
+
+Nothing but text is kept in Prefect's database: figures stay where they are, and are linked to.
+"""
 
 from __future__ import annotations
 
-import base64
-import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
 from nightbeam import contimg
+from nightbeam.catalog.model import QaScoreRow
 
-__all__ = ["picture_uri", "show_group"]
+__all__ = ["figure_address", "monitor_address", "quality_text", "show_group"]
 
-logger = logging.getLogger("nightbeam.group")
-
-#: Pictures lie in Prefect's database, which keeps them for as long as the run.
-MOST_PICTURE_BYTES = 100_000
+_ADDRESS = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+_WORDS = {"bad": "**bad**", "warn": "warning", "unknown": "unknown", "good": "good"}
 
 
 def show_group(
@@ -26,7 +34,7 @@ def show_group(
     calibrated: contimg.CalibrateReceipt,
     quality: contimg.QaReceipt,
 ) -> None:
-    """Leave table, link and picture at the run. The group is completed already: nothing here can undo that."""
+    """Leave tables and links at the run. The group is completed already: nothing here can undo that."""
     metrics = {
         "noise (mJy)": f"{imaged.noise_jy * 1e3:.3g}",
         "peak (Jy)": f"{imaged.peak_jy:.4g}",
@@ -40,23 +48,62 @@ def show_group(
     rows = [{"what": what, "value": value} for what, value in {**metrics, **times}.items()]
     create_table_artifact(rows, key="group-metrics", description=f"Group {group}")
     create_link_artifact(Path(imaged.path).as_uri(), key="group-image-file", link_text=imaged.path)
-    if uri := picture_uri(quality.artifacts):
-        create_image_artifact(uri, key="group-image", description=f"Group {group}")
+    base = monitor_address(place.state_dir)
+    text = quality_text(group, place.products().scores("group", group), quality.artifacts, base=base)
+    create_markdown_artifact(text, key="group-quality", description=f"Quality of group {group}")
+    picture = quality.artifacts.get("image.png")
+    if picture is None:
+        return
+    address = figure_address(group, "image.png", picture, base=base)
+    if base is None:  # browsers show no pictures of files beside pages of servers
+        create_link_artifact(address, key="group-image", link_text=picture, description=f"Group {group}")
+    else:
+        create_image_artifact(address, key="group-image", description=f"Group {group}")
 
 
-def picture_uri(artifacts: dict[str, str]) -> str | None:
-    """Return the picture of the image as a ``data:`` address, or None if there is none small enough.
+def monitor_address(state_dir: Path) -> str | None:
+    """Return the address at which the monitor's pages are, as it wrote it down when it started; None without one."""
+    try:
+        said = (state_dir / "monitor" / "address").read_text(encoding="utf-8")[:500].strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return said.rstrip("/") if _ADDRESS.fullmatch(said) else None
+
+
+def figure_address(group: str, name: str, path: str, *, base: str | None) -> str:
+    """Return where a figure can be seen: at the monitor, or as a file where there is no monitor."""
+    if base is None:
+        return Path(path).absolute().as_uri()
+    return f"{base}/api/qa/file/{quote(group, safe=':')}/{quote(name, safe='')}"
+
+
+def quality_text(group: str, scores: Sequence[QaScoreRow], artifacts: Mapping[str, str], *, base: str | None) -> str:
+    """Return the scores as a table in Markdown, in the order in which they come, with links to the figures.
 
     Parameters
     ----------
     artifacts
-        Paths of the QA artifacts by name; the picture is ``image``.
+        Paths of the figures and their numbers by name.
+    base
+        Address of the monitor.
     """
-    path = next((Path(p) for name, p in artifacts.items() if Path(name).stem == "image" and p.endswith(".png")), None)
-    if path is None:
-        return None
-    data = path.read_bytes()
-    if len(data) > MOST_PICTURE_BYTES:
-        logger.warning("the picture %s has %d bytes and is not shown at the run", path, len(data))
-        return None
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+    counts = {word: sum(score.verdict == word for score in scores) for word in _WORDS}
+    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing was judged"
+    lines = [f"# Group {group}", "", f"{said}.", ""]
+    if scores:
+        lines += ["| measure | verdict | score | why |", "| --- | --- | --- | --- |"]
+        lines += [_row(score) for score in scores]
+        lines.append("")
+    links = [f"- [{name}]({figure_address(group, name, path, base=base)})" for name, path in sorted(artifacts.items())]
+    return "\n".join([*lines, *links, ""])
+
+
+def _row(score: QaScoreRow) -> str:
+    number = "" if score.score is None else f"{score.score:.2f}"
+    cells = (_escaped(score.name), _WORDS.get(score.verdict, _escaped(score.verdict)), number)
+    return f"| {' | '.join(cells)} | {_escaped(score.reason or '')} |"
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown and HTML take for nothing but text, in one cell of a table."""
+    return re.sub(r"([\\`*_\[\]<>|&#])", r"\\\1", " ".join(text.split())).replace("\\<", "&lt;").replace("\\&", "&amp;")

@@ -13,11 +13,19 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.exceptions import TerminationSignal
 
 import flows.group_imaging as module
-from flows._show import MOST_PICTURE_BYTES, picture_uri
+from flows._show import figure_address, monitor_address, quality_text
+from nightbeam.catalog.model import QaScoreRow
 from nightbeam.contimg import Claim
 from nightbeam.core.errors import BusyError, InputError, RejectedError
 
 GROUP = "2025-10-02T01:02:03"
+SCORES = [
+    QaScoreRow(
+        "group", GROUP, "noise", 120.0, "mJy/beam", 0.0, "bad", "the noise is 120 mJy/beam (bad above 100)", 1.0
+    ),
+    QaScoreRow("group", GROUP, "flux_ratio", None, None, None, "unknown", "no source of a|b <list> is there", 1.0),
+    QaScoreRow("group", GROUP, "flagged", 0.01, None, 0.97, "good", "1 % is flagged", 1.0),
+]
 ORDER = ["convert", "calibrate", "apply_gains", "image", "record", "write_qa"]
 
 
@@ -32,6 +40,7 @@ class Library:
         self.errors: dict[str, BaseException] = {}
         self.waiting = False
         self.claimed, self.state = True, "in_progress"
+        self.state_dir = tmp_path
         self.png = tmp_path / "image.png"
         self.png.write_bytes(b"\x89PNG")
 
@@ -49,8 +58,12 @@ class Library:
         imaged = SimpleNamespace(
             noise_jy=0.002, peak_jy=1.5, dynamic_range=750.0, beam_major_arcsec=33.0, path=str(self.png)
         )
-        quality = SimpleNamespace(artifacts={"image": str(self.png)})
+        quality = SimpleNamespace(artifacts={"image.png": str(self.png), "metrics.json": str(self.png)})
         return {**dict.fromkeys(ORDER), "calibrate": calibrated, "image": imaged, "write_qa": quality}
+
+    def place(self) -> Any:
+        products = SimpleNamespace(scores=lambda kind, subject: SCORES if (kind, subject) == ("group", GROUP) else [])
+        return SimpleNamespace(queue=self.queue, state_dir=self.state_dir, products=lambda: products)
 
     def queue(self) -> Any:
         return SimpleNamespace(
@@ -64,7 +77,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library(tmp_path)
     for name in ORDER:
         monkeypatch.setattr(module.steps, name, library.step(name))
-    monkeypatch.setattr(module, "_load", lambda site: SimpleNamespace(queue=library.queue))
+    monkeypatch.setattr(module, "_load", lambda site: library.place())
     monkeypatch.setattr(
         module.contimg,
         "claim_group",
@@ -87,10 +100,12 @@ def test_a_group_goes_through_every_step_in_order_and_is_shown(library):
     assert library.called == ORDER
     assert library.finished == [GROUP]
     shown = _artifacts(state.state_details.flow_run_id)
-    assert {a.type for a in shown.values()} == {"progress", "table", "markdown", "image"}
+    assert {a.type for a in shown.values()} == {"progress", "table", "markdown"}
     assert shown["group-progress"].data == 100.0
     assert {"what": "noise (mJy)", "value": "2"} in json.loads(shown["group-metrics"].data)
-    assert shown["group-image"].data.startswith("data:image/png;base64,")
+    assert library.png.as_uri() in shown["group-image"].data
+    assert "**bad**" in shown["group-quality"].data
+    assert not [a for a in shown.values() if "base64" in str(a.data)]
     with get_client(sync_client=True) as api:
         assert api.read_flow_run(state.state_details.flow_run_id).name == GROUP
 
@@ -143,9 +158,36 @@ def test_a_name_that_is_no_group_is_refused_before_anything_is_touched(library):
     assert not library.called
 
 
-def test_a_picture_too_large_for_the_database_is_left_out(tmp_path, caplog):
-    large = tmp_path / "image.png"
-    large.write_bytes(b"\x89PNG" + bytes(MOST_PICTURE_BYTES))
-    assert picture_uri({"image": str(large)}) is None
-    assert "not shown" in caplog.text
-    assert picture_uri({"uv": str(large)}) is None
+def test_with_a_monitor_the_figures_are_shown_by_their_address_there(library, tmp_path):
+    (tmp_path / "monitor").mkdir()
+    (tmp_path / "monitor" / "address").write_text("http://127.0.0.1:8001\n")
+    state = module.group_imaging(GROUP, return_state=True)
+    shown = _artifacts(state.state_details.flow_run_id)
+    address = f"http://127.0.0.1:8001/api/qa/file/{GROUP}/image.png"
+    assert (shown["group-image"].type, shown["group-image"].data) == ("image", address)
+    assert f"[metrics.json](http://127.0.0.1:8001/api/qa/file/{GROUP}/metrics.json)" in shown["group-quality"].data
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "javascript:alert(1)", "http://a b", "http://a\nhttp://b", "http://"])
+def test_what_is_no_address_is_not_taken_for_one(tmp_path, said):
+    assert monitor_address(tmp_path) is None
+    (tmp_path / "monitor").mkdir()
+    (tmp_path / "monitor" / "address").write_text(said)
+    assert monitor_address(tmp_path) is None
+
+
+def test_names_cannot_lead_elsewhere():
+    base = "http://127.0.0.1:8000"
+    assert (
+        figure_address(GROUP, "../../secret?x", "/q", base=base) == f"{base}/api/qa/file/{GROUP}/..%2F..%2Fsecret%3Fx"
+    )
+
+
+def test_scores_are_a_table_in_their_order_whatever_their_reasons_hold():
+    lines = quality_text(GROUP, SCORES, {}, base=None).splitlines()
+    rows = [line for line in lines if line.startswith("| ")][2:]
+    assert [row.split(" | ")[1] for row in rows] == ["**bad**", "unknown", "good"]
+    assert rows[0].startswith("| noise | **bad** | 0.00 | the noise is 120 mJy/beam")
+    assert "a\\|b &lt;list\\> is there" in rows[1]
+    assert "1 bad, 1 unknown, 1 good." in lines
+    assert "nothing was judged." in quality_text(GROUP, [], {}, base=None)

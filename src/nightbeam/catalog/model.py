@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 __all__ = [
     "AttemptRow",
@@ -30,6 +30,7 @@ __all__ = [
     "QuarantineRow",
     "ReceiptRow",
     "Recorded",
+    "Scored",
     "SetSpec",
     "Stage",
     "State",
@@ -456,6 +457,34 @@ class QaScoreRow:
     verdict: str
     reason: str | None
     created_at: float
+
+
+class Scored(Protocol):
+    """A judged measure as it is handed to the products; see `QaScoreRow` for what its parts mean."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the measures of its group or mosaic."""
+
+    @property
+    def value(self) -> float | None:
+        """What was measured."""
+
+    @property
+    def unit(self) -> str | None:
+        """Of the value."""
+
+    @property
+    def score(self) -> float | None:
+        """From 0 to 1."""
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+
+    @property
+    def reason(self) -> str | None:
+        """In words."""
 
 
 @dataclass(frozen=True, slots=True)

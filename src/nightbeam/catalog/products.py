@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from nightbeam.catalog.model import ImageRow, MsRow, QaArtifactRow
+from nightbeam.catalog.model import ImageRow, MsRow, QaArtifactRow, QaScoreRow, Scored
 from nightbeam.catalog.remote import Database, upsert
-from nightbeam.catalog.schema import ImageTable, MsTable, QaArtifactTable
+from nightbeam.catalog.schema import ImageTable, MsTable, QaArtifactTable, QaScoreTable
 from nightbeam.core.errors import UsageError
 
-__all__ = ["Products"]
+__all__ = ["SCORE_KINDS", "VERDICTS", "Products"]
+
+#: What is judged.
+SCORE_KINDS = ("group", "mosaic")
+#: What a judgement comes to, in the order in which it deserves to be read.
+VERDICTS = ("bad", "warn", "unknown", "good")
 
 R = TypeVar("R")
 _MS = frozenset(f.name for f in dataclasses.fields(MsRow)) - {"path", "stage_updated_at"}
@@ -116,10 +123,121 @@ class Products:
             query = query.where(QaArtifactTable.group_id == group_id)
         return self._rows(QaArtifactRow, query.limit(limit))
 
+    def replace_qa_artifacts(
+        self, group_id: str, artifacts: Mapping[str, Path], *, now: float | None = None
+    ) -> list[QaArtifactRow]:
+        """Let these be all QA artifacts of a group or mosaic, by name, and return the rows that are gone."""
+        when = _now(now)
+        table = _table(QaArtifactTable)
+        rows = [
+            {"group_id": group_id, "name": name, "path": str(path), "created_at": when}
+            for name, path in artifacts.items()
+        ]
+        with self.database.write() as connection:
+            before = connection.execute(sa.select(table).where(table.c.group_id == group_id)).mappings().all()
+            _replace(connection, table, {"group_id": group_id}, rows)
+        kept = {str(path) for path in artifacts.values()}
+        return [QaArtifactRow(**row) for row in before if row["path"] not in kept]
+
+    def put_scores(self, kind: str, subject: str, scores: Iterable[Scored], *, now: float | None = None) -> None:
+        """Let these be all scores of a group or a mosaic; those that it had are gone, in the same transaction.
+
+        Parameters
+        ----------
+        kind
+            ``group`` or ``mosaic``.
+        subject
+            Its id or its name.
+        scores
+            With names that differ. A value or score that is not finite is kept as unknown.
+
+        Raises
+        ------
+        UsageError
+            If there is no such kind, two have one name, or a verdict is none.
+        """
+        if kind not in SCORE_KINDS:
+            raise UsageError(f"scores of a {kind!r}", fix=f"one of {', '.join(SCORE_KINDS)}")
+        when = _now(now)
+        rows = [_score_row(kind, subject, score, when) for score in scores]
+        names = [row["name"] for row in rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{subject} has two scores named {', '.join(twice)}")
+        wrong = sorted({row["verdict"] for row in rows} - set(VERDICTS))
+        if wrong:
+            raise UsageError(f"no verdict {', '.join(wrong)}", fix=f"one of {', '.join(VERDICTS)}")
+        with self.database.write() as connection:
+            _replace(connection, _table(QaScoreTable), {"kind": kind, "subject": subject}, rows)
+
+    def scores(
+        self,
+        kind: str | None = None,
+        subject: str | None = None,
+        *,
+        verdict: str | None = None,
+        limit: int | None = None,
+    ) -> list[QaScoreRow]:
+        """Return scores in the order in which they deserve to be read: bad, warned of, unknown, good; the lowest first.
+
+        Without a subject, the groups and mosaics that were judged last come first.
+        """
+        of = QaScoreTable
+        newest = [of.created_at.desc(), of.kind, of.subject] if subject is None else []
+        order = sa.case({word: place for place, word in enumerate(VERDICTS)}, value=of.verdict, else_=len(VERDICTS))
+        unscored = sa.case((of.score.is_(None), 1), else_=0)  # databases differ in where they put NULL
+        query = sa.select(of).order_by(*newest, order, unscored, of.score, of.kind, of.name)
+        for column, value in ((of.kind, kind), (of.subject, subject), (of.verdict, verdict)):
+            if value is not None:
+                query = query.where(column == value)
+        return self._rows(QaScoreRow, query.limit(limit))
+
     def _rows(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
         with self.database.read() as connection:
             return [kind(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
+
+
+def _table(mapped: Any) -> Any:
+    """Return the table of a mapped class, in which many rows can be put at once."""
+    return mapped.__table__
+
+
+def _replace(
+    connection: sa.Connection, table: Any, which: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put rows in the place of those that ``which`` names; of two who do that at once, the later one's remain."""
+    gone = sa.delete(table).where(*(table.c[name] == value for name, value in which.items()))
+    for last in (False, False, True):
+        try:
+            # Elsewhere somebody may have put the same rows after ours were deleted: then those are deleted as well.
+            with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
+                connection.execute(gone)
+                if rows:
+                    connection.execute(sa.insert(table), list(rows))
+        except sa.exc.IntegrityError:
+            if last or connection.dialect.name == "sqlite":
+                raise
+        else:
+            return
+
+
+def _score_row(kind: str, subject: str, score: Scored, when: float) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "subject": subject,
+        "name": score.name,
+        "value": _finite(score.value),
+        "unit": score.unit or None,
+        "score": _finite(score.score),
+        "verdict": str(score.verdict),
+        "reason": score.reason or None,
+        "created_at": when,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _now(now: float | None) -> float:

@@ -21,6 +21,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import this_process
+from nightbeam.contimg.quality import make_quality, quality_of
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.steps import (
@@ -58,7 +59,9 @@ __all__ = [
     "fail_group",
     "finish",
     "image_step",
+    "make_quality",
     "qa_step",
+    "quality_of",
     "record_step",
     "run_group",
     "scan_arrivals",

@@ -26,6 +26,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
+from nightbeam.contimg.quality import calibration_use, record_quality, tables_or_reason
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -308,19 +309,35 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
 
 
 def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> QaReceipt:
-    """Write the QA figures and report, and their rows."""
+    """Judge what was made: scores with reasons, figures and a report, and their rows.
+
+    What cannot be read or drawn is among the scores as unknown, and is no reason to fail a group that has its image.
+
+    Raises
+    ------
+    MissingError, InputError
+        If the image is not what its receipt says.
+    StorageError
+        If there is no room.
+    """
     converted = _required(site, group_id, "convert", ConvertReceipt)
     calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
     imaged = _required(site, group_id, "image", ImageReceipt)
 
-    def work(_queue: Queue) -> QaReceipt:
+    def work(queue: Queue) -> QaReceipt:
         product = tools.finished_image(Path(imaged.stem))
-        tables = _tables(site, calibrated)
-        made = tools.write_qa(site, group_id, ms=Path(converted.ms), tables=tables, product=product)
-        products = site.products()
-        for artifact in made:
-            products.put_qa_artifact(group_id, artifact.name, artifact.path)
-        return QaReceipt(group_id, {artifact.name: str(artifact.path) for artifact in made})
+        expected = queue.group(group_id).expected_subbands or site.ingest.expected_subbands
+        report = tools.write_qa(
+            site,
+            group_id,
+            ms=Path(converted.ms),
+            tables=tables_or_reason(site, calibrated.set_name, calibrated.tables),
+            product=product,
+            calibration=calibration_use(site, calibrated),
+            subbands=(converted.missing_subbands, expected),
+        )
+        record_quality(site, group_id, report)
+        return QaReceipt(group_id, {artifact.name: str(artifact.path) for artifact in report.artifacts})
 
     def good(receipt: QaReceipt) -> None:
         gone = [path for path in receipt.artifacts.values() if not Path(path).is_file()]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nightbeam.contimg.site import Site
+from nightbeam.core.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from nightbeam.catalog import CalTableRow
     from nightbeam.gains import ApplyReport, CalibratorMatch, CalTable, SolutionSet
     from nightbeam.imaging import ImageProduct, Verdict
-    from nightbeam.qa import QaArtifact
+    from nightbeam.qa import CalibrationUse, QaReport, Unread
+    from nightbeam.sky import Calibrator
     from nightbeam.uvh5.model import ConvertReport, SubbandHeader
 
 __all__ = ["TOOLS", "Tools"]
@@ -125,13 +127,75 @@ def _finished_image(stem: Path) -> ImageProduct:
 
 
 def _write_qa(
-    site: Site, group_id: str, *, ms: Path, tables: Sequence[CalTableRow], product: ImageProduct
-) -> list[QaArtifact]:
-    from nightbeam.gains import CalTable
-    from nightbeam.qa import write_qa
+    site: Site,
+    group_id: str,
+    *,
+    ms: Path,
+    tables: Sequence[CalTableRow] | Unread,
+    product: ImageProduct | Unread,
+    calibration: CalibrationUse | Unread,
+    subbands: tuple[Sequence[int], int] | None,
+) -> QaReport:
+    from nightbeam.imaging import ImageProduct
+    from nightbeam.qa import QaLimits, Unread, write_qa
 
-    known = [table for table in map(_cal_table, tables) if isinstance(table, CalTable)]
-    return write_qa(group_id, site.qa_dir(), ms=ms, tables=known, product=product, verdict=_judge(site, product))
+    known = tables if isinstance(tables, Unread) else [_known_table(row) for row in tables]
+    catalogue, name = _catalogue(site, group_id, product.freq_hz if isinstance(product, ImageProduct) else None)
+    return write_qa(
+        group_id,
+        site.qa_dir(),
+        ms=ms,
+        tables=known,
+        product=product,
+        catalogue=catalogue,
+        catalogue_name=name,
+        calibration=calibration,
+        subbands=subbands,
+        verdict=_judge(site, product) if isinstance(product, ImageProduct) else None,
+        limits=QaLimits.from_mapping(site.qa.model_dump()),
+    )
+
+
+def _known_table(row: CalTableRow) -> CalTable | Unread:
+    from nightbeam.qa import Unread
+
+    table = _cal_table(row)
+    return Unread(f"{table.name} is of the kind {row.table_type}: not judged") if isinstance(table, Path) else table
+
+
+def _catalogue(site: Site, group_id: str, freq_hz: float | None) -> tuple[Sequence[Calibrator] | Unread, str]:
+    """Return the sources that an image is held against, and what they are: the site's, the simulator's or the VLA's.
+
+    Simulated data have their truth beside them; at a site that names a catalogue, that is what counts.
+    """
+    from nightbeam.qa import Unread
+    from nightbeam.sky import read_calibrators
+
+    path = site.mosaic.catalogue
+    try:
+        if path is None:
+            truth = _simulated(site, group_id, freq_hz)
+            if truth:
+                return truth, "the truth of the simulation"
+        listed = read_calibrators(path or site.calibrate.catalogue)
+    except (InputError, MissingError) as error:
+        return Unread(error.what), "the catalogue"
+    return listed, path.name if path else "the calibrator list"
+
+
+def _simulated(site: Site, group_id: str, freq_hz: float | None) -> list[Calibrator]:
+    """Return the true sources of a simulated group at the frequency of its image; none of any other group."""
+    from nightbeam.simulate import read_truth
+    from nightbeam.sky import Calibrator
+
+    try:
+        truth = read_truth(site.input_dir)
+    except MissingError:
+        return []
+    if group_id not in {group.group_id for group in truth.groups}:
+        return []
+    ratio = (freq_hz or truth.reference_freq_hz) / truth.reference_freq_hz
+    return [Calibrator(s.name, s.ra_deg, s.dec_deg, s.flux_jy * ratio**s.spectral_index) for s in truth.sources]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo, field_validator
 
 from nightbeam.core.errors import ConfigError
 
@@ -194,12 +194,52 @@ class MosaicSettings(_Section):
 class QaSettings(_Section):
     """What a group and a mosaic are judged by. Each pair: from where on it is worth a warning, and bad."""
 
-    flagged_fraction: tuple[float, float] = Field((0.2, 0.5), description="Of working receptors.")
+    flagged_fraction: tuple[float, float] = Field((0.2, 0.5), description="Flagged, of working receptors.")
+    flagged_share: tuple[float, float] = Field(
+        (0.1, 0.3), description="Share of antennas, windows, baseline lengths that are badly flagged."
+    )
+    dead_receptors: tuple[float, float] = Field((0.4, 0.7), description="Share of receptors with everything flagged.")
+    bandpass_flagged: tuple[float, float] = Field((0.03, 0.2), description="Flagged bandpass of working receptors.")
     solution_snr: tuple[float, float] = Field((10.0, 3.0), description="Median of a table's solutions.")
+    solved_antennas: tuple[float, float] = Field((12.0, 10.0), description="Antennas that have solutions.")
+    bandpass_scatter: tuple[float, float] = Field((0.1, 0.3), description="Relative scatter of bandpass amplitudes.")
+    bandpass_phase_deg: tuple[float, float] = Field((20.0, 45.0), description="Scatter of bandpass phases.")
+    gain_scatter: tuple[float, float] = Field((0.5, 1.0), description="Relative scatter of gain amplitudes.")
+    calibrator_ratio: tuple[float, float] = Field(
+        (1.5, 5.0), description="Factor between the calibrator's corrected and model flux."
+    )
+    calibration_age_hours: tuple[float, float] = Field((1.0, 12.0), description="From the data to their calibration.")
+    uv_gap: tuple[float, float] = Field((0.5, 0.8), description="Largest gap of the uv coverage over its outer edge.")
     dynamic_range: tuple[float, float] = Field((20.0, 5.0), description="Peak over noise of an image.")
     noise_mjy: tuple[float, float] = Field((40.0, 100.0), description="Robust noise of an image.")
+    thermal_factor: tuple[float, float] = Field((100.0, 500.0), description="Noise over that of the receivers alone.")
+    peak_over_hole: tuple[float, float] = Field((4.0, 2.0), description="Peak of an image over its deepest hole.")
+    beam_elongation: tuple[float, float] = Field((3.0, 6.0), description="Long over narrow side of the beam.")
+    beam_factor: tuple[float, float] = Field((3.0, 6.0), description="Factor between the beam and what is expected.")
     flux_ratio: tuple[float, float] = Field((1.2, 1.5), description="Median factor from the catalogue's fluxes.")
     astrometry_arcsec: tuple[float, float] = Field((2.0, 5.0), description="Median offset from the catalogue.")
+    completeness: tuple[float, float] = Field((0.9, 0.6), description="Share of the expected sources that are found.")
+    missing_subbands: tuple[float, float] = Field((0.1, 0.5), description="Share of subbands that did not come.")
+    rejected_tiles: tuple[float, float] = Field((0.25, 0.75), description="Share of a mosaic's tiles not used.")
+
+    @field_validator("*")
+    @classmethod
+    def _in_order(cls, pair: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        usual = cls.model_fields[str(info.field_name)].default
+        if not all(0.0 < limit < float("inf") for limit in pair):
+            raise ValueError("both limits are positive numbers")
+        if (pair[0] < pair[1]) != (usual[0] < usual[1]) or pair[0] == pair[1]:
+            raise ValueError(f"a warning comes before bad, as in {usual}")
+        if info.field_name in _FACTORS and pair[0] <= 1.0:
+            raise ValueError("a factor of 1 is as good as can be; limits are above it")
+        if info.field_name in _SHARES and max(pair) >= 1.0:
+            raise ValueError("a share is below 1")
+        return pair
+
+
+#: Limits of what is 1 at its best and grows from there, and of what is 1 at its best and shrinks.
+_FACTORS = frozenset({"calibrator_ratio", "flux_ratio", "thermal_factor", "beam_elongation", "beam_factor"})
+_SHARES = frozenset({"completeness"})
 
 
 class HousekeepingSettings(_Section):

@@ -24,6 +24,7 @@ from nightbeam.core.errors import (
     StorageError,
     ToolError,
 )
+from nightbeam.qa import Grade, Score
 
 pytestmark = pytest.mark.slow
 
@@ -110,12 +111,13 @@ class Fakes:
         reasons = () if self.good else ("peak 2.0 times the noise", "beam 500 arcsec")
         return SimpleNamespace(good=self.good, reasons=reasons)
 
-    def write_qa(self, site: Site, group_id: str, **_: Any) -> list[Any]:
+    def write_qa(self, site: Site, group_id: str, **_: Any) -> Any:
         self._called("qa")
         path = site.qa_dir() / group_id / "image.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("png")
-        return [SimpleNamespace(name="image.png", path=path)]
+        score = Score("noise", 10.0, "mJy/beam", 0.9, Grade.GOOD, "the noise is 10 mJy/beam")
+        return SimpleNamespace(artifacts=(SimpleNamespace(name="image.png", path=path),), scores=(score,))
 
     def tools(self) -> Tools:
         return Tools(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Tools)})
@@ -176,6 +178,8 @@ def test_a_group_goes_from_files_to_an_image_and_every_table_says_so(site: Site,
     assert measured is not None
     assert (measured.load_time, measured.phase_time, measured.write_time, measured.total_time) == (1.0, 2.0, 3.0, 6.5)
     assert [a.name for a in site.products().qa_artifacts(G)] == ["image.png"]
+    (score,) = site.products().scores("group", G)
+    assert (score.name, score.verdict, score.reason) == ("noise", "good", "the noise is 10 mJy/beam")
     said = json.loads(Path(image.path).read_text())
     assert (said["calibration_set"], said["calibration_borrowed"]) == (f"calset_{G}", "no")
     (line,) = site.registry().sets()
