@@ -188,7 +188,7 @@ class MosaicSettings(_Section):
     min_source_jy: float = Field(0.01, gt=0, description="Fainter sources of the catalogue are not looked for.")
     catalogue: Path | None = Field(None, description="Sources to compare with (CSV: name, ra_deg, dec_deg, flux_jy).")
     block_pixels: int = Field(1024, ge=64, le=8192, description="Side of the pieces in which a mosaic is made.")
-    workers: int = Field(2, ge=1, le=64, description="Processes that reproject tiles at a time.")
+    workers: int = Field(2, ge=1, le=64, description="Threads that reproject tiles at a time.")
 
 
 class QaSettings(_Section):
