@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from nightbeam.catalog.model import GroupRow, QuarantineRow, State
+from nightbeam.contimg.databases import Databases, open_existing
 from nightbeam.contimg.owners import is_alive, is_dead, places_in_use, scratch_maker
 from nightbeam.contimg.quarantine import (
     image_stem_of,
@@ -60,13 +61,12 @@ from nightbeam.core.locks import is_held, remove_free_lock, sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
-    from nightbeam.catalog import MsRow, Products, Queue, Registry
+    from nightbeam.catalog import MsRow, Registry
 
 __all__ = ["TidyReport", "held_in_quarantine", "put_back", "tidy_up"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _UNFINISHED = ("moving", "restoring", "deleting")
 
 
@@ -90,15 +90,6 @@ class TidyReport:
         rows = [{"what": a.verb.value, "kind": a.kind, "which": a.subject, "why": a.reason} for a in self.done]
         rows += [{"what": "left alone", "kind": a.kind, "which": a.subject, "why": a.reason} for a in self.left]
         return rows + [{"what": "failed", "kind": "", "which": w, "why": why} for w, why in self.failed.items()]
-
-
-@dataclass(frozen=True, slots=True)
-class _Databases:
-    """Those that there are."""
-
-    queue: Queue | None
-    registry: Registry | None
-    products: Products | None
 
 
 def tidy_up(
@@ -134,7 +125,8 @@ def tidy_up(
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(_alone(site))
-        databases, notes = _open(site, migrate=not dry_run)
+        databases = open_existing(site, migrate=not dry_run)
+        notes = list(databases.notes)
         look = _Look(site, databases, tools, now)
         facts = look.facts()
         actions = decide(facts, look.limits, now)
@@ -165,7 +157,7 @@ def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
     """Put a product back from quarantine; returns where it lies again. See `quarantine.restore`."""
     now = time.time() if now is None else now
     with _alone(site):
-        products = _open(site, migrate=True)[0].products
+        products = open_existing(site, migrate=True).products
         if products is None:
             raise MissingError(f"{path} is not in quarantine: there is no products database", fix="check the settings")
         return restore(site, products, path, now=now)
@@ -173,7 +165,7 @@ def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
 
 def held_in_quarantine(site: Site) -> list[QuarantineRow]:
     """Return what lies in quarantine, oldest first."""
-    products = _open(site, migrate=False)[0].products
+    products = open_existing(site, migrate=False).products
     return [] if products is None else products.quarantine.rows(states=("held", *_UNFINISHED))
 
 
@@ -200,29 +192,10 @@ def _limits(site: Site) -> Limits:
     )
 
 
-def _open(site: Site, *, migrate: bool) -> tuple[_Databases, list[str]]:
-    """Open the databases that there are, all of them before anything is done; none is made."""
-    from nightbeam.catalog import Products, Queue, Registry
-
-    notes: list[str] = []
-
-    def opened(without: str, make: Callable[..., T], url: str, **more: Any) -> T | None:
-        try:
-            return make(url, create=False, migrate=migrate, **more)
-        except MissingError as error:
-            notes.append(f"{error.what}: {without}")
-            return None
-
-    queue = opened("no lease and no group is looked at", Queue, site.queue_url, max_retries=site.ingest.max_retries)
-    registry = opened("no Measurement Set may go", Registry, site.registry_url)
-    products = opened("no product is looked at", Products, site.products_url)
-    return _Databases(queue, registry, products), notes
-
-
 class _Look:
     """One look at a site: what there is, how old, and why it must stay."""
 
-    def __init__(self, site: Site, databases: _Databases, tools: Tools, now: float) -> None:
+    def __init__(self, site: Site, databases: Databases, tools: Tools, now: float) -> None:
         self.site, self.tools, self.now = site, tools, now
         self.queue, self.registry, self.products = databases.queue, databases.registry, databases.products
         self.limits = _limits(site)
