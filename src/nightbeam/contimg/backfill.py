@@ -35,7 +35,18 @@ from nightbeam.core.times import JD_OF_MJD_ZERO, SECONDS_PER_DAY, datetime_from_
 if TYPE_CHECKING:
     from nightbeam.catalog import CalSet, ImageRow
 
-__all__ = ["BackfillOutcome", "BackfillReport", "Unimaged", "backfill", "backfill_one", "find_unimaged", "parse_night"]
+__all__ = [
+    "BackfillOutcome",
+    "BackfillReport",
+    "Unimaged",
+    "backfill",
+    "backfill_one",
+    "find_unimaged",
+    "first_to_do",
+    "groups_ahead",
+    "outcome_of_error",
+    "parse_night",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +172,18 @@ def find_unimaged(
     return _Search(site, _databases(site, look_only=look_only), tools, now or time.time()).find(directory, night)
 
 
+def first_to_do(found: list[Unimaged], limit: int | None) -> list[Unimaged]:
+    """Return no more than so many that are to be done, and all that are left alone."""
+    chosen = {one.ms for one in [one for one in found if one.state == TO_DO][:limit]}
+    return [one for one in found if one.state == LEFT or one.ms in chosen]
+
+
+def groups_ahead(site: Site) -> int:
+    """Return how many groups could be worked on now and are not: new data, which come before what was missed."""
+    pending = site.queue().groups(state=State.PENDING)
+    return sum(row.processing_stage != Stage.WAITING_FOR_GAINS for row in pending)
+
+
 def backfill(
     site: Site,
     wanted: list[Unimaged],
@@ -192,19 +215,21 @@ def backfill(
     """
     outcomes = []
     for one in wanted:
-        if one.state == LEFT:
-            outcome = BackfillOutcome(one.group_id, LEFT, one.ms, one.why)
-        else:
-            try:
-                outcome = backfill_one(site, one, out_dir=out_dir, owner=owner, tools=tools)
-            except NightbeamError as error:
-                outcome = BackfillOutcome(one.group_id, FAILED, one.ms, error.what)
-            except Exception as error:
-                logger.exception("%s", one.ms)
-                outcome = BackfillOutcome(one.group_id, FAILED, one.ms, f"{type(error).__name__}: {error}")
+        try:
+            outcome = backfill_one(site, one, out_dir=out_dir, owner=owner, tools=tools)
+        except Exception as error:
+            outcome = outcome_of_error(one, error)
         outcomes.append(outcome)
         on_each(outcome)
     return BackfillReport.of(outcomes)
+
+
+def outcome_of_error(one: Unimaged, error: BaseException) -> BackfillOutcome:
+    """Return the outcome of a set that ended with an error."""
+    if isinstance(error, NightbeamError):
+        return BackfillOutcome(one.group_id, FAILED, one.ms, error.what)
+    logger.error("%s", one.ms, exc_info=error)
+    return BackfillOutcome(one.group_id, FAILED, one.ms, f"{type(error).__name__}: {error}")
 
 
 def backfill_one(
@@ -217,6 +242,8 @@ def backfill_one(
     NightbeamError
         What it failed with.
     """
+    if one.state == LEFT:
+        return BackfillOutcome(one.group_id, LEFT, one.ms, one.why)
     if one.group_id is None:
         raise InputError(f"{one.ms}: {one.why}", fix="move it away if it is no Measurement Set")
     try:

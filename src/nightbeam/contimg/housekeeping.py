@@ -63,7 +63,7 @@ from nightbeam.core.times import SECONDS_PER_DAY
 if TYPE_CHECKING:
     from nightbeam.catalog import MsRow, Registry
 
-__all__ = ["TidyReport", "held_in_quarantine", "put_back", "tidy_up"]
+__all__ = ["TidyReport", "held_in_quarantine", "put_back", "require_queue", "tidy_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,13 @@ def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
         if products is None:
             raise MissingError(f"{path} is not in quarantine: there is no products database", fix="check the settings")
         return restore(site, products, path, now=now)
+
+
+def require_queue(site: Site) -> None:
+    """Raise MissingError unless there is a queue."""
+    from nightbeam.catalog import Queue
+
+    Queue(site.queue_url, create=False)
 
 
 def held_in_quarantine(site: Site) -> list[QuarantineRow]:
