@@ -246,7 +246,9 @@ class Database:
             found = self.revision() or "none"
             raise InputError(
                 f"{self.shown} has schema {found}, this nightbeam wants {self._head}; what is read only stays as it is",
-                fix="have it made anew, or open a copy of it for writing, which brings that up to date",
+                fix="have it made anew, or open a copy of it for writing, which brings that up to date"
+                if self.read_only
+                else "open it for writing once, as nightbeam groups list does, which brings it up to date",
             )
 
     def _revision(self, connection: Connection) -> str | None:
