@@ -17,6 +17,7 @@ import pytest
 
 from nightbeam.catalog.products import Products
 from nightbeam.catalog.quarantine import Quarantine
+from nightbeam.catalog.schema import MosaicTable
 from nightbeam.contimg import Site, housekeeping, quarantine
 from nightbeam.contimg.housekeeping import held_in_quarantine, put_back, tidy_up
 from nightbeam.core.errors import BusyError, InputError, MissingError, PartialError, StorageError
@@ -262,6 +263,31 @@ def test_images_and_figures_go_only_where_the_site_says_so_and_then_whole(tmp_pa
     go(site, now=NOW + 11 * DAY, force=True)
     assert go(site, now=NOW + 50 * DAY, force=True).failed == {}
     assert site.products().ms(site.ms_path(A)).status == "quarantined"
+
+
+def test_a_mosaic_goes_with_all_its_files_and_a_planned_one_keeps_its_tiles(tmp_path):
+    site = tidy.new_site(tmp_path / "state", housekeeping={"image_days": 10.0, "mosaic_days": 10.0})
+    for group in (A, B):
+        tidy.put_group(site, group, "completed", seen_at=NOW - 20 * DAY)
+        tidy.put_ms(site, group, made_at=NOW - 20 * DAY)
+    tile = next(row.path for row in site.products().images(group_id=A))
+    files = {kind: str(site.mosaic_dir() / f"night.{kind}.fits") for kind in ("image", "weight")}
+    site.mosaic_dir().mkdir()
+    for path in (*files.values(), str(site.mosaic_dir() / "other.fits")):
+        Path(path).write_text("a mosaic")
+    built = {"output_path": files["image"], "files": json.dumps(files), "built_at": NOW - 20 * DAY, "tiles": ""}
+    with site.products().database.write() as connection:
+        made = {"created_at": NOW - 20 * DAY}
+        connection.execute(tidy.sa.insert(MosaicTable).values(name="night", status="built", **made, **built))
+        connection.execute(tidy.sa.insert(MosaicTable).values(name="next", status="planned", tiles=tile, **made))
+    report = go(site, force=True)
+    assert {Path(a.subject).name for a in report.done} == {"night.image.fits", f"{B}.img"}
+    assert [a.reason.partition("; ")[2] for a in report.left] == ["a planned mosaic needs it"]
+    assert [path.name for path in site.mosaic_dir().iterdir()] == ["other.fits"]
+    assert put_back(site, Path(files["image"]), now=NOW) == Path(files["image"])
+    assert sorted(path.name for path in site.mosaic_dir().iterdir()) == [
+        "night.image.fits", "night.weight.fits", "other.fits"
+    ]  # fmt: skip
 
 
 def test_logs_of_groups_are_deleted_by_age_and_not_of_a_group_at_work(site):
