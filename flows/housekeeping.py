@@ -40,6 +40,7 @@ def housekeeping(site: str = "main", dry_run: bool = False) -> dict[str, int]:
         create_table_artifact(lines[:MOST_ROWS], key="housekeeping", description=said)
     for note in report.notes:
         logger.info("%s", note)
+    report.raise_failures()
     return report.counts
 
 

@@ -81,6 +81,7 @@ def housekeeping(
     for note in report.notes:
         talk(note)
     if as_json:
-        show([report], as_json=True)
-        return
-    show(report.lines(), title="would be done" if dry_run else "done")
+        show([report.to_json()], as_json=True)
+    else:
+        show(report.lines(), title="would be done" if dry_run else "done")
+    report.raise_failures()

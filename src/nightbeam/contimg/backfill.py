@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 #: Of `Unimaged.state` and `BackfillOutcome.state`.
 TO_DO, LEFT = "to do", "left alone"
+_HANDED_OUT = "its group is pending, and was handed out: that run will do it"
 IMAGED, WAITING, FAILED = "imaged", "waiting_for_gains", "failed"
 
 
@@ -383,7 +384,7 @@ class _Search:
             if not ours:
                 return f"its group is {group.state}"
             if group.dispatched_at is not None:
-                return "its group is pending, and was handed out: that run will do it"
+                return _HANDED_OUT
         skipped = found.row is not None and found.row.status == "skipped_no_caltables"
         if (waiting or skipped) and self._set_for(found, group) is None:
             return f"there is no calibration set for MJD {found.mid_mjd or 0.0:.5f} yet"
@@ -438,8 +439,10 @@ def _is_of(found: _Found, night: date) -> bool:
 
 def _through_queue(site: Site, one: Unimaged, group_id: str, owner: Owner, tools: Tools) -> BackfillOutcome:
     queue = site.queue()
-    state = queue.group(group_id).state
-    if state in (State.COMPLETED, State.FAILED):
+    row = queue.group(group_id)
+    if row.state == State.PENDING and row.dispatched_at is not None:
+        return BackfillOutcome(group_id, LEFT, one.ms, _HANDED_OUT)
+    if row.state in (State.COMPLETED, State.FAILED):
         queue.requeue(group_id)
     else:
         queue.wake(group_id)

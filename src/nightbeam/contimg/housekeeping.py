@@ -76,8 +76,17 @@ class TidyReport:
 
     done: tuple[Action, ...] = ()
     left: tuple[Action, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, NightbeamError] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def raise_failures(self) -> None:
+        """Raise the error of what failed: its own, or PartialError where several things have."""
+        errors = list(self.failed.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            told = "; ".join(error.what for error in errors)
+            raise PartialError(f"{len(errors)} things could not be done: {told}", fix="the rest is done")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,7 +98,12 @@ class TidyReport:
         """Return it as rows for people."""
         rows = [{"what": a.verb.value, "kind": a.kind, "which": a.subject, "why": a.reason} for a in self.done]
         rows += [{"what": "left alone", "kind": a.kind, "which": a.subject, "why": a.reason} for a in self.left]
-        return rows + [{"what": "failed", "kind": "", "which": w, "why": why} for w, why in self.failed.items()]
+        return rows + [{"what": "failed", "kind": "", "which": w, "why": e.what} for w, e in self.failed.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as an object for programs."""
+        failed = {subject: error.what for subject, error in self.failed.items()}
+        return {"done": self.done, "left": self.left, "failed": failed, "notes": self.notes}
 
 
 def tidy_up(
@@ -110,16 +124,17 @@ def tidy_up(
     tools
         What proves an image.
 
+    Returns
+    -------
+    TidyReport
+        One thing that fails does not stop the others; `~TidyReport.raise_failures` turns failures into an error.
+
     Raises
     ------
     InputError
         If a database was made by a newer nightbeam, or the clock seems to have jumped: nothing is done.
     BusyError
         If somebody else is at it.
-    NightbeamError
-        Where one thing could not be done, after all others: its own error.
-    PartialError
-        The same where several could not be done.
     """
     now = time.time() if now is None else now
     with ExitStack() as stack:
@@ -141,15 +156,10 @@ def tidy_up(
         wanted = [a for a in actions if a.verb is not Verb.LEAVE]
         if dry_run:
             return TidyReport(tuple(wanted), tuple(left), notes=tuple(notes))
-        report, errors = _carry_out(_Hand(look), wanted, left)
+        report = _carry_out(_Hand(look), wanted, left)
         report = replace(report, notes=tuple(notes))
         write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
     _talk(report)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        listed = "; ".join(report.failed.values())
-        raise PartialError(f"{len(errors)} of {len(wanted)} could not be done: {listed}", fix="the rest is done")
     return report
 
 
@@ -534,7 +544,7 @@ class _Hand:
         return True
 
 
-def _carry_out(hand: _Hand, wanted: list[Action], left: list[Action]) -> tuple[TidyReport, list[NightbeamError]]:
+def _carry_out(hand: _Hand, wanted: list[Action], left: list[Action]) -> TidyReport:
     done: list[Action] = []
     errors: dict[str, NightbeamError] = {}
     for action in wanted:
@@ -549,7 +559,7 @@ def _carry_out(hand: _Hand, wanted: list[Action], left: list[Action]) -> tuple[T
             errors[action.subject] = error
         except OSError as error:
             errors[action.subject] = StorageError(f"cannot {action.verb} {action.subject}: {error.strerror or error}")
-    return TidyReport(tuple(done), tuple(left), {s: e.what for s, e in errors.items()}), list(errors.values())
+    return TidyReport(tuple(done), tuple(left), errors)
 
 
 def _talk(report: TidyReport) -> None:
@@ -562,5 +572,5 @@ def _talk(report: TidyReport) -> None:
             logging.WARNING if action.kind == "lease" else logging.INFO,
             "left alone: %s %s: %s", action.kind, action.subject, action.reason,
         )  # fmt: skip
-    for subject, why in report.failed.items():
-        logger.error("%s: %s", subject, why)
+    for subject, error in report.failed.items():
+        logger.error("%s: %s", subject, error.what)

@@ -320,3 +320,12 @@ def test_what_was_put_aside_needs_no_image(site, fakes):
     assert not site.ms_path(G).exists()
     assert go(site, fakes).outcomes == ()
     assert find_unimaged(site, site.output_dir, tools=tools) == []
+
+
+def test_a_group_that_was_handed_out_after_the_search_is_left_to_its_run(site, fakes):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    wanted = find_unimaged(site, tools=fakes.tools())
+    site.queue().requeue(G)
+    site.queue().take_dispatchable(1)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, fakes.calls) == ("left alone", [])

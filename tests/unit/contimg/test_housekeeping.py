@@ -487,8 +487,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_copy_loses_nothing(site, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nightbeam.contimg.quarantine.shutil.copy2", full)
-    with pytest.raises(PartialError, match="2 of 2 could not be done: no space left"):
-        go(site, force=True)
+    with pytest.raises(PartialError, match="2 things could not be done: no space left"):
+        go(site, force=True).raise_failures()
     left = {path: what for path, what in tidy.tree(site.output_dir).items() if "quarantine" not in path}
     assert left == before
     assert list(site.quarantine_dir().iterdir()) == []
@@ -507,8 +507,10 @@ def test_one_thing_that_fails_does_not_stop_the_others_and_is_the_error(site, mo
         real(path)
 
     monkeypatch.setattr(housekeeping, "remove", remove)
+    report = go(site)
+    assert [Path(a.subject).name for a in report.done] == ["stream_b"]
     with pytest.raises(StorageError, match=r"cannot write .*stream_a: Read-only file system"):
-        go(site)
+        report.raise_failures()
     assert (site.scratch_dir / "stream_a").exists()
     assert not (site.scratch_dir / "stream_b").exists()
 

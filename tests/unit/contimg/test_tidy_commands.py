@@ -131,3 +131,18 @@ def test_a_dry_run_of_a_backfill_lists_what_has_no_image(site, tmp_path, capsys)
 )
 def test_a_backfill_that_makes_no_sense_is_refused(site, argv, code):
     assert run("backfill", *argv) == code
+
+
+def test_what_failed_is_printed_beside_what_was_done_and_is_the_exit_code(site, monkeypatch, capsys):
+    for name in ("stream_a", "stream_b"):
+        tidy.put_scratch(site.scratch_dir / name, LONG_AGO)
+
+    def full(path: Path) -> None:
+        if path.name == "stream_a":
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("nightbeam.contimg.housekeeping.remove", full)
+    assert run("housekeeping", "--json") == 74
+    (said,) = lines(capsys)
+    assert [Path(a["subject"]).name for a in said["done"]] == ["stream_b"]
+    assert [Path(path).name for path in said["failed"]] == ["stream_a"]
