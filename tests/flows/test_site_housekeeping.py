@@ -46,6 +46,18 @@ def test_housekeeping_counts_and_shows_what_it_did(site, dry_run):
     assert (line["what"], line["kind"], line["which"]) == ("remove", "scratch", str(old))
 
 
+def test_housekeeping_tidies_the_site_that_its_block_names(tmp_path):
+    from blocks import ContimgSite
+    from nightbeam.core.settings import Settings
+
+    settings = Settings(state_dir=tmp_path / "state").resolved()
+    ContimgSite.of(settings).save("tidied", overwrite=True)
+    old = tidy.put_scratch(tmp_path / "state" / "scratch" / "stream_old", 1_000_000_000.0)
+    assert tidying.housekeeping(site="tidied")["remove"] == 1
+    assert not old.exists()
+    assert backfilling.backfill_imaging(site="tidied")["imaged"] == 0
+
+
 def test_housekeeping_of_a_tidy_site_shows_nothing(site):
     state = tidying.housekeeping(return_state=True)
     assert set(state.result().values()) == {0}

@@ -73,10 +73,10 @@ def housekeeping(
         show(held_in_quarantine(site), as_json=as_json, title="in quarantine")
         return
     if restore is not None:
-        show([{"restored": put_back(site, restore.expanduser().absolute())}], as_json=as_json)
+        show([{"restored": put_back(site, restore.expanduser())}], as_json=as_json)
         return
     if queue_db is not None:
-        require_queue(site)
+        require_queue(site, look_only=dry_run)
     report = tidy_up(site, dry_run=dry_run, force=force)
     for note in report.notes:
         talk(note)

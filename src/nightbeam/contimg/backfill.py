@@ -315,7 +315,7 @@ class _Search:
         return self.site.ms_path(group_id) if group_id else None
 
     def _paths(self, directory: Path | None) -> list[Path]:
-        top = (directory or self.site.output_dir).absolute()
+        top = Path(os.path.normpath((directory or self.site.output_dir).absolute()))
         shut = {self.site.quarantine_dir().absolute(), self.site.scratch_dir.absolute()}
         found = set(_measurement_sets(top, shut))
         for row in self.index.values():
@@ -407,7 +407,7 @@ def _measurement_sets(top: Path, shut: set[Path]) -> Iterator[Path]:
     if top.name.endswith(".ms"):
         yield top
         return
-    for parent, names, _ in os.walk(top):
+    for parent, names, _ in os.walk(top, onerror=lambda error: logger.warning("cannot look into %s", error.filename)):
         inside = [Path(parent) / name for name in sorted(names) if not name.startswith(".")]
         yield from (path for path in inside if path.name.endswith(".ms"))
         names[:] = [path.name for path in inside if not path.name.endswith(".ms") and path not in shut]

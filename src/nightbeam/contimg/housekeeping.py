@@ -166,6 +166,7 @@ def tidy_up(
 def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
     """Put a product back from quarantine; returns where it lies again. See `quarantine.restore`."""
     now = time.time() if now is None else now
+    path = Path(os.path.normpath(path.absolute()))
     with _alone(site):
         products = open_existing(site, migrate=True).products
         if products is None:
@@ -173,11 +174,11 @@ def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
         return restore(site, products, path, now=now)
 
 
-def require_queue(site: Site) -> None:
-    """Raise MissingError unless there is a queue."""
+def require_queue(site: Site, *, look_only: bool = False) -> None:
+    """Raise MissingError unless there is a queue, which is not brought up to date if it is only looked at."""
     from nightbeam.catalog import Queue
 
-    Queue(site.queue_url, create=False)
+    Queue(site.queue_url, create=False, migrate=not look_only)
 
 
 def held_in_quarantine(site: Site) -> list[QuarantineRow]:

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from nightbeam.catalog import Owner
 from nightbeam.catalog.products import Products
 from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.schema import MosaicTable
@@ -67,6 +69,27 @@ def test_a_group_comes_back_from_who_is_gone_and_stays_with_who_lives(site, held
     else:
         assert (row.retry_count, row.owner) == (1, None)
         assert row.error.startswith(f"lost by {before.owner}")
+
+
+def test_a_process_that_really_lives_keeps_its_group_for_as_long_as_it_lives(site):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        tidy.put_group(site, A, "pending", seen_at=NOW - 7 * DAY)
+        born = psutil.Process(other.pid).create_time()
+        site.queue().claim(A, Owner("other", socket.gethostname(), other.pid, born), now=NOW - 7 * DAY)
+        scratch = site.scratch_dir / f"{socket.gethostname()}.{A}.image.pid{other.pid}.abc12345"
+        tidy.put_scratch(scratch, NOW - 7 * DAY)
+        before = whole(site)
+        told = go(site, dry_run=True)
+        assert [(a.kind, Path(a.subject).name) for a in told.left] == [("lease", A), ("scratch", scratch.name)]
+        assert go(site).done == ()
+        assert site.queue().group(A).owner == "other"
+        assert {k: v for k, v in whole(site).items() if "scratch/" in k} == {
+            k: v for k, v in before.items() if "scratch/" in k
+        }
+    finally:
+        other.communicate(b"\n")
+    assert [a.verb for a in go(site).done] == ["take back", "remove"]
 
 
 def test_the_last_retry_that_is_lost_fails_the_group(site):
