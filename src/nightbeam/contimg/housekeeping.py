@@ -482,7 +482,7 @@ class _Hand:
     def _take_back(self, action: Action) -> bool:
         assert self.look.queue is not None
         row = self.look.groups[action.subject]
-        return not is_alive(row) and self.look.queue.take_back(row, action.reason, now=self.look.now)
+        return self.look.queue.take_back(row, action.reason, now=self.look.now)
 
     def _remove_scratch(self, path: Path) -> bool:
         maker, changed = scratch_maker(path.name), _newest_change(path)

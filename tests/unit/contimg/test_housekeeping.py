@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -351,6 +352,38 @@ def test_a_row_that_points_out_of_the_quarantine_deletes_nothing(site, tmp_path)
     assert site.output_dir.exists()
 
 
+def test_nothing_is_deleted_that_does_not_lie_in_quarantine_whoever_asks(site, tmp_path):
+    precious = tidy.put_scratch(tmp_path / "precious", NOW)
+    products = site.products()
+    products.quarantine.begin(precious, original=Path("/x"), kind="ms", reason="", size_bytes=0)
+    with pytest.raises(InputError, match="is not in"):
+        quarantine.purge(site, products, products.quarantine.row(precious), now=NOW)
+    assert (precious / "half").exists()
+    assert products.quarantine.row(precious).state == "moving"
+
+
+@pytest.mark.parametrize("meanwhile", ["reprocessed", "solved on", "spoilt"])
+def test_a_set_that_is_needed_again_between_the_look_and_the_deed_stays(site, monkeypatch, meanwhile):
+    tidy.put_group(site, A, "completed", seen_at=NOW - 40 * DAY)
+    ms = tidy.put_ms(site, A, made_at=NOW - 31 * DAY)
+    real = housekeeping.decide
+
+    def decide(*facts):
+        decided = real(*facts)
+        if meanwhile == "reprocessed":
+            site.queue().reprocess(A)
+        elif meanwhile == "solved on":
+            tidy.put_set(site, A, "active")
+        else:
+            site.image_stem(A).with_name(f"{A}.img.json").unlink()
+        return decided
+
+    monkeypatch.setattr(housekeeping, "decide", decide)
+    report = go(site, force=True)
+    assert ms.exists()
+    assert (report.done, len(report.left)) == ((), 1)
+
+
 # -- putting back -----------------------------------------------------------------------------------------------
 
 
@@ -517,6 +550,26 @@ def test_a_disk_that_is_full_in_the_middle_of_a_copy_loses_nothing(site, monkeyp
     assert list(site.quarantine_dir().iterdir()) == []
     assert held_in_quarantine(site) == []
     assert {row.status for row in site.products().ms_index()} == {"done"}
+
+
+def test_a_copy_that_differs_is_no_copy_and_the_original_stays(site, monkeypatch):
+    tidy.put_group(site, A, "completed", seen_at=NOW - 40 * DAY)
+    ms = tidy.put_ms(site, A, made_at=NOW - 31 * DAY)
+    before = tidy.tree(ms)
+    _no_rename(monkeypatch, site.quarantine_dir())
+    real = shutil.copy2
+
+    def faulty(source, target):
+        real(source, target)
+        if source.name == "table.dat":
+            target.write_text("visibilities of nobody")
+
+    monkeypatch.setattr("nightbeam.contimg.quarantine.shutil.copy2", faulty)
+    with pytest.raises(StorageError, match="differs from it"):
+        go(site, force=True).raise_failures()
+    assert tidy.tree(ms) == before
+    assert held_in_quarantine(site) == []
+    assert not [path for path in site.quarantine_dir().rglob("*") if path.is_file()]
 
 
 def test_one_thing_that_fails_does_not_stop_the_others_and_is_the_error(site, monkeypatch):
