@@ -1,11 +1,23 @@
-"""The steps of a group as tasks. Each is idempotent in the library, and leaves its receipt in the queue."""
+"""The steps of a group as tasks, and what is done for all of them. Each is idempotent in the library."""
 
 from __future__ import annotations
 
 from nightbeam import contimg
-from tasks._policy import effect
+from nightbeam.catalog.model import Owner
+from tasks._policy import effect, pure
 
-__all__ = ["apply_gains", "calibrate", "convert", "image", "record", "scan_arrivals", "write_qa"]
+__all__ = [
+    "apply_gains",
+    "backfill_set",
+    "calibrate",
+    "convert",
+    "find_unimaged",
+    "image",
+    "record",
+    "scan_arrivals",
+    "tidy_up",
+    "write_qa",
+]
 
 scan_arrivals = effect(contimg.scan_arrivals, name="scan-arrivals", task_run_name="scan-arrivals")
 
@@ -15,3 +27,15 @@ apply_gains = effect(contimg.apply_step, name="apply", task_run_name="apply {gro
 image = effect(contimg.image_step, name="image", task_run_name="image {group_id}")
 record = effect(contimg.record_step, name="record", task_run_name="record {group_id}")
 write_qa = effect(contimg.qa_step, name="qa", task_run_name="qa {group_id}")
+
+
+def _backfill(place: contimg.Site, one: contimg.Unimaged, owner: Owner, name: str) -> contimg.BackfillOutcome:
+    del name  # for the run's name
+    return contimg.backfill_one(place, one, owner=owner)
+
+
+find_unimaged = effect(contimg.find_unimaged, name="find-unimaged", task_run_name="find-unimaged")
+#: Not tried again by itself: the queue counts the attempts at a group, and the next backfill finds what has failed.
+backfill_set = pure(_backfill, name="backfill-set", task_run_name="backfill {name}")
+#: Not tried again either: the next hour is soon enough.
+tidy_up = pure(contimg.tidy_up, name="tidy-up", task_run_name="tidy-up")

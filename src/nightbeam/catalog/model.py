@@ -489,7 +489,11 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QuarantineRow:
-    """One row of ``quarantine``: ``state`` is ``held``, ``restored`` or ``deleted``."""
+    """One row of ``quarantine``.
+
+    ``state`` is ``held``, ``restored`` or ``deleted``, and in the middle of getting there ``moving``, ``restoring`` or
+    ``deleting``.
+    """
 
     path: str
     original_path: str

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from nightbeam.catalog.model import ImageRow, MsRow, QaArtifactRow, QaScoreRow, Scored
+from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.remote import Database, upsert
 from nightbeam.catalog.schema import ImageTable, MsTable, QaArtifactTable, QaScoreTable
 from nightbeam.core.errors import UsageError
@@ -39,10 +40,16 @@ class Products:
         SQLAlchemy URL.
     busy_timeout_s
         How long a locked SQLite file is waited for.
+    create
+        Whether a SQLite file that is not there is made.
+    migrate
+        Whether a database that an older nightbeam made is brought up to date.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = 30.0) -> None:
-        self.database = Database(url, "products", busy_timeout_s=busy_timeout_s)
+    def __init__(self, url: str, *, busy_timeout_s: float = 30.0, create: bool = True, migrate: bool = True) -> None:
+        self.database = Database(url, "products", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
+        #: What was put aside, and what became of it.
+        self.quarantine = Quarantine(self.database)
 
     def upsert_ms(self, path: Path, *, now: float | None = None, **values: Any) -> MsRow:
         """Make or change the row of a Measurement Set; a value that is None or not given stays as it was.

@@ -76,11 +76,17 @@ class Queue:
         Attempts (since the group came or was last requeued) after which it is failed for good.
     busy_timeout_s
         How long a locked SQLite file is waited for.
+    create
+        Whether a SQLite file that is not there is made.
+    migrate
+        Whether a database that an older nightbeam made is brought up to date.
     """
 
-    def __init__(self, url: str, *, max_retries: int = 3, busy_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, max_retries: int = 3, busy_timeout_s: float = 30.0, create: bool = True, migrate: bool = True
+    ) -> None:
         self.max_retries = max_retries
-        self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s)
+        self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
 
     # -- what came ----------------------------------------------------------------------------------------------
 
@@ -478,6 +484,39 @@ class Queue:
             connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
         return self.group(group_id)
 
+    def requeue(self, group_id: str, *, now: float | None = None) -> GroupRow:
+        """Make a completed or failed group pending again with a new set of attempts, keeping what it finished.
+
+        Unlike `reprocess` it forgets no receipt: a step whose receipt is there and whose product is still good
+        is not done again.
+
+        Raises
+        ------
+        MissingError
+            If there is no such group.
+        InputError
+            If it is neither completed nor failed.
+        """
+        now = _now(now)
+        values = {
+            **_FREE,
+            "state": State.PENDING.value,
+            "processing_stage": Stage.RESUMING.value,
+            "retry_count": _Q.retry_count + 1,
+            "retry_base": _Q.retry_count + 1,
+            "last_update": now,
+            "finished_at": None,
+            "error": None,
+        }
+        ended = (State.COMPLETED.value, State.FAILED.value)
+        change = sa.update(_Q).where(_Q.group_id == group_id, _Q.state.in_(ended)).values(**values)
+        with self.database.write() as connection:
+            changed = connection.execute(change).rowcount
+        row = self.group(group_id)
+        if not changed:
+            raise InputError(f"group {group_id} is {row.state}, not completed or failed", fix="let it come to its end")
+        return row
+
     def _may_reprocess(self, row: sa.RowMapping, present: int, force: bool) -> None:
         if force:
             return
@@ -495,9 +534,14 @@ class Queue:
     # -- housekeeping -------------------------------------------------------------------------------------------
 
     def recover(
-        self, is_dead: Callable[[GroupRow], bool], *, lease_s: float | None = None, now: float | None = None
+        self,
+        is_dead: Callable[[GroupRow], bool],
+        *,
+        lease_s: float | None = None,
+        is_alive: Callable[[GroupRow], bool] = lambda _row: False,
+        now: float | None = None,
     ) -> list[str]:
-        """Take groups back from owners that died, or were silent for longer than ``lease_s``.
+        """Take groups back from owners that died, or were silent for longer than ``lease_s`` and are not known to live.
 
         It counts as a retry; after the last one the group is failed.
         """
@@ -505,18 +549,25 @@ class Queue:
         recovered = []
         for row in self.groups(state=State.IN_PROGRESS):
             silent = now - (row.heartbeat_at or row.last_update)
-            expired = lease_s is not None and silent > lease_s
+            expired = lease_s is not None and silent > lease_s and not is_alive(row)
             if not expired and not is_dead(row):
                 continue
             why = f"silent for {silent:.0f} s" if expired else "its process is gone"
-            if self._take_back(row, f"lost by {row.owner or 'an unknown worker'}: {why}", now):
+            if self.take_back(row, why, now=now):
                 recovered.append(row.group_id)
         return recovered
 
-    def _take_back(self, row: GroupRow, error: str, now: float) -> bool:
+    def take_back(self, row: GroupRow, why: str, *, now: float | None = None) -> bool:
+        """Take a group back from its owner, unless that has given a sign of life since ``row`` was read.
+
+        It counts as a retry; after the last one the group is failed. Returns whether it was taken back.
+        """
+        now = _now(now)
+        error = f"lost by {row.owner or 'an unknown worker'}: {why}"
         beat = _Q.heartbeat_at.is_(None) if row.heartbeat_at is None else _Q.heartbeat_at == row.heartbeat_at
         owner = _Q.owner.is_(None) if row.owner is None else _Q.owner == row.owner
-        here = (_Q.group_id == row.group_id, _Q.state == State.IN_PROGRESS.value, owner, beat)
+        same = (owner, beat, _Q.last_update == row.last_update)
+        here = (_Q.group_id == row.group_id, _Q.state == State.IN_PROGRESS.value, *same)
         with self.database.write() as connection:
             now_row = connection.execute(sa.select(_Q).where(*here).with_for_update()).mappings().first()
             if now_row is None:
@@ -534,24 +585,25 @@ class Queue:
     def expire_collecting(self, older_than_s: float, *, now: float | None = None) -> list[str]:
         """Fail the groups that have been incomplete for longer than this, saying what they lack."""
         now = _now(now)
-        expired = []
-        for row in self.stale_collecting(older_than_s, now=now):
-            there = {s.subband_idx for s in self.subbands(row.group_id)}
-            expected = row.expected_subbands or 0
-            lacking = ", ".join(f"sb{n:02d}" for n in range(expected) if n not in there)
-            error = f"Collecting timeout: {len(there)} of {expected} subbands, missing {lacking}"
-            values = {
-                "state": State.FAILED.value,
-                "processing_stage": Stage.FAILED.value,
-                "error": error,
-                "last_update": now,
-                "finished_at": now,
-            }
-            with self.database.write() as connection:
-                here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
-                if connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount:
-                    expired.append(row.group_id)
-        return expired
+        stale = self.stale_collecting(older_than_s, now=now)
+        return [row.group_id for row in stale if self.expire(row, now=now)]
+
+    def expire(self, row: GroupRow, *, now: float | None = None) -> bool:
+        """Fail a group that has been incomplete for too long, saying what it lacks; returns whether it still was."""
+        now = _now(now)
+        there = {s.subband_idx for s in self.subbands(row.group_id)}
+        expected = row.expected_subbands or 0
+        lacking = ", ".join(f"sb{n:02d}" for n in range(expected) if n not in there)
+        values = {
+            "state": State.FAILED.value,
+            "processing_stage": Stage.FAILED.value,
+            "error": f"Collecting timeout: {len(there)} of {expected} subbands, missing {lacking}",
+            "last_update": now,
+            "finished_at": now,
+        }
+        here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
+        with self.database.write() as connection:
+            return connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount > 0
 
     # -- what the steps leave -----------------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ class Registry:
         How long a locked SQLite file is waited for.
     create
         Whether a SQLite file that is not there is made.
+    migrate
+        Whether a database that an older nightbeam made is brought up to date.
     check
         Raises for a path that is no usable calibration table; `check_table` by default.
     """
@@ -70,9 +72,10 @@ class Registry:
         *,
         busy_timeout_s: float = 30.0,
         create: bool = True,
+        migrate: bool = True,
         check: Callable[[Path], None] | None = None,
     ) -> None:
-        self.database = Database(url, "registry", busy_timeout_s=busy_timeout_s, create=create)
+        self.database = Database(url, "registry", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
         self._check = check or check_table
 
     # -- writing ------------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ class Database:
     read_only
         Whether it is to stay as it is: it is neither made nor migrated, and a file is opened such that SQLite itself
         cannot write to it.
+    migrate
+        Whether one that an older nightbeam made is brought up to date; if not, it is refused. A file that is only
+        looked at, but not with ``read_only``, has no ``-wal`` and ``-shm`` beside it afterwards.
 
     Raises
     ------
@@ -78,7 +81,7 @@ class Database:
         If the URL is none, or names a driver that is not installed.
     InputError
         If the file is no database, or was made by a newer nightbeam, or (``elog``) by another program; with
-        ``read_only`` also if it was made by an older one.
+        ``read_only`` or without ``migrate`` also if it was made by an older one.
     BusyError
         If it stays locked.
     StorageError
@@ -95,6 +98,7 @@ class Database:
         busy_timeout_s: float = _BUSY_TIMEOUT_S,
         create: bool = True,
         read_only: bool = False,
+        migrate: bool = True,
     ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
@@ -108,13 +112,16 @@ class Database:
             str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")]
         )
         self._head = self._script.get_current_head() or ""
-        if self.file is not None and (read_only or not create) and not self.file.exists():
+        if self.file is not None and not (create and migrate and not read_only) and not self.file.exists():
             made = _MADE_WITH.get(name, "init")
             raise MissingError(
                 f"there is no {name} database {self.file}", fix=f"correct its name, or make it with {made}"
             )
         with self.errors():
-            self._open()
+            if read_only or not migrate:
+                self._refuse_older()
+            else:
+                self._open()
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
@@ -211,9 +218,7 @@ class Database:
         return _engine(url, self.busy_timeout_s, keep=keep)
 
     def _open(self) -> None:
-        if self.read_only:
-            self._refuse_older()
-        elif self.file is not None:
+        if self.file is not None:
             with storage_errors(self.file):
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             if self.file.exists() and self._is_current():
@@ -241,7 +246,9 @@ class Database:
             found = self.revision() or "none"
             raise InputError(
                 f"{self.shown} has schema {found}, this nightbeam wants {self._head}; what is read only stays as it is",
-                fix="have it made anew, or open a copy of it for writing, which brings that up to date",
+                fix="have it made anew, or open a copy of it for writing, which brings that up to date"
+                if self.read_only
+                else "open it for writing once, as nightbeam groups list does, which brings it up to date",
             )
 
     def _revision(self, connection: Connection) -> str | None:

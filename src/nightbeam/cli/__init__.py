@@ -22,6 +22,7 @@ click.UsageError.exit_code = 64  # 2 is taken: some items worked, some did not
 #: name -> (module:attribute, one line of help). Help is here so that listing the commands imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("nightbeam.cli.platform:apply", "Bring a Prefect server to what prefect.yaml says."),
+    "backfill": ("nightbeam.cli.backfill:backfill", "Image the Measurement Sets that have no good image."),
     "calib": ("nightbeam.cli.calib:calib", "Detector constants: inspect runs, prefetch, look at the cache."),
     "convert": ("nightbeam.cli.convert:convert", "Write a group of subbands as one Measurement Set."),
     "cxi": ("nightbeam.cli.cxi:cxi", "Write CXI files for CrystFEL, check them, look at them."),
@@ -32,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "geometry": ("nightbeam.cli.geometry:geometry", "Look at the geometry file of a detector."),
     "elog": ("nightbeam.cli.elog:elog", "Mirror, search and export the electronic logbook."),
     "groups": ("nightbeam.cli.groups:groups", "List, show, run and reprocess groups of subbands."),
+    "housekeeping": (
+        "nightbeam.cli.housekeeping:housekeeping",
+        "Tidy a site up; put old products aside, and back.",
+    ),
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
     "qa": ("nightbeam.cli.qa:qa", "Show how groups and mosaics are judged, and judge them anew."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),

@@ -7,6 +7,15 @@ called by ``nightbeam groups run`` in one process and by the tasks of the flow `
 from __future__ import annotations
 
 from nightbeam.contimg.arrivals import scan_arrivals, scan_until_ready, take_dispatchable, wake_waiting
+from nightbeam.contimg.backfill import (
+    BackfillOutcome,
+    BackfillReport,
+    Unimaged,
+    backfill_one,
+    find_unimaged,
+    parse_night,
+)
+from nightbeam.contimg.housekeeping import TidyReport, tidy_up
 from nightbeam.contimg.model import (
     STEPS,
     ApplyReceipt,
@@ -42,6 +51,8 @@ __all__ = [
     "TOOLS",
     "ApplyReceipt",
     "ArrivalReport",
+    "BackfillOutcome",
+    "BackfillReport",
     "CalibrateReceipt",
     "Claim",
     "ConvertReceipt",
@@ -51,15 +62,20 @@ __all__ = [
     "Receipt",
     "RecordReceipt",
     "Site",
+    "TidyReport",
     "Tools",
+    "Unimaged",
     "apply_step",
+    "backfill_one",
     "calibrate_or_find",
     "claim_group",
     "convert_group_step",
     "fail_group",
+    "find_unimaged",
     "finish",
     "image_step",
     "make_quality",
+    "parse_night",
     "qa_step",
     "quality_of",
     "record_step",
@@ -68,5 +84,6 @@ __all__ = [
     "scan_until_ready",
     "take_dispatchable",
     "this_process",
+    "tidy_up",
     "wake_waiting",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nightbeam.catalog.model import Dispatch, FileFact, GroupFact, GroupRow, Recorded, State
 from nightbeam.contimg.model import ArrivalReport
-from nightbeam.contimg.owners import is_dead, remove_dead_scratch
+from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import InputError
@@ -130,7 +130,7 @@ def _has_gains(site: Site, registry: Registry, row: GroupRow) -> bool:
 
 
 def _recover(site: Site, queue: Queue, now: float) -> list[str]:
-    recovered = queue.recover(is_dead, lease_s=site.ingest.in_progress_timeout_s, now=now)
+    recovered = queue.recover(is_dead, lease_s=site.ingest.in_progress_timeout_s, is_alive=is_alive, now=now)
     if recovered:
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
     held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]

@@ -8,7 +8,8 @@ import re
 import socket
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,27 @@ from nightbeam.core.files import remove, scratch_directory
 if TYPE_CHECKING:
     from nightbeam.catalog import Queue
 
-__all__ = ["is_dead", "keeping_lease", "owned_scratch", "remove_dead_scratch", "this_process"]
+__all__ = [
+    "Maker",
+    "is_alive",
+    "is_dead",
+    "keeping_lease",
+    "owned_scratch",
+    "places_in_use",
+    "remove_dead_scratch",
+    "scratch_maker",
+    "this_process",
+]
 
 logger = logging.getLogger(__name__)
 
 _SAME_START_S = 2.0
 #: As `owned_scratch` and `core.files.part_path` name them.
-_SCRATCH = re.compile(r"(?P<host>.+)\.\d{4}-\d\d-\d\dT[\d:]+\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
+_SCRATCH = re.compile(r"(?P<host>.+)\.(?P<group>\d{4}-\d\d-\d\dT[\d:]+)\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
 _PART = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+#: As `core.files.scratch_directory` names one that no group owns, and as the DSA-110 pipeline names its own.
+_OTHER = re.compile(r"[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
+_STREAM = re.compile(r"stream_.+")
 
 
 def this_process(name: str | None = None) -> Owner:
@@ -50,6 +64,13 @@ def is_dead(row: GroupRow) -> bool:
     if row.owner_host != socket.gethostname() or row.owner_pid is None:
         return False
     return not _alive(row.owner_pid, row.owner_started)
+
+
+def is_alive(row: GroupRow) -> bool:
+    """Return whether the process that holds a group certainly lives; of another machine nothing is certain."""
+    if row.owner_host != socket.gethostname() or row.owner_pid is None:
+        return False
+    return _alive(row.owner_pid, row.owner_started)
 
 
 def _alive(pid: int, started: float | None) -> bool:
@@ -124,6 +145,40 @@ def remove_dead_scratch(*roots: Path, keep: Collection[str] = ()) -> list[Path]:
             remove(path)
             removed.append(path)
     return removed
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What the name of something half-written tells of who made it.
+
+    Attributes
+    ----------
+    alive
+        Whether that process lives; None where it is of another machine, or the name does not say.
+    """
+
+    alive: bool | None
+
+
+def scratch_maker(name: str) -> Maker | None:
+    """Return who made a scratch directory or a part file, or None for a name that none of us gives."""
+    pid = _maker(name)
+    if pid is not None:
+        return Maker(_alive(pid, None))
+    if found := _OTHER.fullmatch(name):
+        return Maker(_alive(int(found["pid"]), None))
+    return Maker(None) if _SCRATCH.fullmatch(name) or _STREAM.fullmatch(name) else None
+
+
+def places_in_use() -> list[Path]:
+    """Return where the processes of this machine stand and what they have open, as far as we may know."""
+    places: set[str] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            places.add(process.cwd())
+        with suppress(psutil.Error, OSError):
+            places.update(file.path for file in process.open_files())
+    return [Path(place) for place in sorted(places - {""})]
 
 
 def _maker(name: str) -> int | None:

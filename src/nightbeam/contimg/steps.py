@@ -47,13 +47,17 @@ if TYPE_CHECKING:
 __all__ = [
     "apply_step",
     "calibrate_or_find",
+    "chosen_set",
     "claim_group",
     "convert_group_step",
     "fail_group",
     "finish",
+    "image_columns",
     "image_step",
+    "provenance_of",
     "qa_step",
     "record_step",
+    "require_good",
 ]
 
 logger = logging.getLogger(__name__)
@@ -179,7 +183,7 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
         if found is None and rejected is not None:
             raise RejectedError(f"{rejected}; and no other set serves this time", fix="look at the calibrator's data")
         name = worth[0].name if worth else None
-        return _chosen(group_id, found, solved, name, rejected, time.perf_counter() - begin)
+        return chosen_set(group_id, found, solved, name, rejected, time.perf_counter() - begin)
 
     def good(receipt: CalibrateReceipt) -> None:
         site.registry().verify(_tables(site, receipt))
@@ -263,11 +267,11 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
                 site,
                 Path(applied.ms),
                 stem,
-                provenance=_provenance(group_id, converted, calibrated),
+                provenance=provenance_of(group_id, converted, calibrated),
                 work=scratch,
                 log=site.log(group_id, "image"),
             )
-        _require_good(site, product, tools)
+        require_good(site, product, tools)
         return _imaged(group_id, product)
 
     def good(_receipt: ImageReceipt) -> None:
@@ -292,10 +296,10 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
     def work(queue: Queue) -> RecordReceipt:
         tools.verify_ms(site, ms, converted.rows)
         product = tools.finished_image(stem)
-        _require_good(site, product, tools)
+        require_good(site, product, tools)
         products = site.products()
         row = products.upsert_image(
-            product.path, ms_path=ms, **_image_columns(queue.group(group_id), product, calibrated)
+            product.path, ms_path=ms, **image_columns(group_id, queue.group(group_id).partial, product, calibrated)
         )
         products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
         queue.put_performance(group_id, **_performance(queue, group_id))
@@ -529,7 +533,7 @@ def _note_rejection(registry: Registry, row: GroupRow, converted: ConvertReceipt
     logger.warning("group %s: %s", row.group_id, reason)
 
 
-def _chosen(
+def chosen_set(
     group_id: str,
     found: CalSet | None,
     solved: bool,
@@ -537,6 +541,7 @@ def _chosen(
     rejected: str | None,
     seconds: float,
 ) -> CalibrateReceipt:
+    """Return the receipt of the set that was chosen for a group, or of none."""
     if found is None:
         return CalibrateReceipt(group_id, None, calibrator=calibrator, seconds=seconds)
     return CalibrateReceipt(
@@ -565,7 +570,8 @@ def _tables(site: Site, calibrated: CalibrateReceipt) -> tuple[CalTableRow, ...]
     return tuple(rows[path] for path in calibrated.tables)
 
 
-def _provenance(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
+def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
+    """Return what an image's headers and description say of where it comes from."""
     made = "" if calibrated.mid_mjd is None else iso_z(datetime_from_mjd(calibrated.mid_mjd))
     return {
         "group": group_id,
@@ -579,7 +585,8 @@ def _provenance(group_id: str, converted: ConvertReceipt, calibrated: CalibrateR
     }
 
 
-def _require_good(site: Site, product: Any, tools: Tools) -> None:
+def require_good(site: Site, product: Any, tools: Tools) -> None:
+    """Raise RejectedError with every reason unless an image is good."""
     verdict = tools.judge(site, product)
     if not verdict.good:
         raise RejectedError(
@@ -603,7 +610,8 @@ def _imaged(group_id: str, product: Any) -> ImageReceipt:
     )
 
 
-def _image_columns(row: GroupRow, product: Any, calibrated: CalibrateReceipt) -> dict[str, Any]:
+def image_columns(group_id: str, partial: int, product: Any, calibrated: CalibrateReceipt) -> dict[str, Any]:
+    """Return what the row of an image says, but for its path and that of its Measurement Set."""
     measured = (
         "beam_major_arcsec",
         "beam_minor_arcsec",
@@ -624,9 +632,9 @@ def _image_columns(row: GroupRow, product: Any, calibrated: CalibrateReceipt) ->
     return {
         **{name: float(getattr(product, name)) for name in measured},
         "imsize": int(product.imsize),
-        "group_id": row.group_id,
+        "group_id": group_id,
         "pbcor": int("pbcor" in product.fits),
-        "partial": row.partial,
+        "partial": partial,
         "calibration_set": calibrated.set_name,
         "cal_age_days": calibrated.age_days,
         "cal_borrowed": int(calibrated.borrowed),

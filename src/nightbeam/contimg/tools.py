@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nightbeam.catalog import CalTableRow
     from nightbeam.gains import ApplyReport, CalibratorMatch, CalTable, SolutionSet
     from nightbeam.imaging import ImageProduct, Verdict
+    from nightbeam.ms import MsSummary
     from nightbeam.qa import CalibrationUse, QaReport, Unread
     from nightbeam.sky import Calibrator
     from nightbeam.uvh5.model import ConvertReport, SubbandHeader
@@ -47,6 +48,13 @@ def _verify_ms(site: Site, ms: Path, rows: int) -> None:
     from nightbeam.ms import MsExpectation, verify_ms
 
     verify_ms(ms, MsExpectation(rows=rows, max_flagged_fraction=site.convert.max_flagged_fraction))
+
+
+def _read_ms(ms: Path, *, prove: bool = False) -> MsSummary:
+    from nightbeam.ms import MsExpectation, read_summary, verify_ms
+
+    # Others may have written it: their windows need not ascend.
+    return verify_ms(ms, MsExpectation(ascending=False)) if prove else read_summary(ms, flags=False)
 
 
 def _match(site: Site, ra_deg: float, dec_deg: float) -> list[CalibratorMatch]:
@@ -205,6 +213,7 @@ class Tools:
     read_header: Callable[[Path], Any] = _read_header
     convert: Callable[..., Any] = _convert
     verify_ms: Callable[..., None] = _verify_ms
+    read_ms: Callable[..., Any] = _read_ms
     match: Callable[..., Any] = _match
     solve: Callable[..., Any] = _solve
     apply: Callable[..., Any] = _apply

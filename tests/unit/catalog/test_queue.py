@@ -202,6 +202,63 @@ def test_a_silent_owner_loses_its_lease_and_a_beating_one_does_not(queue: Queue)
     assert queue.group(G).state == "pending"
 
 
+def test_a_silent_owner_that_is_known_to_live_keeps_its_group(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME, now=1000.0)
+    before = queue.group(G)
+    assert queue.recover(lambda row: False, lease_s=900, is_alive=lambda row: True, now=9000.0) == []
+    assert queue.group(G) == before
+
+
+def test_a_sign_of_life_after_the_look_saves_a_group(queue: Queue):
+    fill(queue)
+    queue.claim(G, ME, now=1000.0)
+    seen = queue.group(G)
+    queue.heartbeat(G, ME, now=2000.0)
+    assert not queue.take_back(seen, "silent for 1000 s", now=2000.0)
+    assert queue.group(G).owner == "me"
+    assert queue.take_back(queue.group(G), "silent for 1000 s", now=3000.0)
+    assert (queue.group(G).state, queue.group(G).error) == ("pending", "lost by me: silent for 1000 s")
+
+
+@pytest.mark.parametrize("end", ["complete", "fail"])
+def test_a_group_that_is_requeued_keeps_what_it_finished_and_has_new_attempts(queue: Queue, end: str):
+    fill(queue)
+    queue.claim(G, ME)
+    queue.put_receipt(G, ME, "convert", {"ms": "/a.ms"})
+    if end == "complete":
+        queue.complete(G, ME)
+    else:
+        queue.fail(G, ME, "broken", final=True)
+    row = queue.requeue(G)
+    assert (row.state, row.processing_stage, row.error, row.owner) == ("pending", "resuming", None, None)
+    assert queue.receipt(G, "convert") == {"ms": "/a.ms"}
+    for expected in ("pending", "pending", "failed"):
+        queue.claim(G, ME)
+        assert queue.fail(G, ME, "broken again").state == expected
+
+
+@pytest.mark.parametrize("state", ["collecting", "pending", "in_progress"])
+def test_only_a_group_that_has_ended_is_requeued(queue: Queue, state: str):
+    fill(queue, n=3 if state == "collecting" else 16)
+    if state == "in_progress":
+        queue.claim(G, ME)
+    before = queue.group(G)
+    with pytest.raises(InputError, match=f"is {state}, not completed or failed"):
+        queue.requeue(G)
+    assert queue.group(G) == before
+    with pytest.raises(MissingError):
+        queue.requeue("1999-01-01T00:00:00")
+
+
+def test_a_group_that_became_full_meanwhile_does_not_expire(queue: Queue):
+    fill(queue, n=15)
+    seen = queue.group(G)
+    fill(queue, n=1, first=15)
+    assert not queue.expire(seen)
+    assert queue.group(G).state == "pending"
+
+
 def test_each_attempt_is_dispatched_once(queue: Queue):
     fill(queue)
     (first,) = queue.take_dispatchable(5)

@@ -266,6 +266,24 @@ def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp
         Database(f"sqlite:///{tmp_path}/empty.sqlite3", "queue", read_only=True)
 
 
+@pytest.mark.parametrize("kind", [Queue, Registry, Products])
+def test_who_only_looks_makes_nothing_and_leaves_no_byte_changed(tmp_path: Path, kind: Any):
+    file = tmp_path / "x.sqlite3"
+    with pytest.raises(MissingError):
+        kind(f"sqlite:///{file}", migrate=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "cwd"]
+    database = kind(f"sqlite:///{file}").database
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with kind(f"sqlite:///{file}", migrate=False).database.read():
+        pass
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    with database.write() as connection:
+        connection.exec_driver_sql(f"DELETE FROM nightbeam_{database.name}_version")
+    with pytest.raises(InputError, match=r"has schema none, this nightbeam wants \d+") as refused:
+        kind(f"sqlite:///{file}", migrate=False)
+    assert "open it for writing once" in refused.value.fix
+
+
 @pytest.mark.system
 def test_a_connection_to_a_server_is_kept_alive(postgresql_url: str):
     def told(url: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 from nightbeam.catalog import Owner
 from nightbeam.contimg import Site, Tools, scan_arrivals, scan_until_ready, take_dispatchable
-from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, this_process
+from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, scratch_maker, this_process
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
@@ -137,6 +137,42 @@ def test_groups_and_scratch_of_dead_processes_are_taken_back(site: Site):
     assert not left.exists()
     assert not part.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_a_living_process_that_is_silent_keeps_its_group_and_one_of_another_machine_does_not(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    site.queue().claim(G, this_process("me"), now=1000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=9000.0).recovered == ()
+    site.queue().release(G, this_process("me"), now=9000.0)
+    site.queue().claim(G, Owner("away", "another-machine", 1, 1.0), now=9000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=9800.0).recovered == ()
+    assert scan_arrivals(site, tools=TOOLS, now=9901.0).recovered == (G,)
+
+
+@pytest.mark.parametrize(
+    ("name", "alive"),
+    [
+        (f"{socket.gethostname()}.{G}.image.pid{os.getpid()}.abc12345", True),
+        (f"{socket.gethostname()}.{G}.image.pid{2**22 + 5}.abc12345", False),
+        (f"elsewhere.{G}.image.pid{os.getpid()}.abc12345", None),
+        (f"imaging.pid{os.getpid()}.abc12345", True),
+        (f"casa.pid{2**22 + 5}.abc12345", False),
+        (f".{G}.ms.{os.getpid()}.00ff00ff.part", True),
+        (f".{G}.ms.{2**22 + 5}.00ff00ff.part", False),
+        ("stream_2025-10-02T01:02:03_ab12", None),
+    ],
+)
+def test_the_name_of_scratch_tells_whether_its_maker_lives(name: str, alive: bool | None):
+    maker = scratch_maker(name)
+    assert maker is not None
+    assert maker.alive is alive
+
+
+@pytest.mark.parametrize("name", ["people.keep.this", f"{G}.ms", "stream", "notes.pid", ".hidden"])
+def test_names_that_none_of_us_gives_are_nobodys_scratch(name: str):
+    assert scratch_maker(name) is None
 
 
 def test_what_another_machine_works_on_is_not_removed(site: Site):

@@ -68,6 +68,16 @@ class Fakes:
         if not (ms / "table.dat").is_file():
             raise MissingError(f"no Measurement Set {ms}")
 
+    def read_ms(self, ms: Path, *, prove: bool = False) -> Any:
+        self._called("read_ms")
+        if not (ms / "table.dat").is_file():
+            raise InputError(f"{ms} is no Measurement Set")
+        start = float((ms / "table.dat").read_text().removeprefix("start "))
+        return SimpleNamespace(
+            start_mjd=start - 6.442450944 / 86400, mid_mjd=start + 0.0018, end_mjd=start + 0.0036, rows=48, n_spw=16,
+            integration_s=12.884901888, flagged_fraction=0.01, fields=[SimpleNamespace(ra_deg=71.0, dec_deg=33.1)],
+        )  # fmt: skip
+
     def match(self, site: Site, ra_deg: float, dec_deg: float) -> list[Any]:
         self._called("match")
         found = SimpleNamespace(name="3C48", weighted_flux=12.0, stored=lambda: {"name": "3C48", "weighted_flux": 12.0})
