@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _SAME_START_S = 2.0
 #: As `owned_scratch` and `core.files.part_path` name them.
-_SCRATCH = re.compile(r"(?P<host>.+)\.\d{4}-\d\d-\d\dT[\d:]+\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
+_SCRATCH = re.compile(r"(?P<host>.+)\.(\d{4}-\d\d-\d\dT[\d:]+|mosaic-[\w.+-]+)\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
 _PART = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
 
 
