@@ -1,11 +1,12 @@
-"""The steps of a group as tasks. Each is idempotent in the library, and leaves its receipt in the queue."""
+"""The steps of a group, and the mosaic of a night, as tasks. Each is idempotent in the library, and leaves its receipt."""
 
 from __future__ import annotations
 
 from nightbeam import contimg
+from nightbeam.contimg import nights
 from tasks._policy import effect
 
-__all__ = ["apply_gains", "calibrate", "convert", "image", "record", "scan_arrivals", "write_qa"]
+__all__ = ["apply_gains", "calibrate", "convert", "image", "make_night", "record", "scan_arrivals", "write_qa"]
 
 scan_arrivals = effect(contimg.scan_arrivals, name="scan-arrivals", task_run_name="scan-arrivals")
 
@@ -15,3 +16,5 @@ apply_gains = effect(contimg.apply_step, name="apply", task_run_name="apply {gro
 image = effect(contimg.image_step, name="image", task_run_name="image {group_id}")
 record = effect(contimg.record_step, name="record", task_run_name="record {group_id}")
 write_qa = effect(contimg.qa_step, name="qa", task_run_name="qa {group_id}")
+
+make_night = effect(nights.make_night, name="make-night", task_run_name="{night}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ from nightbeam.core.errors import (
     UsageError,
 )
 from nightbeam.mosaic.model import Check, ReasonCode, Tile
-from tests.mosaic_world import MosaicWorld, everything, mjd, reasons
+
+_world = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))
+MosaicWorld, everything, mjd, reasons = (_world["MosaicWorld"], _world["everything"], _world["mjd"], _world["reasons"])
 
 NIGHT = Window.of_night("2025-10-03")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from nightbeam.contimg.mosaics import hold_plan
 from nightbeam.contimg.nights import MOST_ATTEMPTS, NightOutcome, make_night, make_nights, nights_due
 from nightbeam.core.errors import BusyError, InputError, PartialError, RejectedError, StorageError, UsageError
-from tests.mosaic_world import MosaicWorld, everything
+
+_world = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))
+MosaicWorld, everything = (_world["MosaicWorld"], _world["everything"])
 
 NIGHT = "2025-10-03"
 
