@@ -23,6 +23,7 @@ __all__ = [
     "SkyImage",
     "check_image",
     "find_sources",
+    "measure_plane",
     "measure_sources",
     "open_image",
     "read_product",
@@ -211,10 +212,25 @@ def measure_sources(
     MissingError, InputError
         If an image cannot be read or has no beam.
     """
-    sky, beam_map = open_image(image), None if pb is None else open_image(pb)
+    beam_map = None if pb is None else open_image(pb)
+    return measure_plane(
+        open_image(image), positions, pb=beam_map, names=names, search_arcsec=search_arcsec, min_snr=min_snr
+    )
+
+
+def measure_plane(
+    sky: SkyImage,
+    positions: Sequence[tuple[float, float]],
+    *,
+    pb: SkyImage | None = None,
+    names: Sequence[str] = (),
+    search_arcsec: float | None = None,
+    min_snr: float = 5.0,
+) -> list[SourceFit]:
+    """Measure sources at known places of an image, or of a piece of one, that is in memory: as `measure_sources`."""
     labels = list(names) or [str(k) for k in range(len(positions))]
     return [
-        _measure(sky, beam_map, name, ra, dec, search_arcsec, min_snr)
+        _measure(sky, pb, name, ra, dec, search_arcsec, min_snr)
         for name, (ra, dec) in zip(labels, positions, strict=True)
     ]
 

@@ -30,8 +30,8 @@ __all__ = [
     "mosaic_path",
 ]
 
-#: The files of one mosaic. ``image`` is the sky in Jy/beam, ``noise`` its standard deviation, ``weight`` its inverse
-#: square before interpolation is accounted for.
+#: The files of one mosaic. ``image`` is the sky in Jy/beam, ``noise`` its standard deviation, ``weight`` the inverse
+#: square of that.
 MosaicKind = Literal["image", "weight", "noise"]
 MOSAIC_KINDS: tuple[MosaicKind, ...] = get_args(MosaicKind)
 
@@ -180,9 +180,9 @@ class TileFacts:
         Of its pixels, where image and beam are finite and the beam is above the cut.
     pb_min, pb_max
         Of the primary beam: the least where the image is used, and the highest anywhere.
-    sources, astrometry_arcsec, flux_ratio
-        How many sources of the catalogue were found on it, their median distance from their place, and the median of
-        measured over catalogued flux; None without a catalogue or with fewer than it takes.
+    sources, astrometry_arcsec, astrometry_error_arcsec, flux_ratio
+        How many sources of the catalogue were found on it, the length of their median offset from their places with
+        its error from the noise, and the median of measured over catalogued flux; None without sources.
     """
 
     tile: Tile
@@ -192,6 +192,7 @@ class TileFacts:
     pb_max: float | None = None
     sources: int = 0
     astrometry_arcsec: float | None = None
+    astrometry_error_arcsec: float | None = None
     flux_ratio: float | None = None
 
 
@@ -392,11 +393,16 @@ class SkyGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileUse:
-    """What one tile gave to a mosaic: its share is of the sum of all weights, between 0 and 1."""
+    """What one tile gave to a mosaic.
+
+    ``interpolation_factor`` is what interpolation leaves of its ``noise_jy``; their product weighs it. ``share`` is its
+    part of the sum of all weights, between 0 and 1.
+    """
 
     path: Path
     name: str
     noise_jy: float
+    interpolation_factor: float
     beam_major_arcsec: float
     beam_minor_arcsec: float
     beam_pa_deg: float
@@ -418,8 +424,6 @@ class MosaicProduct:
         Of the header: the weighted mean of the tiles' beams (the tiles keep their own; see ``tiles``).
     noise_least_jy, noise_median_jy
         Of the noise map.
-    noise_factor
-        Standard deviation that interpolation leaves of the noise; the noise map includes it.
     peak_jy, peak_ra_deg, peak_dec_deg
         Brightest pixel.
     covered_fraction
@@ -452,7 +456,6 @@ class MosaicProduct:
     end_mjd: float | None
     noise_least_jy: float
     noise_median_jy: float
-    noise_factor: float
     peak_jy: float
     peak_ra_deg: float
     peak_dec_deg: float

@@ -1,0 +1,838 @@
+"""Which tiles belong together, which are good, on what grid they are laid, and what the result is worth. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightbeam.core.errors import InputError
+from nightbeam.imaging.compute import robust_noise
+from nightbeam.mosaic.model import (
+    Check,
+    MosaicOptions,
+    Reason,
+    ReasonCode,
+    SkyGrid,
+    Strip,
+    Tile,
+    TileFacts,
+    TileVerdict,
+)
+
+__all__ = [
+    "Block",
+    "BlockFigures",
+    "CatalogueFigures",
+    "Combination",
+    "circular_mean_deg",
+    "combine",
+    "common_grid",
+    "footprint",
+    "grid_blocks",
+    "grid_wcs",
+    "interpolation_factor",
+    "judge_mosaic",
+    "judge_tiles",
+    "mean_beam",
+    "measure_block",
+    "split_strips",
+    "tile_outline",
+]
+
+Floats = NDArray[np.floating[Any]]
+
+#: Within this angle of its middle a mosaic is laid on a plane (ZEA); there it stretches shapes by at most 0.8 %.
+COMPACT_DEG = 10.0
+#: Nearer to a pole than this a cylinder along the equator would stretch shapes too much.
+POLAR_DEC_DEG = 60.0
+#: Pixels across the narrow side of a beam below which a grid would lose it.
+PIXELS_PER_BEAM = 3.0
+MOST_PIXELS = 2**32
+#: Far enough from blank pixels that the spline through them, filled with zeros, has died away.
+BLANK_MARGIN_PX = 4
+
+
+def circular_mean_deg(angles_deg: Sequence[float]) -> float:
+    """Return the mean direction of angles, 0 to 360: that of 359 and 1 is 0.
+
+    Raises
+    ------
+    InputError
+        If there is none: no angle, or angles that cancel each other.
+    """
+    east = math.fsum(math.sin(math.radians(a)) for a in angles_deg)
+    north = math.fsum(math.cos(math.radians(a)) for a in angles_deg)
+    if not math.hypot(east, north) > 1e-9 * max(len(angles_deg), 1):
+        raise InputError("these right ascensions have no mean: they go all around", fix="split them into strips")
+    return math.degrees(math.atan2(east, north)) % 360.0
+
+
+class _Place(NamedTuple):
+    ra: float
+    dec: float
+    width: float
+    height: float
+
+
+def split_strips(tiles: Sequence[Tile], *, dec_tolerance_deg: float = 1.0, min_overlap: float = 0.0) -> list[Strip]:
+    """Return the strips that tiles form on the sky.
+
+    Parameters
+    ----------
+    tiles
+        With centre, size and pixel size.
+    dec_tolerance_deg
+        No two tiles of a strip are farther apart in declination.
+    min_overlap
+        Neighbours have more than this fraction of a tile in common, along both axes.
+
+    Returns
+    -------
+    list of Strip
+        In the order in which they were observed (those of unknown time last). Each is ordered by right ascension, which
+        is the order in which it drifted through the beam; it begins after its widest gap, so that one across 0 h stays
+        in one piece.
+
+    Raises
+    ------
+    InputError
+        If the place or the size of a tile is not known.
+    """
+    strips = [
+        Strip(tuple(_eastwards(part)))
+        for band in _bands(tiles, dec_tolerance_deg)
+        for part in _connected(band, min_overlap)
+    ]
+    return sorted(strips, key=lambda s: (s.start_mjd is None, s.start_mjd or 0.0, s.ra_deg, s.dec_deg))
+
+
+def _place(tile: Tile) -> _Place:
+    numbers = tile.ra_deg, tile.dec_deg, tile.width, tile.height, tile.cell_arcsec
+    if not all(n is not None and math.isfinite(n) for n in numbers):
+        raise InputError(f"where {tile.name} lies is not known", fix="inspect the tile first")
+    ra, dec, width, height, cell = (float(n) for n in numbers if n is not None)
+    return _Place(ra % 360.0, dec, width * cell / 3600.0, height * cell / 3600.0)
+
+
+def _bands(tiles: Sequence[Tile], tolerance: float) -> Iterator[list[Tile]]:
+    band: list[Tile] = []
+    for tile in sorted(tiles, key=lambda t: _place(t).dec):
+        if band and _place(tile).dec - _place(band[0]).dec > tolerance:
+            yield band
+            band = []
+        band.append(tile)
+    if band:
+        yield band
+
+
+def _connected(tiles: list[Tile], min_overlap: float) -> Iterator[list[Tile]]:
+    left = list(tiles)
+    while left:
+        part, border = [], [left.pop(0)]
+        while border:
+            tile = border.pop()
+            part.append(tile)
+            near = [other for other in left if _overlap(_place(tile), _place(other), min_overlap)]
+            left = [other for other in left if not any(other is n for n in near)]
+            border += near
+        yield part
+
+
+def _overlap(one: _Place, other: _Place, least: float) -> bool:
+    across = abs((one.ra - other.ra + 180.0) % 360.0 - 180.0)
+    parallel = math.cos(math.radians(0.5 * (one.dec + other.dec)))
+    along = 2.0 * math.degrees(math.asin(min(1.0, parallel * math.sin(math.radians(0.5 * across)))))
+    return along < 0.5 * (one.width + other.width) * (1.0 - least) and abs(one.dec - other.dec) < 0.5 * (
+        one.height + other.height
+    ) * (1.0 - least)
+
+
+def _eastwards(tiles: list[Tile]) -> list[Tile]:
+    ordered = sorted(tiles, key=lambda t: (_place(t).ra, t.mid_mjd or 0.0, str(t.path)))
+    ras = [_place(t).ra for t in ordered]
+    gaps = [(ras[k] - ras[k - 1]) % 360.0 for k in range(len(ras))]
+    first = max(range(len(gaps)), key=gaps.__getitem__)
+    return ordered[first:] + ordered[:first]
+
+
+def judge_tiles(facts: Sequence[TileFacts], options: MosaicOptions) -> list[TileVerdict]:
+    """Judge every tile by what its files say and by how it compares with the others.
+
+    Medians are those of the tiles whose files have no problem. A calibration set is compatible if the tile names one
+    (or no tile does), and if it was applied within its validity or not longer than ``max_cal_age_days`` outside it;
+    tiles of different sets may meet in a mosaic, because every calibrator's transit makes a new set.
+
+    Returns
+    -------
+    list of TileVerdict
+        In the order of ``facts``; each reason says what was found and what is wanted.
+    """
+    sound = [f.tile for f in facts if not f.problems]
+    tests: list[Callable[[TileFacts], Iterable[Reason]]] = [
+        lambda f: f.problems,
+        lambda f: _correction(f.tile, options),
+        lambda f: _dynamic_range(f.tile, options),
+        _noise_test(sound, options),
+        _beam_test(sound, options),
+        _frequency_test(sound, options),
+        _calibration_test(sound, options),
+        lambda f: _astrometry(f, options),
+        _strip_test(facts, options),
+        _duplicate_test(facts),
+    ]
+    if options.method == "mean":
+        tests.append(_alignment_test(sound))
+    verdicts = []
+    for found in facts:
+        reasons = tuple(reason for test in tests for reason in test(found))
+        verdicts.append(TileVerdict(found.tile, not reasons, reasons))
+    return verdicts
+
+
+def _correction(tile: Tile, options: MosaicOptions) -> Iterator[Reason]:
+    if not tile.pbcor and not options.include_unpbcor:
+        yield Reason(ReasonCode.NOT_PBCOR, "it is not corrected for the primary beam")
+
+
+def _dynamic_range(tile: Tile, options: MosaicOptions) -> Iterator[Reason]:
+    found, least = tile.dynamic_range, options.min_dynamic_range
+    if found is not None and not found >= least:
+        yield Reason(ReasonCode.DYNAMIC_RANGE, f"its peak is {found:.2f} times its noise, at least {least:g} is wanted")
+
+
+def _noise_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    noises = [t.noise_jy for t in sound if t.noise_jy is not None and t.noise_jy > 0]
+    middle = median(noises) if noises else 0.0
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        noise, most = facts.tile.noise_jy, options.max_noise_factor
+        if facts.problems:
+            return
+        if noise is None or not (math.isfinite(noise) and noise > 0):
+            yield Reason(ReasonCode.NOISE, f"its noise is {noise}: it cannot be weighed")
+        elif noise > most * middle:
+            yield Reason(
+                ReasonCode.NOISE,
+                f"its noise of {1e3 * noise:.3g} mJy/beam is {noise / middle:.1f} times the median of {len(noises)} "
+                f"tiles ({1e3 * middle:.3g} mJy/beam), at most {most:g} times is wanted",
+            )
+
+    return test
+
+
+def _beam_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    beams = [(t.beam_major_arcsec, t.beam_minor_arcsec) for t in sound if t.beam_major_arcsec and t.beam_minor_arcsec]
+    major, minor = (median([b[k] or 0.0 for b in beams]) if beams else 0.0 for k in (0, 1))
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        tile = facts.tile
+        if facts.problems or not (tile.beam_major_arcsec and tile.beam_minor_arcsec):
+            return
+        off = max(abs(tile.beam_major_arcsec / major - 1.0), abs(tile.beam_minor_arcsec / minor - 1.0))
+        if off > options.beam_tolerance:
+            yield Reason(
+                ReasonCode.BEAM,
+                f"its beam of {tile.beam_major_arcsec:.1f} x {tile.beam_minor_arcsec:.1f} arcsec is {100 * off:.0f} % "
+                f"from the median of {len(beams)} tiles ({major:.1f} x {minor:.1f}), at most "
+                f"{100 * options.beam_tolerance:g} % is wanted",
+            )
+
+    return test
+
+
+def _frequency_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    known = [t.freq_hz for t in sound if t.freq_hz]
+    middle = median(known) if known else 0.0
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        freq = facts.tile.freq_hz
+        if facts.problems or not known:
+            return
+        if not freq:
+            yield Reason(ReasonCode.FREQUENCY, "its frequency is not known, that of others is")
+        elif abs(freq - middle) > 1e6 * options.freq_tolerance_mhz:
+            yield Reason(
+                ReasonCode.FREQUENCY,
+                f"its frequency of {freq / 1e6:.1f} MHz is {abs(freq - middle) / 1e6:.1f} MHz from the median of "
+                f"{len(known)} tiles ({middle / 1e6:.1f} MHz), at most {options.freq_tolerance_mhz:g} MHz is wanted",
+            )
+
+    return test
+
+
+def _calibration_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    sets = Counter(t.calibration_set for t in sound if t.calibration_set)
+    commonest = sets.most_common(1)[0][0] if sets else None
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        tile, most = facts.tile, options.max_cal_age_days
+        if facts.problems or commonest is None:
+            return
+        if not tile.calibration_set:
+            yield Reason(
+                ReasonCode.CALIBRATION,
+                f"it names no calibration set, {sets.total()} other tiles name one ({commonest})",
+            )
+        elif tile.cal_borrowed and not (tile.cal_age_days is not None and tile.cal_age_days <= most):
+            age = "of unknown age" if tile.cal_age_days is None else f"{tile.cal_age_days:.2f} days old"
+            yield Reason(
+                ReasonCode.CALIBRATION,
+                f"its calibration set {tile.calibration_set} was used outside its validity and is {age}, at most "
+                f"{most:g} days is wanted",
+            )
+        elif options.same_calibration and tile.calibration_set != commonest:
+            yield Reason(
+                ReasonCode.CALIBRATION,
+                f"its calibration set is {tile.calibration_set}, that of {sets[commonest]} tiles is {commonest}, and "
+                "one set is wanted",
+            )
+
+    return test
+
+
+def _astrometry(facts: TileFacts, options: MosaicOptions) -> Iterator[Reason]:
+    if facts.problems or facts.astrometry_arcsec is None or facts.sources < options.min_sources:
+        return
+    error = facts.astrometry_error_arcsec or 0.0
+    if facts.astrometry_arcsec - 3.0 * error > options.max_astrometry_arcsec:
+        yield Reason(
+            ReasonCode.ASTROMETRY,
+            f"its {facts.sources} sources of the catalogue are {facts.astrometry_arcsec:.2f} +- {error:.2f} arcsec "
+            f"from their places, at most {options.max_astrometry_arcsec:g} arcsec is wanted",
+        )
+
+
+def _strip_test(facts: Sequence[TileFacts], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    placed = [f.tile for f in facts if _is_placed(f.tile)]
+    strips = split_strips(placed, dec_tolerance_deg=options.dec_tolerance_deg, min_overlap=options.min_overlap)
+    main = max(strips, key=lambda s: len(s.tiles), default=Strip(()))
+
+    def test(found: TileFacts) -> Iterator[Reason]:
+        tile = found.tile
+        if _is_placed(tile) and not any(tile is other for other in main.tiles):
+            yield Reason(
+                ReasonCode.STRIP,
+                f"at RA {tile.ra_deg:.3f}, Dec {tile.dec_deg:+.3f} deg it does not lie in the strip of the "
+                f"{len(main.tiles)} others about RA {main.ra_deg:.3f}, Dec {main.dec_deg:+.3f} deg",
+            )
+
+    return test
+
+
+def _is_placed(tile: Tile) -> bool:
+    numbers = tile.ra_deg, tile.dec_deg, tile.width, tile.height, tile.cell_arcsec
+    return all(n is not None and math.isfinite(n) for n in numbers)
+
+
+def _duplicate_test(facts: Sequence[TileFacts]) -> Callable[[TileFacts], Iterator[Reason]]:
+    def test(found: TileFacts) -> Iterator[Reason]:
+        for other in facts:
+            if other is found:
+                return
+            if other.tile.path == found.tile.path:
+                yield Reason(ReasonCode.DUPLICATE, "it is named twice")
+                return
+            if other.tile.group_id and other.tile.group_id == found.tile.group_id:
+                yield Reason(
+                    ReasonCode.DUPLICATE, f"{other.tile.path.name} is of the same observation {other.tile.group_id}"
+                )
+                return
+
+    return test
+
+
+def _alignment_test(sound: Sequence[Tile]) -> Callable[[TileFacts], Iterator[Reason]]:
+    shapes = Counter((t.width, t.height) for t in sound)
+    common = shapes.most_common(1)[0][0] if shapes else (None, None)
+    first = next((t for t in sound if (t.width, t.height) == common), None)
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        tile = facts.tile
+        if facts.problems or first is None or not (_is_placed(tile) and _is_placed(first)):
+            return
+        here, there = _place(tile), _place(first)
+        cell = float(first.cell_arcsec or 1.0) / 3600.0
+        apart = math.hypot(
+            ((here.ra - there.ra + 180.0) % 360.0 - 180.0) * math.cos(math.radians(there.dec)), here.dec - there.dec
+        )
+        same_cell = (
+            abs(float(tile.cell_arcsec or 0.0) / 3600.0 / cell - 1.0) * max(common[0] or 1, common[1] or 1) < 0.1
+        )
+        if (tile.width, tile.height) != common or not same_cell or apart > 0.05 * cell:
+            yield Reason(
+                ReasonCode.NOT_ALIGNED,
+                f"it has {tile.width} x {tile.height} pixels of {tile.cell_arcsec:.4g} arcsec about RA {here.ra:.5f}, "
+                f"Dec {here.dec:+.5f} deg, and {first.name} {common[0]} x {common[1]} of {first.cell_arcsec:.4g} about RA "
+                f"{there.ra:.5f}, Dec {there.dec:+.5f} deg; a plain mean needs the same pixels",
+            )
+
+    return test
+
+
+def tile_outline(tile: Tile, *, points: int = 9) -> Floats:
+    """Return the border of a tile (n, 2) as ICRS degrees, taken as orthographic with north up.
+
+    Raises
+    ------
+    InputError
+        If its place or size is not known.
+    """
+    place = _place(tile)
+    side = np.linspace(-0.5, 0.5, points)
+    low, high = np.full(points, -0.5), np.full(points, 0.5)
+    east = np.radians(np.concatenate([side, side, low, high]) * place.width)
+    north = np.radians(np.concatenate([low, high, side, side]) * place.height)
+    up = np.sqrt(np.maximum(0.0, 1.0 - east**2 - north**2))
+    sin_d, cos_d = math.sin(math.radians(place.dec)), math.cos(math.radians(place.dec))
+    dec = np.arcsin(np.clip(north * cos_d + up * sin_d, -1.0, 1.0))
+    ra = math.radians(place.ra) + np.arctan2(east, up * cos_d - north * sin_d)
+    return np.stack([np.degrees(ra) % 360.0, np.degrees(dec)], axis=-1)
+
+
+def common_grid(tiles: Sequence[Tile], *, outlines: Sequence[Floats] | None = None) -> SkyGrid:
+    """Return the grid on which tiles are laid.
+
+    Its pixels have one and the same solid angle, the median of the tiles' (or finer, where that would not sample the
+    narrowest beam by three pixels), so that a sum of pixels over the beam's area is a flux anywhere. A mosaic that lies
+    within 10 degrees of its middle is laid on a plane (ZEA). A longer one is laid on a cylinder along the equator (CEA)
+    whose scale is true at the strip's mean declination and on which north is up everywhere, or, if it comes nearer to a
+    pole than 30 degrees, on a plane about that pole with north up at its middle.
+
+    Parameters
+    ----------
+    tiles
+        Accepted, with place, size, pixel size and beam.
+    outlines
+        Their borders, (n, 2) in ICRS degrees; `tile_outline` if not given.
+
+    Raises
+    ------
+    InputError
+        If there is no tile, or the grid would have more than 2**32 pixels.
+    """
+    if not tiles:
+        raise InputError("no tile to lay out a mosaic for", fix="give at least one")
+    borders = [tile_outline(tile) for tile in tiles] if outlines is None else list(outlines)
+    sky = np.concatenate(borders)
+    cell = _cell_arcsec(tiles) / 3600.0
+    middle = _unit(sky).mean(axis=0)
+    angle = math.degrees(
+        math.acos(np.clip((_unit(sky) @ middle).min() / max(np.linalg.norm(middle), 1e-12), -1.0, 1.0))
+    )
+    strip = Strip(tuple(_eastwards(list(tiles))))
+    if angle <= COMPACT_DEG:
+        at = middle / np.linalg.norm(middle)
+        centre = math.degrees(math.atan2(at[1], at[0])) % 360.0, math.degrees(math.asin(np.clip(at[2], -1.0, 1.0)))
+        cards = _zenithal(*centre, cell)
+    elif np.abs(sky[:, 1]).max() > POLAR_DEC_DEG:
+        cards = _zenithal(strip.ra_deg, math.copysign(90.0, strip.dec_deg), cell)
+    else:
+        cards = _cylindrical(strip.ra_deg, strip.dec_deg, cell)
+    return _fitted(cards, sky, cell)
+
+
+def _cell_arcsec(tiles: Sequence[Tile]) -> float:
+    cell = median([float(t.cell_arcsec) for t in tiles if t.cell_arcsec])
+    beams = [float(t.beam_minor_arcsec) for t in tiles if t.beam_minor_arcsec]
+    return min([cell, *(b / PIXELS_PER_BEAM for b in beams)])
+
+
+def _unit(ra_dec_deg: Floats) -> Floats:
+    ra, dec = np.radians(ra_dec_deg[:, 0]), np.radians(ra_dec_deg[:, 1])
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+
+
+def _cards(kind: str, ra: float, dec: float, cell_x: float, cell_y: float, **more: float) -> dict[str, float | str]:
+    return {
+        "CTYPE1": f"RA---{kind}",
+        "CTYPE2": f"DEC--{kind}",
+        "CUNIT1": "deg",
+        "CUNIT2": "deg",
+        "CRVAL1": round(ra, 9),
+        "CRVAL2": round(dec, 9),
+        "CRPIX1": 0.0,
+        "CRPIX2": 0.0,
+        "CDELT1": -cell_x,
+        "CDELT2": cell_y,
+        **more,
+        "RADESYS": "ICRS",
+    }
+
+
+def _zenithal(ra: float, dec: float, cell: float) -> dict[str, float | str]:
+    # Without LONPOLE the plane about the north pole would have its south up.
+    return _cards("ZEA", ra, dec, cell, cell, LONPOLE=180.0)
+
+
+def _cylindrical(ra: float, dec: float, cell: float) -> dict[str, float | str]:
+    # x = ra, y = sin(dec) / lambda: with lambda = cos(dec0) a step of CDELT2 is as many degrees of the sky at dec0.
+    parallel = math.cos(math.radians(dec))
+    return _cards("CEA", ra, 0.0, cell / parallel, cell, PV2_1=parallel, LONPOLE=0.0)
+
+
+def _fitted(cards: dict[str, float | str], sky: Floats, cell: float) -> SkyGrid:
+    wcs = grid_wcs(cards)
+    x, y = wcs.wcs_world2pix(sky[:, 0], sky[:, 1], 0)
+    low_x, low_y = math.floor(x.min()) - 1, math.floor(y.min()) - 1
+    width, height = math.ceil(x.max()) + 2 - low_x, math.ceil(y.max()) + 2 - low_y
+    if str(cards["CTYPE1"]).endswith("CEA"):
+        width = min(width, math.ceil(360.0 / abs(float(cards["CDELT1"]))))
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"a mosaic of {width} x {height} pixels is more than we make", fix="build shorter strips or coarser tiles"
+        )
+    ra, dec = wcs.wcs_pix2world(low_x + 0.5 * (width - 1), low_y + 0.5 * (height - 1), 0)
+    fitted = {**cards, "CRPIX1": float(-low_x), "CRPIX2": float(-low_y)}
+    return SkyGrid(
+        projection=str(cards["CTYPE1"])[-3:],
+        width=width,
+        height=height,
+        cell_arcsec=3600.0 * cell,
+        ra_deg=float(ra) % 360.0,
+        dec_deg=float(dec),
+        cards=fitted,
+    )
+
+
+def grid_wcs(cards: Mapping[str, float | str]) -> Any:
+    """Return the coordinate system (astropy, two axes) of a grid's cards; it goes on beyond a cylinder's seam."""
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
+
+    wcs = WCS(Header(cards))
+    wcs.wcs.bounds_check(False, False)
+    return wcs
+
+
+class Block(NamedTuple):
+    """A rectangle of the grid: first column and row, and the ones after the last."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    def meet(self, other: Block) -> Block | None:
+        """Return what it has in common with another, or None."""
+        both = Block(max(self.x0, other.x0), max(self.y0, other.y0), min(self.x1, other.x1), min(self.y1, other.y1))
+        return both if both.x0 < both.x1 and both.y0 < both.y1 else None
+
+
+def grid_blocks(width: int, height: int, side: int) -> list[Block]:
+    """Return the blocks of at most ``side`` x ``side`` pixels that make up a grid, row by row."""
+    return [
+        Block(x, y, min(x + side, width), min(y + side, height))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+
+
+def footprint(grid: SkyGrid, outline: Floats) -> list[Block]:
+    """Return the rectangles of a grid in which an outline (n, 2) in ICRS degrees lies: two where it meets the seam."""
+    wcs = grid_wcs(grid.cards)
+    x, y = wcs.wcs_world2pix(outline[:, 0], outline[:, 1], 0)
+    everything = Block(0, 0, grid.width, grid.height)
+    turn = 360.0 / abs(float(grid.cards["CDELT1"])) if grid.projection == "CEA" else 0.0
+    if turn:
+        x = x - np.round((x - x[0]) / turn) * turn
+    found = []
+    for shift in (0.0, -turn, turn) if turn else (0.0,):
+        box = Block(
+            math.floor(x.min() + shift) - 2,
+            math.floor(y.min()) - 2,
+            math.ceil(x.max() + shift) + 3,
+            math.ceil(y.max()) + 3,
+        )
+        if (piece := box.meet(everything)) is not None:
+            found.append(piece)
+    return found
+
+
+class Combination(NamedTuple):
+    """Image and weight of a block: NaN and 0 where no tile counts. The noise is ``1 / sqrt(weight)``."""
+
+    image: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+class Sums:
+    """Running sums of a block over its tiles, for either method, in double precision."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.flux = np.zeros(shape)
+        self.weight = np.zeros(shape)
+        self.variance = np.zeros(shape)
+
+    def add(self, where: tuple[slice, slice], image: Floats, pb: Floats, *, noise_jy: float, cut: float) -> float:
+        """Add a tile with weights ``(B/s)**2``.
+
+        Parameters
+        ----------
+        where
+            Its part of the block.
+        image, pb
+            Flat image ``B I`` and beam on that part; NaN where there is none.
+        noise_jy, cut
+            Of the flat image; least level of the beam that counts.
+
+        Returns
+        -------
+        float
+            The sum of its weights.
+        """
+        with np.errstate(invalid="ignore"):
+            counts = (pb >= cut) & np.isfinite(image)
+        weight = np.where(counts, pb / noise_jy, 0.0) ** 2
+        # B^2 I / s^2 = B (B I) / s^2: nothing is ever divided by the beam.
+        self.flux[where] += np.where(counts, pb * image, 0.0) / noise_jy**2
+        self.weight[where] += weight
+        self.variance[where] += weight
+        return float(weight.sum())
+
+    def add_plain(self, where: tuple[slice, slice], image: Floats, noise: Floats | float) -> float:
+        """Add a tile with weight 1 and the standard deviation ``noise`` of its pixels."""
+        counts = np.isfinite(image)
+        self.flux[where] += np.where(counts, image, 0.0)
+        self.weight[where] += counts
+        self.variance[where] += np.where(counts, np.square(noise), 0.0)
+        return float(np.count_nonzero(counts))
+
+    def result(self) -> Combination:
+        """Return ``sum(w I) / sum(w)`` and ``sum(w)^2 / sum(w^2 sigma^2)``."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            image = self.flux / self.weight
+            weight = np.where(self.variance > 0, self.weight**2 / self.variance, 0.0)
+        return Combination(image.astype(np.float32), weight.astype(np.float32))
+
+
+def combine(
+    images: Sequence[Floats], beams: Sequence[Floats], noises_jy: Sequence[float], *, cut: float
+) -> Combination:
+    """Return the linear mosaic of flat images and beams (ny, nx) that lie on the same pixels already.
+
+    ``M = sum(B_i^2 I_i / s_i^2) / sum(B_i^2 / s_i^2)`` with ``I_i`` the image corrected for its beam, here given as
+    ``B_i I_i``; its noise is ``1 / sqrt(sum(B_i^2 / s_i^2))``.
+    """
+    sums = Sums(images[0].shape)
+    everything = (slice(None), slice(None))
+    for image, pb, noise in zip(images, beams, noises_jy, strict=True):
+        sums.add(everything, image, pb, noise_jy=noise, cut=cut)
+    return sums.result()
+
+
+def interpolation_factor(image: Floats) -> float:
+    """Return how much of its noise an image keeps when it is interpolated by cubic splines.
+
+    Parameters
+    ----------
+    image : (ny, nx)
+        With uniform noise.
+
+    Returns
+    -------
+    float
+        Root of the mean square, over all positions between pixels, of the robust noise after over before; 1 for noise
+        that is sampled well, 0.82 for white noise; 1 where there is nothing to measure.
+    """
+    from scipy.ndimage import map_coordinates, spline_filter
+
+    clean = np.where(np.isfinite(image), image, 0.0)
+    if min(clean.shape) < 32 or not (before := robust_noise(clean)) > 0:
+        return 1.0
+    spline = spline_filter(clean, order=3)
+    inside = np.mgrid[8 : clean.shape[0] - 8, 8 : clean.shape[1] - 8].astype(float)
+    before = robust_noise(clean[8:-8, 8:-8])
+    total = 0.0
+    steps = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.25))  # 0.75 is 0.25 seen from the other side
+    for dy, share_y in steps:
+        for dx, share_x in steps:
+            moved = map_coordinates(spline, inside + np.array([dy, dx])[:, None, None], order=3, prefilter=False)
+            total += share_y * share_x * (robust_noise(moved) / before) ** 2
+    return math.sqrt(total)
+
+
+def mean_beam(beams: Sequence[tuple[float, float, float]], weights: Sequence[float]) -> tuple[float, float, float]:
+    """Return major and minor axis and position angle (degrees) of the weighted mean of beams.
+
+    The mean is that of their second moments, which knows no ambiguity of angles.
+    """
+    total = np.zeros((2, 2))
+    for (major, minor, pa), weight in zip(beams, weights, strict=True):
+        c, s = math.cos(math.radians(pa)), math.sin(math.radians(pa))
+        turn = np.array([[c, -s], [s, c]])  # axes: north, east
+        total += weight * turn @ np.diag([major**2, minor**2]) @ turn.T
+    values, vectors = np.linalg.eigh(total / math.fsum(weights))
+    pa = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
+    return math.sqrt(values[1]), math.sqrt(values[0]), (pa + 90.0) % 180.0 - 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFigures:
+    """What was measured on one block.
+
+    Attributes
+    ----------
+    covered, negative
+        Pixels with an image, and those of them below -5 sigma.
+    peak_jy, peak_x, peak_y
+        Brightest pixel and where on the grid; -inf in an empty block.
+    noise_least_jy
+        Of the noise map; inf in an empty block.
+    noise_jy
+        A sample of the noise map.
+    ratios
+        Measured over expected noise of parts of the block.
+    """
+
+    covered: int
+    negative: int
+    peak_jy: float
+    peak_x: int
+    peak_y: int
+    noise_least_jy: float
+    noise_jy: NDArray[np.float32]
+    ratios: tuple[float, ...]
+
+
+NEGATIVE_SIGMA = -5.0
+_SAMPLE_STEP = 8
+
+
+def measure_block(found: Combination, block: Block, *, part_px: int) -> BlockFigures:
+    """Measure a finished block; its noise in parts of ``part_px`` pixels that are covered by half at least."""
+    image, weight = found
+    covered = weight > 0
+    if not covered.any():
+        return BlockFigures(0, 0, -math.inf, 0, 0, math.inf, np.empty(0, np.float32), ())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        snr = image * np.sqrt(weight)
+        noise = np.where(covered, 1.0 / np.sqrt(weight), np.nan)
+    y, x = np.unravel_index(int(np.nanargmax(image)), image.shape)
+    ratios = []
+    for part in grid_blocks(image.shape[1], image.shape[0], part_px):
+        cut = slice(part.y0, part.y1), slice(part.x0, part.x1)
+        here = covered[cut]
+        if np.count_nonzero(here) >= 0.5 * part_px**2:
+            ratios.append(robust_noise(snr[cut][here]))
+    sample = noise[::_SAMPLE_STEP, ::_SAMPLE_STEP]
+    return BlockFigures(
+        covered=int(np.count_nonzero(covered)),
+        negative=int(np.count_nonzero(snr[covered] < NEGATIVE_SIGMA)),
+        peak_jy=float(image[y, x]),
+        peak_x=block.x0 + int(x),
+        peak_y=block.y0 + int(y),
+        noise_least_jy=float(np.nanmin(noise)),
+        noise_jy=sample[np.isfinite(sample)].astype(np.float32),
+        ratios=tuple(ratios),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFigures:
+    """An image against a catalogue.
+
+    Attributes
+    ----------
+    looked_for, found
+        Sources that should show at 10 sigma, and those that do.
+    flux_ratio
+        Median of measured over catalogued peak.
+    offset_arcsec, offset_error_arcsec
+        Length of the median offset, and its error from the noise.
+    """
+
+    looked_for: int
+    found: int
+    flux_ratio: float | None
+    offset_arcsec: float | None
+    offset_error_arcsec: float | None
+
+
+def judge_mosaic(
+    figures: Sequence[BlockFigures], pixels: int, against: CatalogueFigures | None, options: MosaicOptions
+) -> tuple[Check, ...]:
+    """Return what a finished mosaic must show, each with what was found and what is wanted.
+
+    Coverage, spread of the noise between parts, the noise map against the measured noise, negative pixels, and, where
+    there is a catalogue, flux ratio, astrometry and completeness.
+    """
+    covered = sum(f.covered for f in figures)
+    ratios = [r for f in figures for r in f.ratios]
+    noises = np.concatenate([f.noise_jy for f in figures]) if figures else np.empty(0, np.float32)
+    checks = [
+        _least("coverage", covered / max(pixels, 1), options.min_coverage, "of the grid is covered"),
+        _most("negative_pixels", sum(f.negative for f in figures) / max(covered, 1), options.max_negative_fraction,
+              f"of the covered pixels lie below {NEGATIVE_SIGMA:g} sigma"),
+        _rms_variation(ratios, options.max_rms_variation),
+        _most("noise_jy", float(np.median(noises)) if noises.size else None, options.max_noise_jy,
+              "Jy/beam is the median of the noise map"),
+    ]  # fmt: skip
+    if against is None:
+        return (*checks, *(Check(n, None, None, None, "no catalogue was given") for n in _CATALOGUE_CHECKS))
+    return (*checks, *_catalogue_checks(against, options))
+
+
+_CATALOGUE_CHECKS = ("flux_ratio", "astrometry_arcsec", "completeness")
+
+
+def _least(name: str, value: float, limit: float, words: str) -> Check:
+    return Check(name, value, limit, value >= limit, f"{value:.4g} {words}, at least {limit:g} is wanted")
+
+
+def _most(name: str, value: float | None, limit: float, words: str) -> Check:
+    if value is None:
+        return Check(name, None, limit, None, "there is nothing to measure it on")
+    return Check(name, value, limit, value <= limit, f"{value:.4g} {words}, at most {limit:g} is wanted")
+
+
+def _rms_variation(ratios: Sequence[float], most: float) -> Check:
+    usable = [r for r in ratios if r > 0]
+    if len(usable) < 2:
+        return Check("rms_variation", None, most, None, "there are fewer than two parts to compare")
+    value = max(usable) / min(usable)
+    text = (
+        f"measured over expected noise is {min(usable):.3f} to {max(usable):.3f} in {len(usable)} parts (median "
+        f"{median(usable):.3f}), a factor of {value:.3g}; at most {most:g} is wanted"
+    )
+    return Check("rms_variation", value, most, value <= most, text)
+
+
+def _catalogue_checks(against: CatalogueFigures, options: MosaicOptions) -> Iterator[Check]:
+    if against.looked_for < options.min_sources:
+        for name in _CATALOGUE_CHECKS:
+            text = f"{against.looked_for} sources of the catalogue should show here, {options.min_sources} judge"
+            yield Check(name, None, None, None, text)
+        return
+    low, high = options.flux_ratio
+    ratio, offset, error = against.flux_ratio, against.offset_arcsec, against.offset_error_arcsec
+    if ratio is None or offset is None or error is None or against.found < options.min_sources:
+        text = f"{against.found} sources of the catalogue were found, {options.min_sources} judge"
+        yield from (Check(name, None, None, None, text) for name in _CATALOGUE_CHECKS[:2])
+    else:
+        limit = low if ratio < 1 else high
+        words = f"median of measured over catalogued flux of {against.found} sources"
+        yield Check(
+            "flux_ratio",
+            ratio,
+            limit,
+            low <= ratio <= high,
+            f"{ratio:.3f} is the {words}, {low:g} to {high:g} is wanted",
+        )
+        most = options.max_astrometry_arcsec
+        words = f"arcsec is the median offset of {against.found} sources"
+        text = f"{offset:.2f} +- {error:.2f} {words}, at most {most:g} is wanted"
+        yield Check("astrometry_arcsec", offset, most, offset - 3.0 * error <= most, text)
+    words = f"of {against.looked_for} sources that should show at 10 sigma were found"
+    yield _least("completeness", against.found / against.looked_for, options.min_completeness, words)
