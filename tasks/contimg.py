@@ -1,4 +1,4 @@
-"""The steps of a group, and the mosaic of a night, as tasks. Each is idempotent in the library, and leaves its receipt."""
+"""The steps of a group, and the mosaic of a night, as tasks. Each is idempotent in the library and leaves a receipt."""
 
 from __future__ import annotations
 

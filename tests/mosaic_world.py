@@ -9,11 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
 from nightbeam.catalog import Products
 from nightbeam.contimg import Site
 from nightbeam.contimg.mosaic_plan import MosaicTools
 from nightbeam.core.settings import MosaicSettings
 from nightbeam.core.times import mjd_from_datetime
+from nightbeam.mosaic.files import mosaic_sidecar_path
 from nightbeam.mosaic.model import (
     MOSAIC_KINDS,
     Check,
@@ -115,6 +120,7 @@ class MosaicWorld:
             mosaic_path(stem, kind).write_text(f"{kind} of {' '.join(t.name for t in tiles)}")
         png = stem.with_name(f"{stem.name}.png")
         png.write_bytes(b"\x89PNG")
+        mosaic_sidecar_path(stem).write_text("{}")
         return product_of(stem, name, tiles, options, provenance, self.checks)
 
 
@@ -149,11 +155,18 @@ def product_of(
     strip = Strip(tuple(tiles))
     uses = tuple(
         TileUse(
-            path=t.path, name=t.name, noise_jy=0.01, beam_major_arcsec=30.0, beam_minor_arcsec=25.0, beam_pa_deg=0.0,
-            share=1.0 / len(tiles), sha256="0" * 64,
+            path=t.path,
+            name=t.name,
+            noise_jy=0.01,
+            interpolation_factor=0.9,
+            beam_major_arcsec=30.0,
+            beam_minor_arcsec=25.0,
+            beam_pa_deg=0.0,
+            share=1.0 / len(tiles),
+            sha256="0" * 64,
         )
         for t in tiles
-    )  # fmt: skip
+    )
     return MosaicProduct(
         stem=stem,
         name=name,
@@ -175,7 +188,6 @@ def product_of(
         end_mjd=strip.end_mjd,
         noise_least_jy=0.005,
         noise_median_jy=0.007,
-        noise_factor=0.9,
         peak_jy=1.5,
         peak_ra_deg=strip.ra_deg,
         peak_dec_deg=strip.dec_deg,
@@ -207,4 +219,59 @@ def reasons(row: Any) -> dict[str, list[str]]:
     return {v["name"]: [r["text"] for r in v["reasons"]] for v in judged if not v["accepted"]}
 
 
-__all__ = ["MosaicWorld", "everything", "mjd", "product_of", "reasons"]
+#: Of the tiles that are images: beam and pixel, and the sky about the strip, which is at 33 degrees.
+CELL_ARCSEC, BEAM_ARCSEC, PIXELS, DEC_DEG, NOISE_JY = 60.0, 240.0, 96, 33.0, 0.01
+
+
+def write_tile(stem: Path, *, ra_deg: float, sources: Sequence[tuple[float, float, float]], seed: int) -> Path:
+    """Write a tile as the imager does: flat image, primary beam, and the image corrected for it, of which the path.
+
+    Parameters
+    ----------
+    stem
+        What the names begin with.
+    ra_deg
+        Of its middle.
+    sources
+        Right ascension and declination (degrees) and flux (Jy) of each.
+    seed
+        Of its noise.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    middle = 0.5 * (PIXELS + 1)
+    header = fits.Header(
+        {
+            **{"CTYPE1": "RA---SIN", "CRVAL1": ra_deg, "CRPIX1": middle, "CDELT1": -CELL_ARCSEC / 3600.0},
+            **{"CTYPE2": "DEC--SIN", "CRVAL2": DEC_DEG, "CRPIX2": middle, "CDELT2": CELL_ARCSEC / 3600.0},
+            **{"CUNIT1": "deg", "CUNIT2": "deg", "RADESYS": "ICRS", "BUNIT": "Jy/beam", "RESTFRQ": 1.4e9},
+            **{"BMAJ": BEAM_ARCSEC / 3600.0, "BMIN": BEAM_ARCSEC / 3600.0, "BPA": 0.0, "NOISE": NOISE_JY},
+        }
+    )
+    y, x = np.mgrid[:PIXELS, :PIXELS]
+    per_sigma = 2.3548 * CELL_ARCSEC
+    pb = np.exp(-0.5 * ((x - middle + 1) ** 2 + (y - middle + 1) ** 2) * (per_sigma / (1.86 * 3600.0)) ** 2)
+    sky = np.zeros_like(pb)
+    for ra, dec, flux in sources:
+        sx, sy = WCS(header).wcs_world2pix(ra, dec, 0)
+        sky += flux * np.exp(-0.5 * ((x - sx) ** 2 + (y - sy) ** 2) * (per_sigma / BEAM_ARCSEC) ** 2)
+    flat = sky * pb + np.random.default_rng(seed).normal(0.0, NOISE_JY, pb.shape)
+    for kind, data in (("image", flat), ("pb", pb), ("image.pbcor", flat / pb)):
+        fits.writeto(stem.with_name(f"{stem.name}.{kind}.fits"), data.astype(">f4"), header)
+    return stem.with_name(f"{stem.name}.image.pbcor.fits")
+
+
+def observe_sky(site: Site, whens: Sequence[str]) -> list[tuple[float, float, float]]:
+    """Put real tiles at ISO times into a site, neighbours overlapping; return the sources of their sky."""
+    first = mjd(whens[0])
+    ras = [(10.0 + (mjd(when) - first) * 288.0 * 1.1) % 360.0 for when in whens]
+    sources = [((ra + 0.25) % 360.0, DEC_DEG + 0.2, 1.0 + 0.1 * k) for k, ra in enumerate(ras)]
+    for k, (when, ra) in enumerate(zip(whens, ras, strict=True)):
+        path = write_tile(site.image_stem(when), ra_deg=ra, sources=sources, seed=k)
+        columns = {"mid_mjd": mjd(when), "pbcor": 1, "ra_deg": ra, "dec_deg": DEC_DEG, "group_id": when}
+        pb = path.with_name(path.name.replace("image.pbcor", "pb"))
+        files = {"pbcor": str(path), "pb": str(pb)}
+        site.products().upsert_image(path, ms_path=site.ms_path(when), files=files, freq_hz=1.4e9, **columns)
+    return sources
+
+
+__all__ = ["MosaicWorld", "everything", "mjd", "observe_sky", "product_of", "reasons", "write_tile"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nightbeam.cli.output import dry_run_option, json_option, settings_of, show, talk
-from nightbeam.core.errors import MissingError, RejectedError, UsageError
+from nightbeam.core.errors import InputError, MissingError, RejectedError, UsageError
 
 if TYPE_CHECKING:
     from nightbeam.catalog.model import MosaicRow
@@ -24,6 +24,8 @@ __all__ = ["mosaic"]
 _COLUMNS = ("name", "status", "observed", "tiles", "rejected", "noise_mjy", "good", "error")
 #: As the commands in use before ended: there is no tile, or no such plan; the tiles do not share their pixels.
 _NOTHING, _NOT_ALIGNED = 1, 2
+#: How the builder says the latter.
+_UNLIKE = "do not share their pixels"
 
 
 class Moment(click.ParamType[float]):
@@ -158,7 +160,13 @@ def build(
     except MissingError as error:
         talk(f"nightbeam: {error}")
         return _NOTHING
-    rows = build_mosaics(site, name, output=output, force=force)
+    try:
+        rows = build_mosaics(site, name, output=output, force=force)
+    except InputError as error:
+        if _UNLIKE not in error.what:
+            raise
+        talk(f"nightbeam: {error}")
+        return _NOT_ALIGNED
     show([_line(row) for row in rows] if not as_json else [mosaic_line(row) for row in rows], as_json=as_json)
     for row in rows:
         for issue in (row.validation_issues or "").splitlines():

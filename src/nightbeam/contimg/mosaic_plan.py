@@ -95,7 +95,7 @@ class Window:
 class MosaicTools:
     """What works on tiles; the real things by default, which are loaded when they are needed."""
 
-    inspect: Callable[[Site, Tile, MosaicOptions, Sequence[Calibrator] | None], TileFacts]
+    inspect: Callable[[Site, Tile, MosaicOptions, Sequence[Calibrator]], TileFacts]
     judge: Callable[[Sequence[TileFacts], MosaicOptions], Sequence[TileVerdict]]
     split: Callable[[Sequence[Tile], MosaicOptions], Sequence[Strip]]
     build: Callable[..., MosaicProduct]
@@ -235,8 +235,8 @@ def has_changed(candidates: Mapping[str, str], before: Mapping[str, str]) -> boo
     return any(now not in (_NO_FILE, before.get(path)) for path, now in candidates.items())
 
 
-def reference_sources(site: Site, tiles: Iterable[Tile]) -> tuple[str, list[Calibrator] | None]:
-    """Return what sources the tiles can be compared with, at their frequency, and where that is written.
+def reference_sources(site: Site, tiles: Iterable[Tile]) -> tuple[str, list[Calibrator]]:
+    """Return where the sources are written that tiles can be compared with, and these at the tiles' frequency.
 
     The truth of a simulation where the tiles are simulated, else the site's catalogue, else nothing.
 
@@ -256,7 +256,7 @@ def reference_sources(site: Site, tiles: Iterable[Tile]) -> tuple[str, list[Cali
     if site.mosaic.catalogue is not None:
         sources = read_sources(site.mosaic.catalogue)
         return str(site.mosaic.catalogue), _at_frequency(sources, CATALOGUE_HZ, freq_hz)
-    return "", None
+    return "", []
 
 
 def _at_frequency(sources: Iterable[SkySource], reference_hz: float, freq_hz: float | None) -> list[Calibrator]:
@@ -339,17 +339,27 @@ def _left_out(row: ImageRow, candidates: Mapping[str, str], rows: Sequence[Image
 def _strips(
     facts: Sequence[TileFacts], options: MosaicOptions, tools: MosaicTools
 ) -> tuple[list[Strip], dict[Path, TileVerdict]]:
-    """Judge tiles among their neighbours; what is left of a strip is split again where one that joined it is gone."""
+    """Judge tiles among their neighbours; what is left of a strip is split again where a joining tile is gone."""
     by_path = {fact.tile.path: fact for fact in facts}
     unfit = [fact for fact in facts if fact.problems]
     verdicts = {v.tile.path: v for v in tools.judge(unfit, options)} if unfit else {}
     strips: list[Strip] = []
     for whole in tools.split([fact.tile for fact in facts if not fact.problems], options):
-        judged = tools.judge([by_path[tile.path] for tile in whole.tiles], options)
+        judged = [_for_a_mean(v) for v in tools.judge([by_path[tile.path] for tile in whole.tiles], options)]
         verdicts |= {verdict.tile.path: verdict for verdict in judged}
         accepted = [verdict.tile for verdict in judged if verdict.accepted]
         strips += tools.split(accepted, options) if accepted else []
     return sorted(strips, key=_time_of), verdicts
+
+
+def _for_a_mean(verdict: TileVerdict) -> TileVerdict:
+    """Keep a tile that only does not share its pixels with the others, as the plans in use before did.
+
+    A mean of whatever few tiles happen to do is not what was asked for: the build refuses, and says which they are.
+    """
+    if verdict.reasons and all(reason.code is ReasonCode.NOT_ALIGNED for reason in verdict.reasons):
+        return dataclasses.replace(verdict, accepted=True)
+    return verdict
 
 
 def _time_of(strip: Strip) -> float:
@@ -381,10 +391,10 @@ def _fingerprint(content: Mapping[str, Any]) -> str:
 # -- the real things ----------------------------------------------------------------------------------------------
 
 
-def _inspect(_site: Site, tile: Tile, options: MosaicOptions, sources: Sequence[Calibrator] | None) -> TileFacts:
+def _inspect(_site: Site, tile: Tile, options: MosaicOptions, sources: Sequence[Calibrator]) -> TileFacts:
     from nightbeam.mosaic import inspect_tile
 
-    return inspect_tile(tile, options, sources)
+    return inspect_tile(tile, options=options, catalogue=sources)
 
 
 def _judge(facts: Sequence[TileFacts], options: MosaicOptions) -> Sequence[TileVerdict]:
@@ -402,7 +412,7 @@ def _split(tiles: Sequence[Tile], options: MosaicOptions) -> Sequence[Strip]:
 def _build(site: Site, *args: Any, **keywords: Any) -> MosaicProduct:
     from nightbeam.mosaic import build_mosaic
 
-    return build_mosaic(*args, workers=site.mosaic.workers, **keywords)
+    return build_mosaic(*args, workers=site.mosaic.workers, block_pixels=site.mosaic.block_pixels, **keywords)
 
 
 MOSAIC_TOOLS = MosaicTools(_inspect, _judge, _split, _build)

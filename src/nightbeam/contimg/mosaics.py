@@ -23,9 +23,10 @@ from nightbeam.contimg.mosaic_plan import (
 from nightbeam.contimg.owners import owned_scratch
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError, PartialError, RejectedError
-from nightbeam.core.files import remove_parts, require_space, write_bytes
+from nightbeam.core.files import require_space, write_bytes
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z
+from nightbeam.mosaic.files import mosaic_sidecar_path
 from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict
 
 if TYPE_CHECKING:
@@ -112,9 +113,16 @@ def _is_same(row: MosaicRow, strip: PlannedStrip) -> bool:
 
 
 def is_whole(row: MosaicRow) -> bool:
-    """Return whether a mosaic is built and its files are where they were."""
-    files = [*json.loads(row.files or "{}").values(), row.output_path]
-    return row.status == "built" and all(path and Path(path).exists() for path in files)
+    """Return whether a mosaic is built, its files are where they were, and its description says that it is whole.
+
+    One of an older pipeline has no description, and says nothing of its files.
+    """
+    if row.status != "built" or row.output_path is None:
+        return False
+    files = [Path(path) for path in json.loads(row.files or "{}").values()]
+    if files:
+        files.append(mosaic_sidecar_path(output_stem(Path(row.output_path))))
+    return all(path.exists() for path in [*files, Path(row.output_path)])
 
 
 def _files_left(row: MosaicRow) -> list[str]:
@@ -278,6 +286,8 @@ def _is_at(row: MosaicRow, stem: Path) -> bool:
 
 def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force: bool) -> MosaicRow:
     products = site.products()
+    # From here to its end it is not built, whatever happens to this process: its files are replaced one by one.
+    products.change_mosaic(row.name, status="planned", error=None)
     try:
         product = _make(site, row, stem, tools, force=force)
         picture = site.qa_dir() / row.name / PICTURE
@@ -294,8 +304,6 @@ def _make(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force: 
     tiles, options = _tiles(row), _options(site, row)
     stem.parent.mkdir(parents=True, exist_ok=True)
     require_space(stem.parent, _space_for(tiles), what=f"the mosaic {row.name}")
-    for kind in ("image.fits", "weight.fits", "noise.fits", "png", "json"):
-        remove_parts(stem.with_name(f"{stem.name}.{kind}"))
     catalogue, sources = reference_sources(site, tiles)
     window = _parameters(row).get("window")
     provenance = {"plan": row.plan or row.name, "window": _shown(window), "catalogue": catalogue}

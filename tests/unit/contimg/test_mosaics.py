@@ -322,7 +322,7 @@ class TestFilesOfAnEarlierPlan:
 
 class TestTheCatalogueToCompareWith:
     def test_is_none_unless_there_is_one(self, world: MosaicWorld):
-        assert reference_sources(world.site, [Tile(path=Path("a"), group_id="g")]) == ("", None)
+        assert reference_sources(world.site, [Tile(path=Path("a"), group_id="g")]) == ("", [])
 
     def test_is_the_sites_at_the_tiles_frequency(self, tmp_path: Path):
         path = tmp_path / "sky.csv"
@@ -330,7 +330,7 @@ class TestTheCatalogueToCompareWith:
         world = MosaicWorld(tmp_path / "w", catalogue=path)
         where, sources = reference_sources(world.site, [Tile(path=Path("a"), freq_hz=2.8e9)])
         assert where == str(path)
-        assert [(s.name, s.flux_jy) for s in sources or []] == [("flat", 1.0), ("steep", pytest.approx(0.5))]
+        assert [(s.name, s.flux_jy) for s in sources] == [("flat", 1.0), ("steep", pytest.approx(0.5))]
 
     def test_that_is_not_there_is_one_clear_error(self, tmp_path: Path):
         world = MosaicWorld(tmp_path, catalogue=tmp_path / "gone.csv")
