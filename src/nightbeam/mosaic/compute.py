@@ -369,8 +369,8 @@ def _alignment_test(sound: Sequence[Tile]) -> Callable[[TileFacts], Iterator[Rea
             yield Reason(
                 ReasonCode.NOT_ALIGNED,
                 f"it has {tile.width} x {tile.height} pixels of {tile.cell_arcsec:.4g} arcsec about RA {here.ra:.5f}, "
-                f"Dec {here.dec:+.5f} deg, and {first.name} {common[0]} x {common[1]} of {first.cell_arcsec:.4g} about RA "
-                f"{there.ra:.5f}, Dec {there.dec:+.5f} deg; a plain mean needs the same pixels",
+                f"Dec {here.dec:+.5f} deg, and {first.name} {common[0]} x {common[1]} of {first.cell_arcsec:.4g} about "
+                f"RA {there.ra:.5f}, Dec {there.dec:+.5f} deg; a plain mean needs the same pixels",
             )
 
     return test

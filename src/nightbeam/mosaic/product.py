@@ -473,13 +473,13 @@ def _resampled(one: _LaidTile, piece: Block, grid: Any) -> tuple[NDArray[np.floa
     known = np.isfinite(flat) & np.isfinite(level)
     if not known.any():
         return None
-    near = np.zeros(0, bool)
+    near: NDArray[np.bool_] | None = None
     if not known.all():
         near = _near_blank(known)
         flat, level = np.where(known, flat, 0.0), np.where(known, level, 0.0)
     x, y = x - cut.x0, y - cut.y0
     found, beam = iter(interpolate(np.stack([flat, level]), x, y))
-    if near.size:
+    if near is not None:
         rows = np.clip(np.rint(y), 0, near.shape[0] - 1).astype(np.intp)
         cols = np.clip(np.rint(x), 0, near.shape[1] - 1).astype(np.intp)
         found[near[rows, cols]] = np.nan
@@ -491,7 +491,8 @@ def _near_blank(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return what lies so near to blank pixels that the zeros put there would be seen."""
     from scipy.ndimage import minimum_filter
 
-    return np.logical_not(minimum_filter(known, size=2 * BLANK_MARGIN_PX + 1, mode="nearest"))
+    clear: NDArray[np.bool_] = minimum_filter(known, size=2 * BLANK_MARGIN_PX + 1, mode="nearest")
+    return ~clear
 
 
 def _measure(
