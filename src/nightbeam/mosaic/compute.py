@@ -435,7 +435,7 @@ def common_grid(tiles: Sequence[Tile], *, outlines: Sequence[Floats] | None = No
         cards = _zenithal(strip.ra_deg, math.copysign(90.0, strip.dec_deg), cell)
     else:
         cards = _cylindrical(strip.ra_deg, strip.dec_deg, cell)
-    return _fitted(cards, sky, cell)
+    return _fitted(cards, borders, cell)
 
 
 def _cell_arcsec(tiles: Sequence[Tile]) -> float:
@@ -477,13 +477,15 @@ def _cylindrical(ra: float, dec: float, cell: float) -> dict[str, float | str]:
     return _cards("CEA", ra, 0.0, cell / parallel, cell, PV2_1=parallel, LONPOLE=0.0)
 
 
-def _fitted(cards: dict[str, float | str], sky: Floats, cell: float) -> SkyGrid:
+def _fitted(cards: dict[str, float | str], borders: Sequence[Floats], cell: float) -> SkyGrid:
     wcs = grid_wcs(cards)
-    x, y = wcs.wcs_world2pix(sky[:, 0], sky[:, 1], 0)
+    turn = _turn_px(cards)
+    places = [_border_px(wcs, border, turn) for border in borders]
+    x, y = (np.concatenate([place[k] for place in places]) for k in (0, 1))
     low_x, low_y = math.floor(x.min()) - 1, math.floor(y.min()) - 1
     width, height = math.ceil(x.max()) + 2 - low_x, math.ceil(y.max()) + 2 - low_y
-    if str(cards["CTYPE1"]).endswith("CEA"):
-        width = min(width, math.ceil(360.0 / abs(float(cards["CDELT1"]))))
+    if turn and (width > turn or np.abs(x).max() > 0.5 * turn):  # it goes all around
+        low_x, width = -math.floor(0.5 * turn), math.floor(turn)
     if width * height > MOST_PIXELS:
         raise InputError(
             f"a mosaic of {width} x {height} pixels is more than we make", fix="build shorter strips or coarser tiles"
@@ -509,6 +511,17 @@ def grid_wcs(cards: Mapping[str, float | str]) -> Any:
     wcs = WCS(Header(cards))
     wcs.wcs.bounds_check(False, False)
     return wcs
+
+
+def _turn_px(cards: Mapping[str, float | str]) -> float:
+    """Return after how many columns a grid comes back to where it began; 0 if it does not."""
+    return 360.0 / abs(float(cards["CDELT1"])) if str(cards["CTYPE1"]).endswith("CEA") else 0.0
+
+
+def _border_px(wcs: Any, border: Floats, turn: float) -> tuple[Floats, Floats]:
+    """Return the pixels of a border, in one piece also where it crosses the seam of a cylinder."""
+    x, y = wcs.wcs_world2pix(border[:, 0], border[:, 1], 0)
+    return (x - np.round((x - x[0]) / turn) * turn if turn else x), y
 
 
 class Block(NamedTuple):
@@ -541,12 +554,9 @@ def grid_blocks(width: int, height: int, side: int) -> list[Block]:
 
 def footprint(grid: SkyGrid, outline: Floats) -> list[Block]:
     """Return the rectangles of a grid in which an outline (n, 2) in ICRS degrees lies: two where it meets the seam."""
-    wcs = grid_wcs(grid.cards)
-    x, y = wcs.wcs_world2pix(outline[:, 0], outline[:, 1], 0)
+    turn = _turn_px(grid.cards)
+    x, y = _border_px(grid_wcs(grid.cards), outline, turn)
     everything = Block(0, 0, grid.width, grid.height)
-    turn = 360.0 / abs(float(grid.cards["CDELT1"])) if grid.projection == "CEA" else 0.0
-    if turn:
-        x = x - np.round((x - x[0]) / turn) * turn
     found = []
     for shift in (0.0, -turn, turn) if turn else (0.0,):
         box = Block(

@@ -234,7 +234,7 @@ def _inspected(
     level = np.ones_like(data) if pb is None else pb.rows(step)
     with np.errstate(invalid="ignore"):
         used = np.isfinite(data) & (level >= options.pb_cut)
-    problems = list(_beam_problems(level, used, options)) + list(_not_corrected(tile, data, level, step))
+    problems = _beam_problems(level, used, options) or _not_corrected(tile, data, level, step)
     flat = data * level if tile.pbcor else data
     noise = tile.noise_jy
     if noise is None and used.any():
@@ -354,16 +354,18 @@ def _tile_against(
     image: PlaneFile, pb: PlaneFile | None, tile: Tile, catalogue: Sequence[Calibrator], options: MosaicOptions
 ) -> CatalogueFigures:
     whole = Block(0, 0, image.width, image.height)
-    sky = SkyImage(image.path, image.read(whole), image.header, image.wcs)
-    level = np.ones_like(sky.data) if pb is None else pb.read(whole)
+    data = image.read(whole)
+    level = np.ones_like(data) if pb is None else pb.read(whole)
+    # On the flat image: the slope of a primary beam that was divided out moves a peak.
+    sky = SkyImage(image.path, data * level if tile.pbcor else data, image.header, image.wcs)
     with np.errstate(divide="ignore", invalid="ignore"):
-        sigma = np.full_like(sky.data, tile.noise_jy) / (level if tile.pbcor else 1.0)
-        sigma[~(level >= options.pb_cut) | ~np.isfinite(sky.data)] = np.inf
+        sigma = float(tile.noise_jy or math.inf) / level
+        sigma[~(level >= options.pb_cut) | ~np.isfinite(data)] = np.inf
 
     def noise_at(x: int, y: int) -> float:
         return float(sigma[y, x])
 
-    beam = None if tile.pbcor or pb is None else SkyImage(pb.path, level, pb.header, pb.wcs)
+    beam = SkyImage(image.path, level, image.header, image.wcs)
 
     def measure(source: Calibrator, _x: int, _y: int) -> SourceFit:
         place = (source.ra_deg, source.dec_deg)

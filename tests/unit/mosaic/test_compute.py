@@ -1,0 +1,478 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io.fits import Header
+from astropy.wcs import WCS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightbeam.core.errors import InputError
+from nightbeam.mosaic.compute import (
+    Block,
+    CatalogueFigures,
+    Combination,
+    circular_mean_deg,
+    combine,
+    common_grid,
+    footprint,
+    grid_blocks,
+    interpolation_factor,
+    judge_mosaic,
+    judge_tiles,
+    mean_beam,
+    measure_block,
+    split_strips,
+    tile_outline,
+)
+from nightbeam.mosaic.model import MosaicOptions, Reason, ReasonCode, Tile, TileFacts
+
+
+def tile(name, ra, dec=16.0, *, degrees=2.0, **more):
+    known = {
+        "width": 256,
+        "height": 256,
+        "cell_arcsec": degrees * 3600.0 / 256,
+        "beam_major_arcsec": 200.0,
+        "beam_minor_arcsec": 160.0,
+        "beam_pa_deg": 0.0,
+        "noise_jy": 2e-3,
+        "dynamic_range": 100.0,
+        "freq_hz": 1.4e9,
+        "calibration_set": "A",
+    }
+    return Tile(path=Path(f"/t/{name}.fits"), group_id=name, ra_deg=ra, dec_deg=dec, **(known | more))
+
+
+def names(strips):
+    return [[t.group_id for t in s.tiles] for s in strips]
+
+
+# -- angles --------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_359_and_1_degrees_is_0():
+    assert circular_mean_deg([359.0, 1.0]) % 360.0 == pytest.approx(0.0, abs=1e-9)
+
+
+def test_right_ascensions_all_around_have_no_mean():
+    with pytest.raises(InputError, match="all around"):
+        circular_mean_deg([0.0, 120.0, 240.0])
+
+
+@given(st.lists(st.floats(-40, 40), min_size=1, max_size=9), st.floats(0, 360))
+def test_the_mean_turns_with_the_sky(offsets, turn):
+    still, turned = circular_mean_deg(offsets), circular_mean_deg([o + turn for o in offsets])
+    assert (turned - still - turn + 180.0) % 360.0 - 180.0 == pytest.approx(0.0, abs=1e-6)
+
+
+# -- strips --------------------------------------------------------------------------------------------------------
+
+
+def test_tiles_side_by_side_are_one_strip_from_west_to_east():
+    assert names(split_strips([tile("c", 12.6), tile("a", 10.0), tile("b", 11.3)])) == [["a", "b", "c"]]
+
+
+def test_a_strip_across_0_h_stays_in_one_piece():
+    tiles = [tile("c", 0.3), tile("a", 357.7), tile("d", 1.6), tile("b", 359.0)]
+    assert names(split_strips(tiles)) == [["a", "b", "c", "d"]]
+
+
+def test_tiles_of_two_declinations_are_two_strips():
+    tiles = [tile("a", 10.0), tile("x", 10.0, 17.5), tile("b", 11.3), tile("y", 11.3, 17.5)]
+    assert names(split_strips(tiles)) == [["a", "b"], ["x", "y"]]
+
+
+def test_a_gap_in_right_ascension_makes_two_strips_in_the_order_of_observation():
+    tiles = [tile("a", 10.0, mid_mjd=2.0), tile("b", 11.3, mid_mjd=2.1), tile("x", 50.0, mid_mjd=1.0)]
+    assert names(split_strips(tiles)) == [["x"], ["a", "b"]]
+
+
+def test_neighbours_that_must_overlap_by_half_do_not_when_they_overlap_by_a_third():
+    apart = 1.34 / math.cos(math.radians(16.0))
+    tiles = [tile("a", 10.0), tile("b", 10.0 + apart)]
+    assert len(split_strips(tiles, min_overlap=0.3)) == 1
+    assert len(split_strips(tiles, min_overlap=0.5)) == 2
+
+
+def test_right_ascension_shrinks_towards_the_pole():
+    # 3.4 degrees of right ascension at Dec 60 are 1.7 on the sky, at Dec 16 they are 3.3.
+    assert len(split_strips([tile("a", 10.0, 60.0), tile("b", 13.4, 60.0)])) == 1
+    assert len(split_strips([tile("a", 10.0, 16.0), tile("b", 13.4, 16.0)])) == 2
+
+
+def test_a_strip_all_around_the_sky_begins_after_its_widest_gap():
+    ras = [k * 1.2 for k in range(300)]
+    ras[100] += 0.3
+    (strip,) = split_strips([tile(f"{k}", ra % 360.0) for k, ra in enumerate(ras)])
+    assert len(strip.tiles) == 300
+    assert strip.tiles[0].group_id == "100"
+
+
+def test_a_tile_whose_place_is_not_known_cannot_be_put_into_a_strip():
+    with pytest.raises(InputError, match="where a lies"):
+        split_strips([Tile(path=Path("a"), group_id="a")])
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------
+
+GOOD = [tile(f"g{k}", 10.0 + 1.3 * k) for k in range(6)]
+
+
+def verdict_on(odd, **options):
+    facts = [TileFacts(tile=t) for t in [*GOOD, *([] if odd is None else [odd])]]
+    found = judge_tiles(facts, MosaicOptions(**options))
+    assert all(v.accepted for v in found[:6]), [v.reasons for v in found]
+    return found[-1]
+
+
+def odd(**more):
+    return tile("odd", 17.8, **more)
+
+
+def test_tiles_that_are_alike_are_all_accepted():
+    assert verdict_on(odd()).reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"noise_jy": 11e-3}, "noise", r"11 mJy/beam is 5.5 times the median of 7 tiles \(2 mJy/beam\), at most 5"),
+        ({"noise_jy": math.nan}, "noise", "cannot be weighed"),
+        ({"noise_jy": None}, "noise", "cannot be weighed"),
+        ({"dynamic_range": 4.2}, "dynamic_range", "4.20 times its noise, at least 5"),
+        ({"beam_major_arcsec": 250.0}, "beam", r"250.0 x 160.0 arcsec is 25 % .*\(200.0 x 160.0\), at most 20 %"),
+        ({"beam_minor_arcsec": 120.0}, "beam", "is 25 % from"),
+        ({"freq_hz": 1.46e9}, "frequency", r"1460.0 MHz is 60.0 MHz .*\(1400.0 MHz\), at most 50 MHz"),
+        ({"freq_hz": None}, "frequency", "not known"),
+        ({"calibration_set": None}, "calibration", "names no calibration set, 6 other tiles"),
+        ({"cal_borrowed": True, "cal_age_days": 3.5}, "calibration", "3.50 days old, at most 1 days"),
+        ({"cal_borrowed": True}, "calibration", "of unknown age"),
+        ({"pbcor": False}, "not_pbcor", "not corrected for the primary beam"),
+        ({"dec_deg": 20.0}, "strip", "Dec .20.000 deg it does not lie in the strip of the 6 others"),
+    ],
+)
+def test_a_tile_is_rejected_with_what_was_found_and_what_is_wanted(change, code, said):
+    found = verdict_on(replace(odd(), **change))
+    assert not found.accepted
+    assert [str(r.code) for r in found.reasons] == [code]
+    import re
+
+    assert re.search(said, found.reasons[0].text), found.reasons[0].text
+
+
+def test_a_tile_has_every_reason_that_there_is_against_it():
+    found = verdict_on(odd(noise_jy=0.1, dynamic_range=1.0, freq_hz=1.6e9))
+    assert {str(r.code) for r in found.reasons} == {"noise", "dynamic_range", "frequency"}
+
+
+def test_a_tile_just_inside_every_limit_is_accepted():
+    change = {"noise_jy": 9.9e-3, "dynamic_range": 5.0, "beam_major_arcsec": 239.0, "freq_hz": 1.449e9}
+    assert verdict_on(odd(**change, cal_borrowed=True, cal_age_days=0.9, calibration_set="B")).accepted
+
+
+def test_another_calibration_set_counts_only_when_one_is_wanted():
+    assert verdict_on(odd(calibration_set="B")).accepted
+    (reason,) = verdict_on(odd(calibration_set="B"), same_calibration=True).reasons
+    assert reason.code is ReasonCode.CALIBRATION
+
+
+def test_where_no_tile_names_a_calibration_set_none_is_missed():
+    facts = [TileFacts(tile=replace(t, calibration_set=None)) for t in GOOD]
+    assert all(v.accepted for v in judge_tiles(facts, MosaicOptions()))
+
+
+def test_an_uncorrected_tile_is_welcome_when_asked_for():
+    assert verdict_on(odd(pbcor=False), include_unpbcor=True).accepted
+
+
+def test_the_same_path_and_the_same_observation_count_once():
+    facts = [TileFacts(tile=t) for t in [*GOOD, GOOD[0], replace(GOOD[1], path=Path("/t/again.fits"))]]
+    found = judge_tiles(facts, MosaicOptions())
+    assert [v.accepted for v in found] == [True] * 6 + [False] * 2
+    assert [str(v.reasons[0].code) for v in found[6:]] == ["duplicate", "duplicate"]
+
+
+def test_a_tile_that_cannot_be_read_does_not_shift_the_medians():
+    broken = TileFacts(tile=odd(noise_jy=1e3), problems=(Reason(ReasonCode.UNREADABLE, "cut short"),))
+    found = judge_tiles([*(TileFacts(tile=t) for t in GOOD[-2:]), broken], MosaicOptions())
+    assert [v.accepted for v in found] == [True, True, False]
+    assert [str(r.code) for r in found[2].reasons] == ["unreadable"]
+
+
+def test_astrometry_counts_only_beyond_its_own_error_and_with_enough_sources():
+    def judged(offset, error, sources):
+        facts = TileFacts(tile=GOOD[0], sources=sources, astrometry_arcsec=offset, astrometry_error_arcsec=error)
+        return judge_tiles([facts], MosaicOptions())[0]
+
+    assert [str(r.code) for r in judged(5.0, 0.5, 3).reasons] == ["astrometry"]
+    assert "5.00 +- 0.50 arcsec" in judged(5.0, 0.5, 3).reasons[0].text
+    assert judged(5.0, 1.1, 3).accepted
+    assert judged(5.0, 0.5, 2).accepted
+
+
+def test_a_plain_mean_refuses_tiles_with_other_centres():
+    facts = [TileFacts(tile=t) for t in (GOOD[0], replace(GOOD[0], path=Path("/t/2"), group_id="2"), GOOD[1])]
+    found = judge_tiles(facts, MosaicOptions(method="mean"))
+    assert [v.accepted for v in found] == [True, True, False]
+    assert found[2].reasons[0].code is ReasonCode.NOT_ALIGNED
+
+
+# -- the grid ------------------------------------------------------------------------------------------------------
+
+
+def laid_out(ras, dec, **more):
+    tiles = [tile(str(ra), ra % 360.0, dec, **more) for ra in ras]
+    grid = common_grid(tiles)
+    return tiles, grid, WCS(Header(grid.cards))
+
+
+STRIPS = {
+    "compact": ([359.0, 360.3, 361.6], 16.0, "ZEA"),
+    "compact at Dec 54": ([100.0 + 1.3 * k for k in range(12)], 54.6, "ZEA"),
+    "long": ([340.0 + 1.3 * k for k in range(48)], 16.0, "CEA"),
+    "long at Dec -40": ([10.0 + 1.3 * k for k in range(48)], -40.0, "CEA"),
+    "polar": ([300.0 + 1.3 * k for k in range(80)], 75.0, "ZEA"),
+    "polar south": ([300.0 + 1.3 * k for k in range(80)], -75.0, "ZEA"),
+}
+
+
+@pytest.mark.parametrize("which", STRIPS)
+def test_the_grid_holds_every_corner_of_every_tile(which):
+    ras, dec, projection = STRIPS[which]
+    tiles, grid, wcs = laid_out(ras, dec)
+    assert grid.projection == projection
+    for one in tiles:
+        x, y = wcs.wcs_world2pix(*tile_outline(one).T, 0)
+        assert x.min() >= 0
+        assert x.max() <= grid.width - 1
+        assert y.min() >= 0
+        assert y.max() <= grid.height - 1
+
+
+@pytest.mark.parametrize("which", STRIPS)
+def test_a_pixel_has_the_same_solid_angle_everywhere(which):
+    ras, dec, _ = STRIPS[which]
+    tiles, grid, wcs = laid_out(ras, dec)
+    for one in (tiles[0], tiles[len(tiles) // 2], tiles[-1]):
+        x, y = (float(v) for v in wcs.wcs_world2pix(one.ra_deg, one.dec_deg, 0))
+        ra, d = (np.radians(v) for v in wcs.wcs_pix2world([x - 5, x + 5, x, x], [y, y, y - 5, y + 5], 0))
+        # Sides of the parallelogram of ten pixels, as vectors on the sphere.
+        v = np.stack([np.cos(d) * np.cos(ra), np.cos(d) * np.sin(ra), np.sin(d)], axis=-1)
+        area = np.linalg.norm(np.cross(v[1] - v[0], v[3] - v[2]))
+        assert area == pytest.approx((10 * math.radians(grid.cell_arcsec / 3600)) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("which", STRIPS)
+def test_north_is_up_and_east_to_the_left_in_the_middle_of_the_strip(which):
+    ras, dec, _ = STRIPS[which]
+    _, _, wcs = laid_out(ras, dec)
+    middle = 0.5 * (ras[0] + ras[-1])
+    x, y = wcs.wcs_world2pix([middle % 360.0] * 2, [dec, dec + 0.1], 0)
+    assert y[1] > y[0]
+    assert abs(x[1] - x[0]) < 0.02 * (y[1] - y[0])
+    east, _ = wcs.wcs_world2pix((middle + 0.1) % 360.0, dec, 0)
+    assert east < x[0]
+
+
+def test_north_is_up_everywhere_on_a_cylinder():
+    tiles, _, wcs = laid_out(*STRIPS["long"][:2])
+    for one in tiles:
+        x, _ = wcs.wcs_world2pix([one.ra_deg] * 2, [one.dec_deg, one.dec_deg + 1.0], 0)
+        assert x[0] == pytest.approx(x[1], abs=1e-6)
+
+
+def test_a_long_strip_does_not_cost_more_than_its_tiles():
+    # 48 tiles of 256 x 256 pixels, one 1.3 degrees after the other: as many columns as lie between, not more.
+    _, grid, _ = laid_out([10.0 + 1.3 * k for k in range(48)], 16.0)
+    cell = 2.0 / 256
+    assert grid.width * cell == pytest.approx(
+        (47 * 1.3 + 2.0 / math.cos(math.radians(16))) * math.cos(math.radians(16)), rel=0.02
+    )
+    assert grid.height * cell == pytest.approx(2.0, rel=0.03)
+
+
+def test_a_strip_all_around_the_sky_is_no_wider_than_the_sky():
+    _, grid, _ = laid_out([1.2 * k for k in range(300)], 0.0)
+    assert grid.width == 360 * 128
+
+
+def test_a_grid_samples_the_narrowest_beam_by_three_pixels():
+    tiles = [tile("a", 10.0), tile("b", 11.3, beam_minor_arcsec=60.0)]
+    assert common_grid(tiles).cell_arcsec == pytest.approx(20.0)
+    assert common_grid(tiles[:1]).cell_arcsec == pytest.approx(2.0 * 3600 / 256)
+
+
+def test_no_tile_has_no_grid():
+    with pytest.raises(InputError, match="no tile"):
+        common_grid([])
+
+
+def test_the_outline_of_a_tile_is_that_of_its_own_projection():
+    one = tile("a", 359.5, 54.6, degrees=3.0)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---SIN", "DEC--SIN"], [359.5, 54.6]
+    wcs.wcs.cdelt, wcs.wcs.crpix = [-3.0 / 256, 3.0 / 256], [128.5, 128.5]
+    x, y = wcs.wcs_world2pix(*tile_outline(one).T, 1)
+    assert np.maximum(abs(x - 128.5), abs(y - 128.5)) == pytest.approx(128.0, abs=1e-6)
+
+
+def test_a_tile_on_the_seam_lies_on_both_ends_of_the_grid():
+    tiles = [tile(str(k), 1.2 * k, 0.0) for k in range(300)]
+    grid = common_grid(tiles)
+    seam = replace(tiles[0], ra_deg=(grid.ra_deg + 180.0) % 360.0)
+    left, right = sorted(footprint(grid, tile_outline(seam)))
+    assert left.x0 == 0
+    assert right.x1 == grid.width
+    assert (left.x1 - left.x0) + (right.x1 - right.x0) == pytest.approx(256, abs=8)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 130))
+def test_blocks_cover_every_pixel_once(width, height, side):
+    count = np.zeros((height, width), int)
+    for b in grid_blocks(width, height, side):
+        count[b.y0 : b.y1, b.x0 : b.x1] += 1
+    assert (count == 1).all()
+
+
+def test_blocks_that_touch_have_nothing_in_common():
+    assert Block(0, 0, 5, 5).meet(Block(5, 0, 9, 5)) is None
+    assert Block(0, 0, 5, 5).meet(Block(3, 4, 9, 9)) == Block(3, 4, 5, 5)
+
+
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+def test_two_tiles_are_weighed_by_beam_and_noise():
+    # Tile 1: I = 3, B = 1, s = 1: weight 1. Tile 2: I = 1, B = 0.5, s = 0.5: weight 1. Mean 2, noise 1/sqrt(2).
+    found = combine([np.array([[3.0]]), np.array([[0.5]])], [np.array([[1.0]]), np.array([[0.5]])], [1.0, 0.5], cut=0.1)
+    assert found.image[0, 0] == pytest.approx(2.0)
+    assert found.weight[0, 0] == pytest.approx(2.0)
+
+
+def test_a_tile_below_the_cut_or_blank_does_not_count():
+    images = [np.array([[2.0, 2.0, 2.0]]), np.array([[9.0, math.nan, 9.0]])]
+    beams = [np.array([[1.0, 1.0, 0.1]]), np.array([[0.14, 1.0, math.nan]])]
+    found = combine(images, beams, [1.0, 1.0], cut=0.15)
+    assert found.image[0, :2] == pytest.approx([2.0, 2.0])
+    assert math.isnan(found.image[0, 2])
+    assert found.weight[0, 2] == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.2, 1.0), st.floats(0.1, 10.0)), min_size=1, max_size=8), st.floats(-5, 5))
+def test_a_sky_that_all_tiles_agree_on_is_what_comes_out(tiles, sky):
+    found = combine(
+        [np.array([[sky * b]]) for b, _ in tiles], [np.array([[b]]) for b, _ in tiles], [s for _, s in tiles], cut=0.1
+    )
+    assert found.image[0, 0] == pytest.approx(sky, rel=1e-5, abs=1e-6)
+    assert found.weight[0, 0] == pytest.approx(sum((b / s) ** 2 for b, s in tiles), rel=1e-5)
+
+
+def test_white_noise_loses_what_the_spline_takes_from_it():
+    # The cardinal cubic spline has the transfer function sinc^4 (3 / (2 + cos 2 pi f)); the mean square over all
+    # positions of white noise is the integral of its square, along each axis.
+    f = (np.arange(400_000) + 0.5) / 100_000 - 2.0
+    cardinal = np.sinc(f) ** 4 * 3.0 / (2.0 + np.cos(2 * np.pi * f))
+    along = float((cardinal**2).sum() / 100_000)
+    noise = np.random.default_rng(1).normal(size=(400, 400))
+    assert interpolation_factor(noise) == pytest.approx(along, rel=0.01)
+
+
+def test_noise_that_is_sampled_well_loses_nothing():
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(1).normal(size=(400, 400)), 1.7)  # a beam of 4 pixels
+    assert interpolation_factor(noise) == pytest.approx(1.0, abs=0.005)
+
+
+@pytest.mark.parametrize("pa", [0.0, 30.0, -75.0, 90.0])
+def test_the_mean_of_equal_beams_is_that_beam(pa):
+    major, minor, angle = mean_beam([(40.0, 20.0, pa), (40.0, 20.0, pa + 180.0)], [1.0, 3.0])
+    assert (major, minor) == pytest.approx((40.0, 20.0))
+    assert (angle - pa) % 180.0 == pytest.approx(0.0, abs=1e-6) or (angle - pa) % 180.0 == pytest.approx(180.0)
+
+
+def test_beams_across_each_other_average_to_a_round_one():
+    major, minor, _ = mean_beam([(40.0, 20.0, 0.0), (40.0, 20.0, 90.0)], [1.0, 1.0])
+    assert major == pytest.approx(minor) == pytest.approx(math.sqrt(0.5 * (1600 + 400)))
+
+
+# -- what comes out ------------------------------------------------------------------------------------------------
+
+
+def measured(image, weight, **more):
+    found = Combination(np.asarray(image, np.float32), np.asarray(weight, np.float32))
+    return measure_block(found, Block(100, 200, 100 + image.shape[1], 200 + image.shape[0]), part_px=64, **more)
+
+
+def test_a_block_is_measured():
+    image = np.random.default_rng(5).normal(0.0, 0.5, (128, 128))
+    image[30, 40], image[7, 8] = 50.0, -20.0
+    weight = np.full(image.shape, 4.0)
+    weight[:, 64:], image[:, 64:] = 0.0, np.nan
+    found = measured(image, weight)
+    assert (found.covered, found.negative) == (64 * 128, 1)
+    assert (found.peak_x, found.peak_y, found.peak_jy) == (140, 230, 50.0)
+    assert found.noise_least_jy == pytest.approx(0.5)
+    assert found.ratios == pytest.approx([1.0, 1.0], abs=0.05)
+
+
+def test_an_empty_block_has_nothing_to_tell():
+    found = measured(np.full((64, 64), np.nan), np.zeros((64, 64)))
+    assert (found.covered, found.ratios) == (0, ())
+
+
+def checks(blocks, pixels, against=None, **options):
+    return {c.name: c for c in judge_mosaic(blocks, pixels, against, MosaicOptions(**options))}
+
+
+def noise_block(scale=1.0, holes=0):
+    image = np.random.default_rng(2).normal(0.0, scale, (64, 64))
+    image.flat[:holes] = -10.0
+    return measured(image * 1e-3, np.full((64, 64), 1e6))
+
+
+def test_a_sound_mosaic_passes_and_what_cannot_be_judged_is_not_passed():
+    found = checks([noise_block(), noise_block()], 2 * 64 * 64)
+    assert all(found[n].passed for n in ("coverage", "negative_pixels", "rms_variation", "noise_jy"))
+    assert found["flux_ratio"].passed is None
+    assert "no catalogue" in found["flux_ratio"].text
+
+
+def test_each_fault_fails_its_own_check():
+    assert checks([noise_block()], 11 * 64 * 64)["coverage"].passed is False
+    assert checks([noise_block(), noise_block(2.2)], 2 * 64 * 64)["rms_variation"].passed is False
+    assert checks([noise_block(holes=100)], 64 * 64)["negative_pixels"].passed is False
+    assert checks([noise_block()], 64 * 64, max_noise_jy=5e-4)["noise_jy"].passed is False
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, None),
+        ({"flux_ratio": 0.7}, "flux_ratio"),
+        ({"flux_ratio": 1.3}, "flux_ratio"),
+        ({"offset_arcsec": 4.0}, "astrometry_arcsec"),
+        ({"found": 5}, "completeness"),
+    ],
+)
+def test_the_catalogue_judges_flux_place_and_completeness(change, fails):
+    good = CatalogueFigures(looked_for=10, found=10, flux_ratio=1.0, offset_arcsec=0.5, offset_error_arcsec=0.2)
+    found = checks([noise_block()], 64 * 64, replace(good, **change))
+    assert [n for n, c in found.items() if c.passed is False] == ([fails] if fails else [])
+
+
+def test_too_few_sources_judge_nothing():
+    few = CatalogueFigures(looked_for=2, found=2, flux_ratio=0.1, offset_arcsec=9.0, offset_error_arcsec=0.1)
+    assert checks([noise_block()], 64 * 64, few)["flux_ratio"].passed is None
+
+
+def test_sky_coordinates_of_the_grid_are_icrs():
+    _, _, wcs = laid_out([10.0, 11.3], 16.0)
+    from astropy.wcs.utils import skycoord_to_pixel
+
+    here = SkyCoord(10.5, 16.2, unit="deg", frame="icrs")
+    assert np.allclose(skycoord_to_pixel(here, wcs), wcs.wcs_world2pix(10.5, 16.2, 0), atol=1e-9)
