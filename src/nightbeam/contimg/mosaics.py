@@ -23,7 +23,7 @@ from nightbeam.contimg.mosaic_plan import (
 from nightbeam.contimg.owners import owned_scratch
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError, PartialError, RejectedError
-from nightbeam.core.files import require_space, write_bytes
+from nightbeam.core.files import storage_errors, write_bytes
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z
 from nightbeam.mosaic.files import mosaic_sidecar_path
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 LEFT_BEHIND = "left behind: "
 #: The picture among the QA artifacts of a mosaic.
 PICTURE = "image.png"
-#: Free bytes wanted for each byte of the tiles' images: the mosaic, its maps, and what is between.
-_SPACE_OF_TILES = 3.0
 
 
 @contextmanager
@@ -302,8 +300,8 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
 
 def _make(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force: bool) -> MosaicProduct:
     tiles, options = _tiles(row), _options(site, row)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    require_space(stem.parent, _space_for(tiles), what=f"the mosaic {row.name}")
+    with storage_errors(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
     catalogue, sources = reference_sources(site, tiles)
     window = _parameters(row).get("window")
     provenance = {"plan": row.plan or row.name, "window": _shown(window), "catalogue": catalogue}
@@ -335,11 +333,6 @@ def _tiles(row: MosaicRow) -> list[Tile]:
 def _options(site: Site, row: MosaicRow) -> MosaicOptions:
     told = _parameters(row).get("options")
     return MosaicOptions.from_mapping(told) if told else options_of(site, method=row.method)
-
-
-def _space_for(tiles: Iterable[Tile]) -> int:
-    sizes = (tile.path.stat().st_size for tile in tiles if tile.path.is_file())
-    return int(_SPACE_OF_TILES * sum(sizes))
 
 
 def _built(row: MosaicRow, product: MosaicProduct) -> dict[str, Any]:
