@@ -654,7 +654,7 @@ def interpolation_factor(image: Floats) -> float:
     -------
     float
         Root of the mean square, over all positions between pixels, of the robust noise after over before; 1 for noise
-        that is sampled well, 0.82 for white noise; 1 where there is nothing to measure.
+        that is sampled well, 0.87 for white noise; 1 where there is nothing to measure.
     """
     from scipy.ndimage import map_coordinates, spline_filter
 

@@ -49,8 +49,13 @@ def three(tmp_path):
 
 
 @pytest.fixture
-def build(tmp_path):
-    def run(tiles, options=None, *, stem="night", **more):
+def build(tmp_path, monkeypatch):
+    """Return a function that builds a mosaic, without its picture unless one is asked for: that takes longest."""
+
+    def run(tiles, options=None, *, stem="night", picture=False, **more):
+        if not picture:
+            monkeypatch.setattr("nightbeam.mosaic.product.draw_image", lambda *_args, **_more: None)
+            monkeypatch.setattr("nightbeam.mosaic.product.save_png", lambda _figure, path: path.write_bytes(b"png"))
         return build_mosaic(
             tiles, tmp_path / "mosaics" / stem, options, scratch=tmp_path / "scratch", name="night", **more
         )
@@ -239,6 +244,21 @@ def test_headers_say_what_it_is(three, build):
     with fits.open(mosaic.fits["image"]) as hdus:
         hdus.verify("exception")
         assert hdus[0].data.shape == (1, 1, mosaic.height, mosaic.width)
+
+
+def test_there_is_a_picture_of_it_in_which_a_lone_bright_pixel_survives(three, build, monkeypatch):
+    from nightbeam.mosaic.files import open_plane
+    from nightbeam.mosaic.product import _small
+
+    mosaic = build(three, picture=True)
+    assert mosaic.png.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("nightbeam.mosaic.product._MOST_PICTURE_PX", 20)
+    small, whole = _small(open_plane(mosaic.path)), open_image(mosaic.path)
+    assert max(small.data.shape) <= 20
+    assert np.nanmax(small.data) == np.nanmax(whole.data)
+    y, x = np.unravel_index(np.nanargmax(small.data), small.data.shape)
+    assert float(separation(*small.to_sky(float(x), float(y)), mosaic.peak_ra_deg, mosaic.peak_dec_deg)) < 0.15
+    assert small.cell_arcsec == pytest.approx(80.0 * math.ceil(mosaic.width / 20))
 
 
 def test_our_own_door_reads_it(three, build):
