@@ -100,7 +100,7 @@ def _child(name: str, data: Path, out: Path, count: int, sky: list) -> dict:
         from nightbeam.casa.config import child_environment
 
         env |= child_environment(out, log=out / "casa.log", threads=2)
-    argv = [sys.executable, __file__, "--child", name, str(data), str(out), str(count)]
+    argv = [sys.executable, "-W", "ignore", __file__, "--child", name, str(data), str(out), str(count)]
     done = subprocess.run(argv, env=env, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     found |= _fluxes(Path(found.pop("image")), sky)

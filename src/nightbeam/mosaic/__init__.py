@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from nightbeam.mosaic.compute import circular_mean_deg, common_grid, judge_tiles, split_strips
+from nightbeam.mosaic.compute import circular_mean_deg, common_grid, split_strips
 from nightbeam.mosaic.files import inspect_tile, mosaic_sidecar_path, read_mosaic, verify_mosaic
+from nightbeam.mosaic.judging import judge_tiles
 from nightbeam.mosaic.model import (
     Check,
     MosaicOptions,

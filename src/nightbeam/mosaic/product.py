@@ -44,8 +44,6 @@ from nightbeam.mosaic.compute import (
     grid_blocks,
     grid_wcs,
     interpolation_factor,
-    judge_mosaic,
-    judge_tiles,
     mean_beam,
     measure_block,
 )
@@ -63,6 +61,7 @@ from nightbeam.mosaic.files import (
     verify_mosaic,
     write_mosaic,
 )
+from nightbeam.mosaic.judging import judge_mosaic, judge_tiles
 from nightbeam.mosaic.model import (
     MOSAIC_KINDS,
     MosaicKind,
@@ -556,6 +555,7 @@ class _Headers:
         m = measured or _Measured()
         header = Header()
         first = self.laid[0].image.header
+        specsys = self._common("SPECSYS")
         freq_width = first.get("BANDWID", first.get("CDELT3", 1.0))
         unit, what = {
             "image": ("Jy/beam", "Intensity"),
@@ -568,6 +568,7 @@ class _Headers:
             "EXTEND": True, "BUNIT": unit, "BTYPE": what,
             **self.grid.cards,
             "CTYPE3": "FREQ", "CUNIT3": "Hz", "CRVAL3": m.freq_hz, "CRPIX3": 1.0, "CDELT3": float(freq_width),
+            **({"SPECSYS": specsys} if specsys else {}),
             "CTYPE4": "STOKES", "CUNIT4": "", "CRVAL4": 1.0, "CRPIX4": 1.0, "CDELT4": 1.0,
         }  # fmt: skip
         for card, value in axes.items():
@@ -580,9 +581,13 @@ class _Headers:
         with storage_errors(path), path.open("r+b") as out:
             out.write(self.of(kind, measured).tostring().encode("ascii"))
 
+    def _common(self, card: str) -> str:
+        """Return what all tiles have in a card, or nothing."""
+        found = {one.image.header.get(card) for one in self.laid}
+        return str(found.pop() or "") if len(found) == 1 else ""
+
     def _cards(self, m: _Measured) -> dict[str, tuple[Any, str]]:
         strip = Strip(tuple(one.tile for one in self.laid))
-        telescopes = {one.image.header.get("TELESCOP") for one in self.laid} - {None}
         sets = {one.tile.calibration_set for one in self.laid} - {None}
         times: dict[str, tuple[Any, str]] = {}
         for word, mjd, meaning in (
@@ -598,7 +603,7 @@ class _Headers:
             "BMIN": (m.beam[1] / 3600.0, "[deg]"),
             "BPA": (m.beam[2], "[deg] north to east"),
             "OBJECT": (self.name[:60], ""),
-            "TELESCOP": (str(next(iter(telescopes))) if len(telescopes) == 1 else "", ""),
+            "TELESCOP": (self._common("TELESCOP"), ""),
             "TIMESYS": ("UTC", ""),
             **times,
             "RESTFRQ": (m.freq_hz, "[Hz]"),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightbeam.core.files import sha256, write_bytes
+from nightbeam.core.times import datetime_from_mjd
 from nightbeam.imaging.files import write_product
 from nightbeam.imaging.model import ImageKind, ImageOptions, ImageProduct, product_path
 from nightbeam.sky import beam_attenuation, separation
@@ -235,6 +236,10 @@ def _write_fits(path: Path, plane: Floats, tile: SkyTile, kind: str, *, peak: fl
     from astropy.io import fits
 
     half = tile.imsize // 2 + 1.0
+    start, middle, end = (
+        datetime_from_mjd(tile.mid_mjd + part * _OBSERVATION_DAYS).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+        for part in (-0.5, 0.0, 0.5)
+    )
     cell = tile.cell_arcsec / 3600.0
     cards: dict[str, Any] = {
         "BUNIT": "" if kind == "pb" else "Jy/beam", "BTYPE": "Beam" if kind == "pb" else "Intensity",
@@ -243,7 +248,8 @@ def _write_fits(path: Path, plane: Floats, tile: SkyTile, kind: str, *, peak: fl
         "CTYPE2": "DEC--SIN", "CRVAL2": tile.dec_deg, "CRPIX2": half, "CDELT2": cell, "CUNIT2": "deg",
         "CTYPE3": "FREQ", "CRVAL3": tile.freq_hz, "CRPIX3": 1.0, "CDELT3": 1.875e8, "CUNIT3": "Hz",
         "CTYPE4": "STOKES", "CRVAL4": 1.0, "CRPIX4": 1.0, "CDELT4": 1.0, "CUNIT4": "",
-        "TIMESYS": "UTC", "MJD-OBS": tile.mid_mjd - 0.5 * _OBSERVATION_DAYS, "MJD-AVG": tile.mid_mjd,
+        "TIMESYS": "UTC", "DATE-OBS": start, "DATE-AVG": middle, "DATE-END": end,
+        "MJD-OBS": tile.mid_mjd - 0.5 * _OBSERVATION_DAYS, "MJD-AVG": tile.mid_mjd,
         "RESTFRQ": tile.freq_hz, "BANDWID": 1.875e8, "NOISE": tile.noise_jy, "DYNRANGE": peak / tile.noise_jy,
         "PBLIMIT": tile.pblimit,
     }  # fmt: skip

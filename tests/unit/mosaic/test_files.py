@@ -47,6 +47,7 @@ def test_a_tile_is_described_by_its_files(small_tile):
     assert tile.cell_arcsec == pytest.approx(80.0)
     assert (tile.beam_major_arcsec, tile.beam_minor_arcsec, tile.beam_pa_deg) == pytest.approx((400.0, 320.0, 30.0))
     assert (tile.noise_jy, tile.freq_hz, tile.mid_mjd) == pytest.approx((2e-3, 1.405e9, 60950.1))
+    assert (tile.start_mjd, tile.end_mjd) == pytest.approx((made.start_mjd, made.end_mjd), abs=1e-7)
     assert tile.calibration_set == "3C286_2025-10-02"
     assert facts.pb_max == pytest.approx(1.0, abs=0.15)
     assert facts.pb_min >= 0.15

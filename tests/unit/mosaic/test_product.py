@@ -281,6 +281,35 @@ def test_blocks_and_workers_change_nothing(three, build):
     np.testing.assert_array_equal(plane(pieces.fits["image"]), plane(again.fits["image"]))
 
 
+def test_no_piece_that_is_read_or_written_is_larger_than_a_block_and_its_margin(three, build, monkeypatch):
+    """Memory is bounded by blocks: neither the tiles (96 x 96) nor the mosaic (twice as wide) are ever held whole."""
+    from nightbeam.mosaic import product
+    from nightbeam.mosaic.files import PlaneFile, PlaneWriter
+
+    read, write = PlaneFile.read, PlaneWriter.write
+    pieces, blocks = [], []
+
+    def reading(self, piece):
+        pieces.append(piece.shape)
+        return read(self, piece)
+
+    def writing(self, block, data):
+        blocks.append(data.shape)
+        write(self, block, data)
+
+    monkeypatch.setattr(product, "_LEAST_PART_PX", 24)
+    monkeypatch.setattr(product, "_PART_BEAMS", 1)
+    monkeypatch.setattr(product, "middle_piece", lambda _: product.Block(30, 30, 70, 70))
+    monkeypatch.setattr(product, "_small", lambda _: None)
+    monkeypatch.setattr(PlaneFile, "read", reading)
+    monkeypatch.setattr(PlaneWriter, "write", writing)
+    mosaic = build(three, block_pixels=24)
+    assert mosaic.width > 150
+    assert max(max(shape) for shape in blocks) == 24
+    # 24 pixels of the grid are as many of a tile, turned by a degree; 12 more on each side for the spline.
+    assert max(max(shape) for shape in pieces) <= max(40, 24 + 2 * 12 + 4)
+
+
 def test_the_order_of_tiles_is_no_matter(three, build):
     there, back = build(three, stem="a"), build(three[::-1], stem="b")
     np.testing.assert_allclose(plane(there.path), plane(back.path), atol=1e-6, equal_nan=True)
