@@ -1,4 +1,4 @@
-"""What people see at the run of a group: what was measured, the scores with their reasons, and links to the figures.
+"""What people see at the run of a group or of a night: measures, scores with their reasons, links to the figures.
 
 Nothing but text is kept in Prefect's database: figures stay where they are, and are linked to.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from prefect.artifacts import (
@@ -19,8 +20,10 @@ from prefect.artifacts import (
 
 from nightbeam import contimg
 from nightbeam.catalog.model import QaScoreRow
+from nightbeam.contimg.mosaics import mosaic_report
+from nightbeam.contimg.nights import NightOutcome
 
-__all__ = ["figure_address", "monitor_address", "quality_text", "show_group"]
+__all__ = ["figure_address", "monitor_address", "mosaic_markdown", "quality_text", "show_group", "show_night"]
 
 _ADDRESS = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _WORDS = {"bad": "**bad**", "warn": "warning", "unknown": "unknown", "good": "good"}
@@ -59,6 +62,56 @@ def show_group(
         create_link_artifact(address, key="group-image", link_text=picture, description=f"Group {group}")
     else:
         create_image_artifact(address, key="group-image", description=f"Group {group}")
+
+
+def show_night(place: contimg.Site, outcome: NightOutcome) -> None:
+    """Leave at the run what became of a night: of each mosaic its place, its tiles with their verdicts, its checks."""
+    products = place.products()
+    rows = products.mosaics(plan=outcome.name)
+    parts = [f"# {outcome.night}: {outcome.action}", *([f"**{_escaped(outcome.error)}**"] if outcome.error else [])]
+    parts += [mosaic_markdown(mosaic_report(row)) for row in rows]
+    create_markdown_artifact("\n\n".join(parts), key="nightly-mosaic", description=f"Night {outcome.night}")
+    base = monitor_address(place.state_dir)
+    for row in rows:
+        for artifact in products.qa_artifacts(row.name):
+            if artifact.name != "image.png":
+                continue
+            address = figure_address(row.name, artifact.name, artifact.path, base=base)
+            if base is None:
+                create_link_artifact(address, key="nightly-mosaic-image", link_text=artifact.path, description=row.name)
+            else:
+                create_image_artifact(address, key="nightly-mosaic-image", description=row.name)
+
+
+def mosaic_markdown(report: dict[str, Any]) -> str:
+    """Return the report of a mosaic as markdown."""
+    mosaic = report["mosaic"]
+    image = mosaic["image"]
+    lines = [f"## {_escaped(mosaic['name'])}: {mosaic['status']}", ""]
+    if image:
+        lines += [f"[{_escaped(image)}]({Path(image).as_uri()})", ""]
+    if mosaic["noise_mjy"] is not None:
+        beam = f"{mosaic['beam_major_arcsec']:.1f} x {mosaic['beam_minor_arcsec']:.1f}"
+        size = f"{mosaic['width']} x {mosaic['height']} pixels of {mosaic['cell_arcsec']:.2f} arcsec"
+        lines += [f"{size}, beam {beam} arcsec, least noise {mosaic['noise_mjy']:.3g} mJy, "
+                  f"peak {mosaic['peak_jy']:.4g} Jy", ""]  # fmt: skip
+    tiles = [(t["tile"], "used" if t["used"] else "**rejected**", t["reasons"]) for t in report["tiles"]]
+    lines += _markdown_table(("tile", "verdict", "reasons"), tiles)
+    passed = {True: "passed", False: "**failed**", None: "not judged"}
+    checks = [(c["name"], passed[c["passed"]], c["text"]) for c in report["checks"]]
+    lines += _markdown_table(("check", "verdict", "found"), checks)
+    return "\n".join([*lines, *(f"- {_escaped(issue)}" for issue in report["issues"])])
+
+
+def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [names, ["---"] * len(names), *rows]
+    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines] + [""]
+
+
+def _cell(text: str) -> str:
+    return text if text.startswith("**") else _escaped(text)
 
 
 def monitor_address(state_dir: Path) -> str | None:

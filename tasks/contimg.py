@@ -1,9 +1,10 @@
-"""The steps of a group as tasks, and what is done for all of them. Each is idempotent in the library."""
+"""The steps of a group, the mosaic of a night and what is done for all, as tasks. Each is idempotent in the library."""
 
 from __future__ import annotations
 
 from nightbeam import contimg
 from nightbeam.catalog.model import Owner
+from nightbeam.contimg import nights
 from tasks._policy import effect, pure
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "convert",
     "find_unimaged",
     "image",
+    "make_night",
     "record",
     "scan_arrivals",
     "tidy_up",
@@ -27,6 +29,8 @@ apply_gains = effect(contimg.apply_step, name="apply", task_run_name="apply {gro
 image = effect(contimg.image_step, name="image", task_run_name="image {group_id}")
 record = effect(contimg.record_step, name="record", task_run_name="record {group_id}")
 write_qa = effect(contimg.qa_step, name="qa", task_run_name="qa {group_id}")
+
+make_night = effect(nights.make_night, name="make-night", task_run_name="{night}")
 
 
 def _backfill(place: contimg.Site, one: contimg.Unimaged, owner: Owner, name: str) -> contimg.BackfillOutcome:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from nightbeam.catalog.model import ImageRow, MsRow, QaArtifactRow, QaScoreRow, Scored
+from nightbeam.catalog.model import ImageRow, MosaicRow, MsRow, NightRow, QaArtifactRow, QaScoreRow, Scored
 from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.remote import Database, upsert
-from nightbeam.catalog.schema import ImageTable, MsTable, QaArtifactTable, QaScoreTable
-from nightbeam.core.errors import UsageError
+from nightbeam.catalog.schema import ImageTable, MosaicTable, MsTable, NightTable, QaArtifactTable, QaScoreTable
+from nightbeam.core.errors import MissingError, UsageError
 
 __all__ = ["SCORE_KINDS", "VERDICTS", "Products"]
 
@@ -29,6 +29,9 @@ VERDICTS = ("bad", "warn", "unknown", "good")
 R = TypeVar("R")
 _MS = frozenset(f.name for f in dataclasses.fields(MsRow)) - {"path", "stage_updated_at"}
 _IMAGE = frozenset(f.name for f in dataclasses.fields(ImageRow)) - {"id", "path"}
+_MOSAIC = frozenset(f.name for f in dataclasses.fields(MosaicRow)) - {"id", "name"}
+#: What every time lies in: a bound that says nothing is written so, because not every database compares infinities.
+_ALWAYS = (-1e9, 1e9)
 
 
 class Products:
@@ -116,6 +119,143 @@ class Products:
         if ms_path is not None:
             query = query.where(ImageTable.ms_path == str(ms_path))
         return self._rows(ImageRow, query.limit(limit))
+
+    # -- mosaics ------------------------------------------------------------------------------------------------
+
+    def tiles_observed(
+        self, start_mjd: float | None = None, end_mjd: float | None = None, *, kind: str = "5min"
+    ) -> list[ImageRow]:
+        """Return the images that were observed in a window, in the order of their times.
+
+        The time is the middle of the observation. A row without one, as older databases have them, gets that of its
+        Measurement Set; where that is unknown as well the row comes last, whatever the window, without a time.
+
+        Parameters
+        ----------
+        start_mjd, end_mjd
+            MJD (UTC), from the first and before the second; None: no bound.
+        kind
+            The images' type.
+        """
+        low = -math.inf if start_mjd is None else start_mjd
+        high = math.inf if end_mjd is None else end_mjd
+        timed = sa.select(ImageTable).where(
+            ImageTable.mid_mjd >= max(low, _ALWAYS[0]), ImageTable.mid_mjd < min(high, _ALWAYS[1])
+        )
+        untimed = (
+            sa.select(ImageTable, MsTable.mid_mjd.label("ms_mid_mjd"))
+            .outerjoin(MsTable, MsTable.path == ImageTable.ms_path)
+            .where(ImageTable.mid_mjd.is_(None))
+        )
+        names = [f.name for f in dataclasses.fields(ImageRow)]
+        with self.database.read() as connection:
+            found = [dict(row) for row in connection.execute(timed.where(ImageTable.type == kind)).mappings()]
+            for row in connection.execute(untimed.where(ImageTable.type == kind)).mappings():
+                mid = row["ms_mid_mjd"]
+                if mid is None or low <= mid < high:
+                    found.append({**row, "mid_mjd": mid})
+        rows = [ImageRow(**{name: row[name] for name in names}) for row in found]
+        return sorted(rows, key=lambda row: (row.mid_mjd is None, row.mid_mjd or 0.0, row.path))
+
+    def put_plan(self, plan: str, rows: Sequence[Mapping[str, Any]], *, now: float | None = None) -> list[MosaicRow]:
+        """Make the rows of a plan what is given: one for each name, the others of the plan gone, all at once.
+
+        A row that keeps its name keeps its key; every other column becomes what is given, or NULL.
+
+        Parameters
+        ----------
+        plan
+            Its name.
+        rows
+            ``name`` and columns of each.
+
+        Raises
+        ------
+        UsageError
+            If there is no such column, or a name twice.
+        """
+        names = [str(row["name"]) for row in rows]
+        if len(set(names)) < len(names):
+            raise UsageError(f"two mosaics of the plan {plan} have one name: {', '.join(names)}")
+        empty: dict[str, Any] = dict.fromkeys(_MOSAIC)
+        with self.database.write() as connection:
+            gone = sa.delete(MosaicTable).where(MosaicTable.plan == plan, MosaicTable.name.not_in(names))
+            connection.execute(gone)
+            for row in rows:
+                values = {name: _plain(value) for name, value in row.items() if name != "name"}
+                _only(values, _MOSAIC, "mosaics")
+                given = {**empty, "created_at": _now(now), "status": "planned", "tiles": "", **values, "plan": plan}
+                upsert(connection, MosaicTable, {"name": row["name"]}, given)
+        return self.mosaics(plan=plan)
+
+    def change_mosaic(self, name: str, **values: Any) -> MosaicRow:
+        """Change columns of a mosaic's row; None sets NULL.
+
+        Raises
+        ------
+        UsageError
+            If there is no such column.
+        MissingError
+            If there is no such mosaic.
+        """
+        _only(values, _MOSAIC, "mosaics")
+        given = {column: _plain(value) for column, value in values.items()}
+        with self.database.write() as connection:
+            changed = connection.execute(sa.update(MosaicTable).where(MosaicTable.name == name).values(**given))
+        found = self.mosaic(name)
+        if not changed.rowcount or found is None:
+            raise MissingError(f"there is no mosaic {name}", fix="plan it first; `nightbeam mosaic show` lists them")
+        return found
+
+    def mosaic_built(self, name: str, *, now: float | None = None, **values: Any) -> MosaicRow:
+        """Say that a mosaic is there, with what is known of it."""
+        return self.change_mosaic(name, status="built", built_at=_now(now), error=None, **values)
+
+    def mosaic_failed(self, name: str, error: str) -> MosaicRow:
+        """Say that a mosaic could not be made, and why."""
+        return self.change_mosaic(name, status="failed", error=error)
+
+    def mosaic(self, name: str) -> MosaicRow | None:
+        """Return the row of a mosaic, or None."""
+        found = self._rows(MosaicRow, sa.select(MosaicTable).where(MosaicTable.name == name))
+        return found[0] if found else None
+
+    def mosaics(self, *, plan: str | None = None, limit: int | None = None) -> list[MosaicRow]:
+        """Return the mosaics, the newest data first; those of one plan in the order of its strips."""
+        if plan is not None:
+            query = sa.select(MosaicTable).where(MosaicTable.plan == plan)
+            return self._rows(MosaicRow, query.order_by(MosaicTable.strip, MosaicTable.name).limit(limit))
+        newest = sa.func.coalesce(MosaicTable.mid_mjd, 0.0).desc()
+        query = sa.select(MosaicTable).order_by(newest, MosaicTable.created_at.desc(), MosaicTable.id.desc())
+        return self._rows(MosaicRow, query.limit(limit))
+
+    # -- nights -------------------------------------------------------------------------------------------------
+
+    def put_night(
+        self,
+        night: str,
+        state: str,
+        *,
+        tiles: int | None = None,
+        attempts: int = 0,
+        error: str | None = None,
+        now: float | None = None,
+    ) -> None:
+        """Make or change the row of a night."""
+        values = {"state": state, "tiles": tiles, "attempts": attempts, "error": error, "updated_at": _now(now)}
+        with self.database.write() as connection:
+            upsert(connection, NightTable, {"night": night}, values)
+
+    def night(self, night: str) -> NightRow | None:
+        """Return the row of a night, or None."""
+        found = self._rows(NightRow, sa.select(NightTable).where(NightTable.night == night))
+        return found[0] if found else None
+
+    def nights(self, *, limit: int | None = None) -> list[NightRow]:
+        """Return the nights, newest first."""
+        return self._rows(NightRow, sa.select(NightTable).order_by(NightTable.night.desc()).limit(limit))
+
+    # -- quality ------------------------------------------------------------------------------------------------
 
     def put_qa_artifact(self, group_id: str, name: str, path: Path, *, now: float | None = None) -> None:
         """Make or change the row of a QA artifact."""

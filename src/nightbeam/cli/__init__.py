@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Tidy a site up; put old products aside, and back.",
     ),
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
+    "mosaic": ("nightbeam.cli.mosaic:mosaic", "Plan, build and show mosaics; make those of the nights."),
     "qa": ("nightbeam.cli.qa:qa", "Show how groups and mosaics are judged, and judge them anew."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),
     "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),

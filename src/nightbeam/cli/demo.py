@@ -11,7 +11,7 @@ import click
 from nightbeam.cli.output import json_option, settings_of, show, talk
 
 if TYPE_CHECKING:
-    from nightbeam.demo import GroupCheck
+    from nightbeam.demo import GroupCheck, MosaicSource
 
 
 @click.command()
@@ -55,8 +55,8 @@ def demo(
     demo is mirrored, changes, and is mirrored again. A night of single-dish scans, one of them damaged, is calibrated
     while it is observed. Simulated frames go through a network into a queue, and files of their peaks are written
     while they come. Three groups of simulated subbands trickle in (one with a calibrator, one with a late
-    subband), and each must become an image that shows the simulated sky. Then real observations go through the same
-    calibration and imaging. Exit code 1 when anything is wrong.
+    subband), and each must become an image that shows the simulated sky; the mosaics of their night must show it as
+    well. Then real observations go through the same calibration and imaging. Exit code 1 when anything is wrong.
     """
     from nightbeam.demo import run_demo
 
@@ -79,6 +79,8 @@ def demo(
         show(report.logbook, title="mirror of the electronic logbook")
         show(report.scans, title="scans of a single dish: recovered beside the truth")
         show(report.stream, title="detector stream: files beside the truth")
+        show([_on_mosaic(source) for source in report.mosaic_sources], title="mosaics: sources beside the truth")
+        show(report.mosaic, title="mosaics: what is asked of them")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:
@@ -103,4 +105,15 @@ def _against_truth(group: GroupCheck) -> dict[str, Any]:
         "flux": f"{group.median_flux_ratio:.3f}",
         "calib.": "-" if math.isnan(group.calibrator_flux_ratio) else f"{group.calibrator_flux_ratio:.3f}",
         "noise": f"{group.noise_mjy:.2f}",
+    }
+
+
+def _on_mosaic(source: MosaicSource) -> dict[str, Any]:
+    check = source.check
+    return {
+        "mosaic": source.mosaic,
+        "source": check.name,
+        "true Jy": f"{check.true_jy:.3f}",
+        "found Jy": f"{check.flux_ratio * check.true_jy:.3f}" if check.found else "-",
+        "offset (beams)": f"{check.offset_beams:.3f}" if check.found else "-",
     }

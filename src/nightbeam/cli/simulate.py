@@ -33,7 +33,7 @@ def simulate() -> None:
 @click.option("--calibrator", metavar="NAME", help="Of the VLA list, like 3C48; it transits in the middle of a group.")
 @click.option("--calibrator-group", default=0, show_default=True, help="In which group, counted from 0.")
 @click.option("--calibrator-sources", type=int, help="Sources drawn in that group.  [default: as in the others]")
-@click.option("--stride", default=1, show_default=True, help="Write every so many-th observation of the cadence.")
+@click.option("--stride", default="1", show_default=True, help="Write every so many-th observation; or 1,3 by group.")
 @click.option("--sources", default="10", show_default=True, help="How many to draw per group, or a CSV file.")
 @click.option("--noise", default="radiometer", show_default=True, help="Sigma in Jy of a visibility's parts, or none.")
 @click.option("--gains/--no-gains", default=True, help="Gains and bandpass, or calibrated data.  [default: gains]")
@@ -67,6 +67,7 @@ def _spec(asked: dict[str, Any]) -> Any:
     asked["faults"] = tuple(Fault.parse(text) for text in asked["faults"])
     asked["sources"] = _sources(asked["sources"])
     asked["noise"] = _noise(asked["noise"])
+    asked["stride"] = _stride(asked["stride"])
     if (start := asked.pop("start")) is not None:
         asked["start"] = _time(start)
     return SimulationSpec(**asked)
@@ -76,6 +77,14 @@ def _sources(text: str) -> Any:
     from nightbeam.simulate import read_sources
 
     return int(text) if text.isdigit() else read_sources(Path(text))
+
+
+def _stride(text: str) -> int | tuple[int, ...]:
+    try:
+        numbers = tuple(int(one) for one in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no stride: give 3, or 1,3", param_hint="--stride") from error
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _noise(text: str) -> float | Literal["radiometer"] | None:

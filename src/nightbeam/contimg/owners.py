@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 
 _SAME_START_S = 2.0
 #: As `owned_scratch` and `core.files.part_path` name them.
-_SCRATCH = re.compile(r"(?P<host>.+)\.(?P<group>\d{4}-\d\d-\d\dT[\d:]+)\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*")
+_SCRATCH = re.compile(
+    r"(?P<host>.+)\.(?P<group>\d{4}-\d\d-\d\dT[\d:]+|mosaic-[\w.+-]+)\.[a-z]+\.pid(?P<pid>\d+)\.[^.]*"
+)
 _PART = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
 #: As `core.files.scratch_directory` names one that no group owns, and as the DSA-110 pipeline names its own.
 _OTHER = re.compile(r"[a-z]+\.pid(?P<pid>\d+)\.[^.]*")

@@ -80,6 +80,10 @@ SEED_VARIABLES: Mapping[str, str] = {
     "IMG_ROBUST": "contimg.image.robust",
     "IMG_NITER": "contimg.image.niter",
     "IMG_THRESHOLD": "contimg.image.threshold",
+    "SCHED_MOSAIC_ENABLE": "contimg.mosaic.nightly",
+    "SCHED_MOSAIC_OUTPUT_DIR": "contimg.mosaic.output_dir",
+    "SCHED_MOSAIC_NAME_PREFIX": "contimg.mosaic.name_prefix",
+    "SCHED_MOSAIC_WINDOW_DAYS": "contimg.mosaic.window_days",
     "FETCH_ELOG_HOURS_LOOKBACK": "elog.hours_lookback",
     "FETCH_ELOG_PARALLEL_JOBS": "elog.parallel_jobs",
     "FETCH_ELOG_DATABASE_DIR": "elog.database_dir",
@@ -167,6 +171,7 @@ class ImageSettings(_Section):
 class MosaicSettings(_Section):
     """Which tiles make a mosaic, how they are combined, and what is asked of the result."""
 
+    nightly: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     output_dir: Path | None = Field(None, description="Where mosaics go; None: `mosaics` in output_dir.")
     name_prefix: str = Field(
         "night", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="A night is named prefix_YYYY_MM_DD."

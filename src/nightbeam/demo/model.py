@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["DemoReport", "GroupCheck", "RealCheck", "SourceCheck"]
+__all__ = ["DemoReport", "GroupCheck", "MosaicSource", "RealCheck", "SourceCheck"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,19 @@ class GroupCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class MosaicSource:
+    """One source of the simulated sky beside what a mosaic shows at its place."""
+
+    mosaic: str
+    check: SourceCheck
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.check.name
+
+
+@dataclass(frozen=True, slots=True)
 class RealCheck:
     """Something found beside what was expected: a figure that others published, or what was put in."""
 
@@ -66,6 +79,8 @@ class DemoReport:
     logbook: tuple[RealCheck, ...] = ()
     scans: tuple[RealCheck, ...] = ()
     stream: tuple[RealCheck, ...] = ()
+    mosaic: tuple[RealCheck, ...] = ()
+    mosaic_sources: tuple[MosaicSource, ...] = ()
     left_out: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -73,5 +88,5 @@ class DemoReport:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words."""
         wrong = [f"{group.group_id}: {problem}" for group in self.groups for problem in group.problems]
-        rows = (*self.constants, *self.logbook, *self.scans, *self.stream, *self.real_data)
+        rows = (*self.constants, *self.logbook, *self.scans, *self.stream, *self.mosaic, *self.real_data)
         return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in rows if not row.ok]

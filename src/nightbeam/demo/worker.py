@@ -21,11 +21,12 @@ from nightbeam.contimg.real_data import calibrate_ngc5921, image_ngc5921, reject
 from nightbeam.core.children import run_child
 from nightbeam.core.errors import InputError, NightbeamError, ToolError
 from nightbeam.core.files import remove, write_text
-from nightbeam.core.settings import Settings
+from nightbeam.core.settings import MosaicSettings, Settings
 from nightbeam.demo.compute import check_sources, judge_sources, sources_in_reach
 from nightbeam.demo.detector_constants import ConstantsDemo, constants_demo
 from nightbeam.demo.logbook import LogbookDemo, logbook_demo
 from nightbeam.demo.model import DemoReport, GroupCheck, RealCheck
+from nightbeam.demo.mosaic import MosaicDemo
 from nightbeam.demo.night import NightDemo
 from nightbeam.demo.stream import StreamDemo
 from nightbeam.imaging import measure_sources, product_path
@@ -38,28 +39,33 @@ _log = logging.getLogger(__name__)
 MARK = "made-by-nightbeam-demo"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ENDED = (State.COMPLETED, State.FAILED)
-#: Every third observation, so that the calibrator is out of its neighbours' beams; one each 15 s instead of 928 s.
-STRIDE = 3
+#: The first two are neighbours whose images overlap; the calibrator comes three observations later, out of their
+#: beams. Sixty times faster than at the telescope.
+STRIDES = "1,3"
 RATE = 60.0
+#: Tiles of the mosaics that the night must have: one of the neighbours, one of the calibrator's own field.
+STRIPS = (2, 1)
 
-#: Three groups of 20 real stations. The calibrator crosses the meridian in the second, so the first must wait for
-#: its gains. In the last, one subband comes late.
+#: Three groups of 20 real stations. The calibrator crosses the meridian in the last, so the first two must wait for
+#: its gains. In the second, one subband comes late. The neighbours have half as many sources as the calibrator's field:
+#: each sees those of the other, too, in the flanks of its beam, and so few stations can clean only so many.
 DEMO_ARGUMENTS = (
-    *("--groups", "3", "--antennas", "20", "--channels", "8", "--calibrator", "3C48", "--calibrator-group", "1"),
-    *("--stride", str(STRIDE), "--sources", "8", "--seed", "20251003"),
-    *("--rate", str(RATE), "--fault", "late-subband:7@2"),
+    *("--groups", "3", "--antennas", "20", "--channels", "8", "--calibrator", "3C48", "--calibrator-group", "2"),
+    *("--stride", STRIDES, "--sources", "4", "--calibrator-sources", "8", "--seed", "20251003"),
+    *("--rate", str(RATE), "--fault", "late-subband:7@1"),
 )
 
 
 def demo_settings(directory: Path, base: Settings) -> Settings:
-    """Return the settings of the demo: everything in ``directory``, images of 1.1 degrees, no second attempts.
+    """Return the settings of the demo: everything in ``directory``, images of 1.4 degrees, no second attempts.
 
     The demo never touches a site's own directories or databases.
     """
     contimg = base.contimg.model_copy(
         update={
             **dict.fromkeys(("input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db")),
-            "image": base.contimg.image.model_copy(update={"imsize": 1024, "cell_arcsec": 4.0, "niter": 2000}),
+            "image": base.contimg.image.model_copy(update={"imsize": 1280, "cell_arcsec": 4.0, "niter": 2000}),
+            "mosaic": MosaicSettings(),
         }
     )
     elog = base.elog.model_copy(update={"database": None, "database_dir": None})
@@ -137,6 +143,10 @@ def run_demo(
             seconds["stream"] = time.monotonic() - begin - sum(seconds.values())
             groups = _watch_groups(settings, started.api_url, timeout_s=timeout_s, say=say)
             seconds["groups"] = time.monotonic() - begin - sum(seconds.values())
+            say("the night's mosaics: of its groups' images, beside the simulated sky")
+            truth = read_truth(_incoming(settings))
+            mosaic, sources = MosaicDemo.of(settings, truth, strips=STRIPS).check(api, say=say)
+            seconds["mosaics"] = time.monotonic() - begin - sum(seconds.values())
         finally:
             if not keep_running:
                 seconds["platform down"] = platform.stop(settings).seconds
@@ -151,7 +161,13 @@ def run_demo(
     else:
         left_out = (*left_out, f"the real observations: there is no folder {real_data}")
     seconds["all"] = time.monotonic() - begin
-    return DemoReport(groups, rows, cached, mirrored, scans, stream, left_out, seconds)
+    return DemoReport(groups, rows, cached, mirrored, scans, stream, mosaic, sources, left_out, seconds)
+
+
+def _incoming(settings: Settings) -> Path:
+    incoming = settings.contimg.input_dir
+    assert incoming is not None  # resolved
+    return incoming
 
 
 def _asking(settings: Settings, constants: ConstantsDemo, logbook: LogbookDemo) -> Settings:
@@ -190,8 +206,7 @@ def _fresh(settings: Settings) -> None:
 def _watch_groups(
     settings: Settings, api_url: str, *, timeout_s: float, say: Callable[[str], None]
 ) -> tuple[GroupCheck, ...]:
-    incoming = settings.contimg.input_dir
-    assert incoming is not None  # resolved
+    incoming = _incoming(settings)
     failure: list[NightbeamError] = []
     telescope = threading.Thread(target=_telescope, args=(settings, incoming, failure), daemon=True)
     telescope.start()

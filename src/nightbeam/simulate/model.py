@@ -128,7 +128,8 @@ class SimulationSpec:
     calibrator_flux_jy
         Instead of the list's flux. Its spectral index is 0, as nothing else is listed.
     stride
-        Write only every so many-th observation of the 309.24 s cadence.
+        Write only every so many-th observation of the 309.24 s cadence; or how many come between a group and the next,
+        for each, the last number for all that follow.
     sources
         How many to draw around the centre of each group, or which.
     calibrator_sources
@@ -159,7 +160,7 @@ class SimulationSpec:
     calibrator: str | None = None
     calibrator_group: int = 0
     calibrator_flux_jy: float | None = None
-    stride: int = 1
+    stride: int | tuple[int, ...] = 1
     sources: int | tuple[SkySource, ...] = 10
     calibrator_sources: int | None = None
     source_radius_deg: float = 0.6
@@ -172,6 +173,11 @@ class SimulationSpec:
     faults: tuple[Fault, ...] = ()
     seed: int = 0
     rate: float = 0.0
+
+    def observation(self, index: int) -> int:
+        """Return which observation of the cadence a group is, counted from that of the first group."""
+        strides = self.stride if isinstance(self.stride, tuple) else (self.stride,)
+        return sum(strides[min(k, len(strides) - 1)] for k in range(index))
 
 
 @dataclass(frozen=True)

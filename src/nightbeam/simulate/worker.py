@@ -215,7 +215,8 @@ def _check(spec: SimulationSpec) -> None:
     limits = {"groups": (1, 10_000), "channels": (1, 384), "subbands": (1, 16), "integrations": (1, 24)}
     for name, (low, high) in {**limits, "stride": (1, 1000)}.items():
         value = getattr(spec, name)
-        if not low <= value <= high:
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(low <= one <= high for one in values):
             raise UsageError(f"{name} is {value}", fix=f"give {low} to {high}")
     if not 0 <= spec.calibrator_group < spec.groups:
         raise UsageError(f"no group {spec.calibrator_group} among {spec.groups}", fix="count groups from 0")
@@ -253,7 +254,7 @@ def _start_and_dec(spec: SimulationSpec, calibrator: Calibrator | None) -> tuple
     start_jd = jd_from_datetime(spec.start)
     if calibrator is None:
         return start_jd, math.radians(DEFAULT_DEC_DEG if spec.dec_deg is None else spec.dec_deg)
-    lead_s = spec.calibrator_group * spec.stride * compute.CADENCE_S
+    lead_s = spec.observation(spec.calibrator_group) * compute.CADENCE_S
     lead_s += 0.5 * (spec.integrations - 1) * compute.INTEGRATION_S
     transit_jd, dec_rad = compute.transit_after(
         start_jd + lead_s / 86400.0, calibrator.ra_deg, calibrator.dec_deg, OVRO_DSA110
@@ -298,7 +299,7 @@ def _group(
     faults: tuple[Fault, ...],
     calibrator: Calibrator | None,
 ) -> TruthGroup:
-    start_jd = first_jd + index * spec.stride * compute.CADENCE_S / 86400.0
+    start_jd = first_jd + spec.observation(index) * compute.CADENCE_S / 86400.0
     times = compute.integration_times(start_jd, spec.integrations)
     mid_jd = float(0.5 * (times[0] + times[-1]))
     ra, dec = meridian_icrs(mid_jd, dec_rad, OVRO_DSA110)

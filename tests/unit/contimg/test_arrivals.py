@@ -163,6 +163,17 @@ def test_a_living_process_that_is_silent_keeps_its_group_and_one_of_another_mach
         (f".{G}.ms.{2**22 + 5}.00ff00ff.part", False),
         ("stream_2025-10-02T01:02:03_ab12", None),
     ],
+    # Its own name for each: a number of this process in it would be another one in each worker of pytest.
+    ids=[
+        "ours",
+        "a dead one's",
+        "another machine's",
+        "nobody's, ours",
+        "nobody's, a dead one's",
+        "part",
+        "dead part",
+        "stream",
+    ],
 )
 def test_the_name_of_scratch_tells_whether_its_maker_lives(name: str, alive: bool | None):
     maker = scratch_maker(name)

@@ -126,3 +126,17 @@ def test_a_misspelt_variable_of_elogfetch_is_refused_with_the_right_one(tmp_path
     with pytest.raises(ConfigError, match=name) as error:
         load(tmp_path, environ={name: "5"})
     assert meant in error.value.fix
+
+
+def test_the_older_schedulers_variables_are_honoured(tmp_path):
+    old = {
+        "SCHED_MOSAIC_ENABLE": "0",
+        "SCHED_MOSAIC_OUTPUT_DIR": "/data/ms/mosaics",
+        "SCHED_MOSAIC_NAME_PREFIX": "strip",
+        "SCHED_MOSAIC_WINDOW_DAYS": "2",
+        "SCHED_TEMP_AGE": "3600",
+    }
+    contimg = load(tmp_path, environ=old).contimg
+    assert contimg.mosaic.nightly is False
+    assert (contimg.mosaic.output_dir, contimg.mosaic.name_prefix) == (Path("/data/ms/mosaics"), "strip")
+    assert (contimg.mosaic.window_days, contimg.housekeeping.scratch_age_s) == (2, 3600.0)

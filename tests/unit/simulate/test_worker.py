@@ -98,6 +98,14 @@ def test_a_stride_leaves_observations_out():
     assert (truth.groups[1].start_jd - truth.groups[0].start_jd) * 86400 == pytest.approx(5 * CADENCE_S, abs=1e-3)
 
 
+def test_strides_may_differ_from_group_to_group_and_the_last_goes_on():
+    truth = plan_simulation(replace(TINY, groups=4, stride=(1, 3)))
+    starts = [round((group.start_jd - truth.groups[0].start_jd) * 86400.0 / 309.24) for group in truth.groups]
+    assert starts == [0, 1, 4, 7]
+    with_calibrator = plan_simulation(replace(TINY, groups=3, stride=(1, 3), calibrator="3C48", calibrator_group=2))
+    assert [group.calibrator is not None for group in with_calibrator.groups] == [False, False, True]
+
+
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_the_calibrator_transits_in_the_middle_of_its_group(at: int):
     spec = replace(TINY, groups=3, calibrator="3C48", calibrator_group=at, integrations=24)
@@ -309,6 +317,8 @@ def test_a_plan_writes_nothing(tmp_path: Path):
         ({"subbands": 17}, "subbands is 17"),
         ({"integrations": 25}, "integrations is 25"),
         ({"stride": 0}, "stride is 0"),
+        ({"stride": (1, 0)}, "stride is"),
+        ({"stride": ()}, "stride is"),
         ({"rate": -1.0}, "rate is -1"),
         ({"rate": math.nan}, "rate is nan"),
         ({"noise": -1.0}, "noise is -1"),

@@ -1,0 +1,158 @@
+"""A night killed with SIGKILL at every moment that matters, and made again: the same mosaic, and one row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from nightbeam.contimg import Site
+from nightbeam.contimg.nights import make_night
+from nightbeam.contimg.owners import remove_dead_scratch
+from nightbeam.core.settings import load_settings
+
+observe_sky = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))["observe_sky"]
+
+pytestmark = pytest.mark.slow
+NIGHT = "2025-10-03"
+WHENS = [f"{NIGHT}T04:{minute:02d}:00" for minute in (0, 5, 10)]
+PRODUCTS = "nightbeam.catalog.products:Products"
+
+#: What is called when, which of its calls, and whether the end comes before or after it.
+MOMENTS = [
+    (f"{PRODUCTS}.put_plan", 1, "before"),
+    (f"{PRODUCTS}.put_plan", 1, "after"),
+    ("nightbeam.mosaic.product:PlaneWriter.write", 2, "after"),
+    ("nightbeam.mosaic.product:replace_path", 1, "before"),
+    ("nightbeam.mosaic.product:replace_path", 2, "after"),
+    ("nightbeam.mosaic.product:write_mosaic", 1, "before"),
+    ("nightbeam.mosaic.product:write_mosaic", 1, "after"),
+    (f"{PRODUCTS}.put_qa_artifact", 1, "before"),
+    (f"{PRODUCTS}.mosaic_built", 1, "before"),
+    (f"{PRODUCTS}.mosaic_built", 1, "after"),
+    (f"{PRODUCTS}.put_night", 1, "after"),
+]
+
+CHILD = """
+import functools, importlib, os, signal, sys
+where, nth, when, night = sys.argv[1:]
+module, _, path = where.partition(":")
+*owners, last = path.split(".")
+owner = importlib.import_module(module)
+for name in owners:
+    owner = getattr(owner, name)
+real, calls = getattr(owner, last), 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()  # it comes to this thread, or to all of them in a moment
+
+@functools.wraps(real)
+def watched(*args, **keywords):
+    global calls
+    calls += 1
+    mine = calls == int(nth)
+    if mine and when == "before":
+        die()
+    found = real(*args, **keywords)
+    if mine and when == "after":
+        die()
+    return found
+
+setattr(owner, last, watched)
+from nightbeam.cli import main
+main(["mosaic", "nightly", "--night", night])
+"""
+
+
+def site_at(state: Path) -> Site:
+    return Site.from_settings(load_settings(environ={"NIGHTBEAM_STATE_DIR": str(state)}))
+
+
+def killed(state: Path, where: str, nth: int, when: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, where, str(nth), when, NIGHT],
+        env={**os.environ, "NIGHTBEAM_STATE_DIR": str(state)},
+        cwd=state.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def rows(site: Site) -> list[dict[str, Any]]:
+    """What the rows say, without times of writing, the site's own directories and headers' dates."""
+    found = []
+    for row in site.products().mosaics():
+        plain = dataclasses.asdict(row)
+        del plain["created_at"], plain["built_at"], plain["sha256"], plain["id"]
+        found.append(json.loads(json.dumps(plain).replace(str(site.state_dir), "STATE")))
+        parameters = json.loads(found[-1].pop("parameters"))
+        found[-1]["window"] = parameters["window"]
+    return found
+
+
+def pixels(site: Site) -> dict[str, Any]:
+    kinds = ("image", "weight", "noise")
+    return {kind: fits.getdata(site.mosaic_dir() / f"night_2025_10_03.{kind}.fits") for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = site_at(tmp_path_factory.mktemp("undisturbed") / "state")
+    observe_sky(site, WHENS)
+    make_night(site, NIGHT)
+    return site
+
+
+def assert_is_the_same(site: Site, undisturbed: Site) -> None:
+    assert len(site.products().mosaics()) == 1
+    assert rows(site) == rows(undisturbed)
+    for kind, data in pixels(site).items():
+        np.testing.assert_array_equal(data, pixels(undisturbed)[kind])
+    assert [(n.night, n.state, n.tiles) for n in site.products().nights()] == [(NIGHT, "done", 3)]
+    names = [sorted(p.name for p in one.mosaic_dir().iterdir() if p.suffix != ".lock") for one in (site, undisturbed)]
+    assert names[0] == names[1]
+    assert len(site.products().qa_artifacts("night_2025_10_03")) == 1
+    remove_dead_scratch(site.scratch_dir)
+    assert not site.scratch_dir.exists() or list(site.scratch_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(("where", "nth", "when"), MOMENTS, ids=lambda v: str(v).rpartition(":")[2])
+def test_the_same_night_after_a_kill_gives_the_same_mosaic_in_one_row(tmp_path, undisturbed, where, nth, when):
+    site = site_at(tmp_path / "state")
+    observe_sky(site, WHENS)
+    killed(site.state_dir, where, nth, when)
+    make_night(site, NIGHT)
+    assert_is_the_same(site, undisturbed)
+    assert make_night(site, NIGHT).action == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("where", "nth", "when"), [MOMENTS[1], MOMENTS[4], MOMENTS[8]], ids=lambda v: str(v).rpartition(":")[2]
+)
+def test_a_night_that_is_killed_while_it_replaces_an_earlier_mosaic_is_never_taken_for_whole(
+    tmp_path, undisturbed, where, nth, when
+):
+    site = site_at(tmp_path / "state")
+    observe_sky(site, WHENS)
+    late = site.products().images()[0]
+    hidden = Path(late.path).rename(tmp_path / "late")
+    assert make_night(site, NIGHT).action == "built"
+    assert site.products().mosaics()[0].tiles_used == 2
+    hidden.rename(late.path)
+    killed(site.state_dir, where, nth, when)
+    assert site.products().mosaics()[0].status == "planned"
+    make_night(site, NIGHT)
+    assert_is_the_same(site, undisturbed)
