@@ -51,7 +51,7 @@ STRIPS = (2, 1)
 #: each sees those of the other, too, in the flanks of its beam, and so few stations can clean only so many.
 DEMO_ARGUMENTS = (
     *("--groups", "3", "--antennas", "20", "--channels", "8", "--calibrator", "3C48", "--calibrator-group", "2"),
-    *("--stride", STRIDES, "--sources", "4", "--calibrator-sources", "8", "--seed", "20251003"),
+    *("--stride", STRIDES, "--sources", "4", "--calibrator-sources", "8", "--seed", "20251005"),
     *("--rate", str(RATE), "--fault", "late-subband:7@1"),
 )
 
