@@ -68,12 +68,16 @@ def test_the_run_shows_where_the_image_lies_its_tiles_and_its_checks(world):
     observe(world, "2025-10-03")
     world.add("2025-10-03T04:15:00", word="no beam | <script>")
     world.checks = (Check("coverage", 0.05, 0.1, False, "5 % are covered"),)
+    address = world.site.state_dir / "monitor" / "address"
+    address.parent.mkdir(parents=True)
+    address.write_text("http://127.0.0.1:8000")
     state = module.nightly_mosaic(return_state=True)
     markdown, picture = shown(state)
     assert (markdown.key, markdown.type, picture.type) == ("nightly-mosaic", "markdown", "image")
+    assert picture.data == "http://127.0.0.1:8000/api/qa/file/night_2025_10_03/image.png"
     image = world.site.mosaic_dir() / "night_2025_10_03.image.fits"
     assert f"]({image.as_uri()})" in markdown.data
-    assert "| 2025-10-03T04:15:00 | **rejected** | no beam \\| &lt;script&gt; |" in markdown.data
+    assert "| 2025-10-03T04:15:00 | **rejected** | no beam \\| &lt;script\\> |" in markdown.data
     assert "| coverage | **failed** | 5 % are covered |" in markdown.data
     assert "<script>" not in markdown.data
 
@@ -86,7 +90,7 @@ def test_one_bad_night_does_not_stop_the_others_and_the_run_fails_naming_it(worl
     with pytest.raises(PartialError, match="1 of 2 nights have no mosaic: 2025-10-02: tile 2 is truncated"):
         state.result()
     assert {row.night: row.state for row in world.products.nights()} == {"2025-10-02": "failed", "2025-10-03": "done"}
-    assert [a.description for a in shown(state) if a.type == "markdown"] == ["Night 2025-10-02", "Night 2025-10-03"]
+    assert [a.description for a in shown(state) if a.key == "nightly-mosaic"] == ["Night 2025-10-02", "Night 2025-10-03"]
 
 
 def test_a_night_that_is_named_is_made_due_or_not(world):
