@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
+
+if TYPE_CHECKING:
+    from nightbeam.monitor.model import GroupFile
 
 __all__ = [
     "Bar",
@@ -29,12 +33,15 @@ __all__ = [
     "degrees",
     "dms",
     "duration",
+    "fact",
     "hms",
     "instant",
     "iso",
     "jansky",
     "mark",
+    "moment_in",
     "number",
+    "of_mjd",
     "per_cent",
     "stage_bar",
     "time_line",
@@ -44,6 +51,7 @@ __all__ = [
 ]
 
 _DASH: Final = "–"
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)")
 
 
 class Tone(StrEnum):
@@ -72,14 +80,14 @@ class Mark:
 
 #: Every word of a state, attempt, set, mosaic, night, verdict, mirror or service that the page may meet.
 _TONES: Final[Mapping[str, Tone]] = {
-    **dict.fromkeys(("failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable"), Tone.BAD),
+    **dict.fromkeys(("failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable", "trouble"), Tone.BAD),
     **dict.fromkeys(
         ("waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access", "gone",
          "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy", "held"),
         Tone.WARN,
     ),
     **dict.fromkeys(("in_progress", "running", "writing", "busy", "syncing", "starting"), Tone.WORK),
-    **dict.fromkeys(("pending", "collecting", "planned", "queued", "scheduled", "idle", "not yet"), Tone.WAIT),
+    **dict.fromkeys(("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"), Tone.WAIT),
     **dict.fromkeys(
         ("completed", "good", "ok", "active", "done", "built", "up", "healthy", "current", "fetched", "restored",
          "ready", "alive", "valid", "solved here", "arrived"),
@@ -88,6 +96,8 @@ _TONES: Final[Mapping[str, Tone]] = {
 }  # fmt: skip
 _WORDS: Final[Mapping[str, str]] = {
     "waiting_for_gains": "waits for gains",
+    "waiting": "waiting",
+    "open": "not yet",
     "in_progress": "in progress",
     "skipped_no_caltables": "no calibration",
     "processing_fresh": "first time",
@@ -132,6 +142,11 @@ def instant(value: object) -> datetime | None:
     except (ValueError, OverflowError, OSError):
         return None
     return None
+
+
+def moment_in(value: object) -> datetime | None:
+    """Return the time that a text is, written whole as ISO 8601 with its zone; None of anything else."""
+    return instant(value) if isinstance(value, str) and _MOMENT.fullmatch(value) else None
 
 
 def of_mjd(mjd: float | None) -> datetime | None:
@@ -193,6 +208,20 @@ def duration(seconds: float | None) -> str:
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------
+
+
+def fact(value: object) -> str:
+    """Return whatever a system says of itself as short text: numbers with separators, yes, no, words."""
+    if value is None or value == "":
+        return _DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:299]}…"
 
 
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:
@@ -283,38 +312,18 @@ class Cell:
     subband: int
     state: str
     after_s: float | None
-    when: datetime | None
-    size_bytes: float | None
     path: str
-    duplicates: int
+    duplicates: tuple[str, ...]
 
 
-def arrival_cells(
-    files: Iterable[Mapping[str, Any]], duplicates: Iterable[Mapping[str, Any]], *, expected: int
-) -> list[Cell]:
-    """Return one cell for each subband that came or should have.
-
-    Parameters
-    ----------
-    files
-        Each with ``subband``, and as far as known ``recorded_at``, ``late``, ``size_bytes``, ``path``.
-    duplicates
-        Each with ``subband``.
-    expected
-        How many subbands make the group full; they are numbered from 0.
-    """
-    by_subband = {int(f["subband"]): f for f in files}
-    second = [int(d["subband"]) for d in duplicates]
-    times = {n: instant(f.get("recorded_at")) for n, f in by_subband.items()}
-    first = min((t for t in times.values() if t is not None), default=None)
+def arrival_cells(files: Sequence[GroupFile]) -> list[Cell]:
+    """Return one cell for each subband that came or should have, with the time since the first of them."""
+    first = min((f.arrived_at for f in files if f.arrived_at is not None), default=None)
     cells = []
-    for n in sorted({*range(max(expected, 0)), *by_subband, *second}):
-        file, when = by_subband.get(n), times.get(n)
-        state = "missing" if file is None else "late" if file.get("late") else "duplicate" if n in second else "arrived"
-        after = None if when is None or first is None else (when - first).total_seconds()
-        found = file or {}
-        size, path = found.get("size_bytes"), str(found.get("path") or "")
-        cells.append(Cell(n, state, after, when, size, path, second.count(n)))
+    for f in files:
+        state = "missing" if f.missing else "late" if f.late else "duplicate" if f.duplicates else "arrived"
+        after = None if f.arrived_at is None or first is None else (f.arrived_at - first).total_seconds()
+        cells.append(Cell(f.subband, state, after, f.path or "", tuple(f.duplicates)))
     return cells
 
 

@@ -268,12 +268,14 @@ class _Maker:
         )  # fmt: skip
         fits = stem.with_name(f"{stem.name}.image.pbcor.fits")
         write_bytes(fits, b"SIMPLE  =                    T" + b" " * 2850)
+        png = stem.with_name(f"{stem.name}.png")
+        write_bytes(png, _sky(n))
         self.products.upsert_image(
             fits, ms_path=ms, now=at, beam_major_arcsec=31.4 + n % 3, beam_minor_arcsec=27.9, beam_pa_deg=12.0 + n,
             noise_jy=noise, noise_centre_jy=noise * 1.04, pbcor=1, group_id=group_id, mid_mjd=self.mjd(n), peak_jy=peak,
             dynamic_range=peak / noise, ra_deg=ra, dec_deg=self.dec(n), imsize=1024, cell_arcsec=5.0, freq_hz=1.405e9,
             bandwidth_hz=1.875e8, integration_s=309.2, version="0.1.0", sha256="0" * 64,
-            files={"pbcor": str(fits)}, parameters={"niter": 1000, "robust": 0.0}, **used,
+            files={"pbcor": str(fits), "png": str(png)}, parameters={"niter": 1000, "robust": 0.0}, **used,
         )  # fmt: skip
         directory = self.state / "qa" / group_id
         for number, figure in enumerate(("image.png", "flags.png", "uv.png", "amplitudes.png", "bpcal.png", "gpcal.png")):
@@ -342,22 +344,31 @@ class _Maker:
         directory = self.out / "mosaics"
         output = directory / f"{name}.fits"
         write_bytes(output, b"SIMPLE  =                    T" + b" " * 2850)
-        preview = self.state / "qa" / name / "mosaic.png"
-        write_bytes(preview, _sky(7, width=360, height=96))
+        preview = directory / f"{name}.png"
+        write_bytes(preview, _sky(7, width=1200, height=300, sources=160))
         at = self.seconds(-6 * 3600)
-        self.products.put_qa_artifact(name, "mosaic.png", preview, now=at)
         self._scores("mosaic", name, 0.0088, 1850.0, at)
         tiles = [image.path for image in images]
+        faults = {
+            2: {"code": "noise", "text": "noise 55.0 mJy is more than 5 times the median of the tiles"},
+            5: {"code": "beam", "text": f"the beam is 40 % off the median{self.words}"},
+        }
         verdicts = [
-            {"path": path, "group_id": image.group_id, "used": k not in (2, 5),
-             "reason": {2: "noise 55.0 mJy is more than 5 times the median", 5: f"beam 40 % off the median{self.words}"}.get(k)}
+            {
+                "path": path, "name": image.group_id, "accepted": k not in faults,
+                "reasons": [faults[k]] if k in faults else [], "tile": {},
+            }
             for k, (path, image) in enumerate(zip(tiles, images, strict=True))
         ]  # fmt: skip
         checks = [
-            {"name": "coverage", "value": 0.81, "verdict": "good", "reason": "at least 0.1"},
-            {"name": "noise of blocks", "value": 1.7, "verdict": "good", "reason": "at most 2"},
-            {"name": "negative pixels", "value": 0.012, "verdict": "warn", "reason": "1.2 % beyond -5 sigma, 1 % is allowed"},
-        ]
+            {"name": "coverage", "value": 0.81, "limit": 0.1, "passed": True, "text": "81 % of the pixels have a value"},
+            {"name": "noise_between_blocks", "value": 1.7, "limit": 2.0, "passed": True, "text": "at most 2 is allowed"},
+            {
+                "name": "negative_pixels", "value": 0.012, "limit": 0.01, "passed": False,
+                "text": "1.2 % of the pixels are below -5 sigma, 1 % is allowed",
+            },
+            {"name": "flux_ratio", "value": None, "limit": None, "passed": None, "text": "no catalogue was given"},
+        ]  # fmt: skip
         built: dict[str, Any] = {
             "created_at": at, "built_at": at + 244, "status": "built", "method": "weighted",
             "tiles": "\n".join(tiles), "output_path": str(output), "plan": f"night_{yesterday:%Y_%m_%d}", "strip": 0,
@@ -366,8 +377,8 @@ class _Maker:
             "height": 2706, "cell_arcsec": 5.0, "freq_hz": 1.405e9, "beam_major_arcsec": 33.4,
             "beam_minor_arcsec": 28.8, "beam_pa_deg": 14.0, "noise_jy": 0.00878, "peak_jy": 16.28,
             "tiles_used": len(tiles) - 2, "tiles_rejected": 2, "verdicts": json.dumps(verdicts),
-            "checks": json.dumps(checks), "files": json.dumps({"image": str(output), "preview": str(preview)}),
-            "validation_issues": "1.2 % of the pixels are beyond -5 sigma", "version": "0.1.0",
+            "checks": json.dumps(checks), "files": json.dumps({"image": str(output), "png": str(preview)}),
+            "validation_issues": "negative pixels: 1.2 % of the pixels are below -5 sigma, 1 % is allowed", "version": "0.1.0",
         }  # fmt: skip
         failed = {
             "created_at": at - 86400, "status": "failed", "method": "weighted", "tiles": "", "plan": "night_before", "strip": 0,
@@ -478,12 +489,12 @@ class _Maker:
             write_bytes(output / f"peaknet_cxi_{_EXPERIMENT}_r0042_{k:04d}.cxi", b"\x89HDF\r\n\x1a\n")
 
 
-def _sky(seed: int, *, width: int = 160, height: int = 160) -> bytes:
+def _sky(seed: int, *, width: int = 160, height: int = 160, sources: int = 9) -> bytes:
     """Return a small picture of noise and a few sources."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     sky = random.normal(26.0, 9.0, (height, width))
-    for _ in range(9):
+    for _ in range(sources):
         y0, x0, flux = random.uniform(4, height - 4), random.uniform(4, width - 4), random.exponential(120.0)
         sky += flux * np.exp(-((y - y0) ** 2 + (x - x0) ** 2) / 6.0)
     return _png(np.clip(sky, 0, 255).astype(np.uint8))
