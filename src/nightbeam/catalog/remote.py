@@ -163,6 +163,17 @@ class Database:
         with self.read() as connection:
             return self._revision(connection)
 
+    def check_current(self) -> None:
+        """Refuse a schema that is not ours any more, since another program may have changed it.
+
+        Raises
+        ------
+        InputError
+            If it is a newer one, or an older one.
+        """
+        with self.errors():
+            self._refuse_older()
+
     def downgrade(self, revision: str) -> None:
         """Take the schema back to an older revision; ``base`` leaves nothing but the version table.
 
