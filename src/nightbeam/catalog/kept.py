@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from nightbeam.catalog.remote import Database, DatabaseName
+from nightbeam.catalog.remote import Database, DatabaseName, shown_url
 from nightbeam.core.errors import MissingError, NightbeamError, StorageError
 
 __all__ = ["KeptDatabase"]
@@ -41,6 +41,11 @@ class KeptDatabase:
     clock
         Seconds that go on, for tests.
 
+    Attributes
+    ----------
+    shown
+        Its address without a password.
+
     Notes
     -----
     Safe to be used by many threads. A file that was moved away or replaced is noticed by its inode.
@@ -48,6 +53,7 @@ class KeptDatabase:
 
     def __init__(self, url: str, name: DatabaseName, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name: DatabaseName = name
+        self.shown = shown_url(url)
         self._url, self._clock = _patient(url), clock
         self._lock = threading.Lock()
         self._open: Database | None = None

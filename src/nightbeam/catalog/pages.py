@@ -418,14 +418,6 @@ class ProductPages:
         table = QuarantineTable.__table__
         return self._read(QuarantineRow, _all(QuarantineRow, table).order_by(table.c.moved_at.desc()).limit(limit))
 
-    def counts(self) -> dict[str, int]:
-        """Return how many rows the largest tables have."""
-        with self.kept.read() as connection:
-            return {
-                table.name: int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
-                for table in (_IMAGES, _MS, _MOSAICS)
-            }
-
     def _read(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
         with self.kept.read() as connection:
             return _rows(connection, kind, query)

@@ -57,6 +57,7 @@ from nightbeam.monitor.model import (
     System,
     Tonight,
 )
+from nightbeam.monitor.watch import PlatformWatch
 
 __all__ = ["MOST", "Reader"]
 
@@ -98,7 +99,7 @@ class Reader:
         self._constants = Fresh(lambda: services.constants_state(self.settings, self.now()), keep_s=_SCAN_S)
         self._scans = Fresh(lambda: services.scans_state(self.settings, self.now()), keep_s=_SCAN_S)
         self._cxi = Fresh(lambda: services.cxi_state(self.settings, self.now()), keep_s=_SCAN_S)
-        self._platform = services.PlatformWatch(self.settings, now=self.now)
+        self._platform = PlatformWatch(self.settings, now=self.now)
 
     def close(self) -> None:
         """Close what is open."""

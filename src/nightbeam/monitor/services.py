@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYetError
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from nightbeam.calib.files import EntryLine, list_entries
 from nightbeam.catalog.model import GroupRow
@@ -37,9 +34,6 @@ from nightbeam.monitor.model import (
     ElogFailure,
     ElogSnapshot,
     ElogState,
-    PlatformState,
-    Pool,
-    Process,
     QueueCounts,
     ScanFailure,
     ScansState,
@@ -48,22 +42,18 @@ from nightbeam.monitor.model import (
     Standing,
     System,
 )
-from nightbeam.platform import Layout, PartState, Phase, PoolStatus
-from nightbeam.platform.control import ask_server
-from nightbeam.platform.files import read_report
-from nightbeam.platform.model import Report
 from nightbeam.scans.report import failures_path
 
 __all__ = [
-    "PlatformWatch",
     "constants_state",
     "contimg_system",
     "cxi_state",
     "elog_state",
+    "first_line",
+    "held",
     "scans_state",
+    "shown",
 ]
-
-T = TypeVar("T")
 
 #: Groups that wait before it is said that the chain is behind: 50 minutes of data.
 _BEHIND: Final = 10
@@ -76,10 +66,6 @@ _STALE_MIRROR: Final = timedelta(hours=25)
 _MOST_ENTRIES: Final = 5000
 _MOST_SHOWN: Final = 200
 _MOST_BYTES: Final = 4 << 20
-#: Prefect's server is asked this often at most, for so long, and waited for so long by who wants to know.
-_ASK_EVERY_S: Final = 5.0
-_ASK_S: Final = 3.0
-_WAIT_S: Final = 1.0
 
 
 # -- continuum imaging --------------------------------------------------------------------------------------------
@@ -100,7 +86,7 @@ def contimg_system(
 ) -> System:
     """Return how continuum imaging does; the questions are asked of the queue."""
     ingest = settings.contimg.ingest
-    about = {"key": "contimg", "title": "DSA-110 continuum imaging"}
+    about = partial(System, key="contimg", title="DSA-110 continuum imaging")
     try:
         n, since = counts(), instant_of_time(last_update())
         newest = instant_of_time(last_received())
@@ -110,9 +96,9 @@ def contimg_system(
         stale = [row for row in collecting() if _age(now, row.received_at) > ingest.collecting_warn_s]
         lost, done = list(failed()), finished()
     except MissingError:
-        return System(**about, standing=Standing.OFF, reason="no group has come yet: there is no queue")
+        return about(standing=Standing.OFF, reason="no group has come yet: there is no queue")
     except NightbeamError as error:
-        return System(**about, standing=Standing.TROUBLE, reason=error.what)
+        return about(standing=Standing.TROUBLE, reason=error.what)
     facts: dict[str, int | float | str | None] = {
         "pending": n.pending,
         "in_progress": n.in_progress,
@@ -126,7 +112,7 @@ def contimg_system(
         word, why = Standing.TROUBLE, f"{silent[0].group_id} has been silent for {quiet / 60:.0f} min"
     elif lost:
         word = Standing.TROUBLE
-        why = f"{len(lost)} {_groups(len(lost))} failed in 24 h, last {lost[0].group_id}: {_line(lost[0].error)}"
+        why = f"{len(lost)} {_groups(len(lost))} failed in 24 h, last {lost[0].group_id}: {first_line(lost[0].error)}"
     elif (ahead := _ahead(now, since)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif not platform_runs and (n.pending or n.in_progress):
@@ -147,7 +133,7 @@ def contimg_system(
         word, why = Standing.OK, f"{n.in_progress} in work, {n.pending} waiting, {n.collecting} arriving"
     else:
         word, why = Standing.OK, f"all groups done, {done} in 24 h"
-    return System(**about, standing=word, reason=why, since=since, facts=facts)
+    return about(standing=word, reason=why, since=since, facts=facts)
 
 
 def _groups(n: int) -> str:
@@ -159,26 +145,26 @@ def _groups(n: int) -> str:
 
 def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState:
     """Return the mirror of the logbook."""
-    about = {"key": "elog", "title": "Electronic logbook"}
+    about = partial(System, key="elog", title="Electronic logbook")
     directory = settings.elog.database_dir
     copies = _snapshots(directory) if directory is not None else []
-    shown = _shown(str(settings.elog.database))
+    mirror = pages.kept.shown
     try:
         said, failures = pages.summary(), pages.failures(limit=50)
         newest = pages.newest(limit=50)
     except MissingError as error:
-        system = System(**about, standing=Standing.OFF, reason="nothing is mirrored yet")
-        return ElogState(system=system, database=shown, snapshots=copies, problems=[error.what])
+        system = about(standing=Standing.OFF, reason="nothing is mirrored yet")
+        return ElogState(system=system, database=mirror, snapshots=copies, problems=[error.what])
     except NightbeamError as error:
-        system = System(**about, standing=Standing.TROUBLE, reason=error.what)
-        return ElogState(system=system, database=shown, snapshots=copies, problems=[error.what])
+        system = about(standing=Standing.TROUBLE, reason=error.what)
+        return ElogState(system=system, database=mirror, snapshots=copies, problems=[error.what])
     updated = instant_of_text(said.metadata.get("last_update"))
     success = instant_of_text(said.last_success)
     since = max((one for one in (updated, success) if one is not None), default=None)
     if said.failed:
         first = failures[0] if failures else {}
         word = Standing.TROUBLE
-        why = f"{said.failed} of {said.failed + said.ok} lists could not be read: {_line(first.get('error'))}"
+        why = f"{said.failed} of {said.failed + said.ok} lists could not be read: {first_line(first.get('error'))}"
     elif (ahead := _ahead(now, since)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif since is None:
@@ -188,14 +174,13 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
     else:
         word, why = Standing.OK, f"{said.experiments} experiments, updated {age_words((now - since).total_seconds())}"
     return ElogState(
-        system=System(
-            **about,
+        system=about(
             standing=word,
             reason=why,
             since=since,
             facts={"experiments": said.experiments, "entries": said.entries, "failed_lists": said.failed},
         ),
-        database=shown,
+        database=mirror,
         last_update=updated,
         last_success=success,
         experiments=said.experiments,
@@ -240,7 +225,7 @@ def _snapshots(directory: Path) -> list[ElogSnapshot]:
                 said = path.stat()
                 found.append(
                     ElogSnapshot(
-                        path=_shown(str(path)), size_bytes=said.st_size, written_at=instant_of_time(said.st_mtime)
+                        path=shown(str(path)), size_bytes=said.st_size, written_at=instant_of_time(said.st_mtime)
                     )
                 )
     return found
@@ -252,23 +237,26 @@ def _snapshots(directory: Path) -> list[ElogSnapshot]:
 def constants_state(settings: Settings, now: datetime) -> ConstantsState:
     """Return the cache of detector constants."""
     calib = settings.calib
-    about = {"key": "constants", "title": "Detector constants"}
-    place = {"directory": _shown(str(calib.output_dir)), "experiment": calib.experiment}
+    about = partial(System, key="constants", title="Detector constants")
+    place = partial(ConstantsState, directory=shown(str(calib.output_dir)), experiment=calib.experiment)
     try:
         lines = list_entries(calib.output_dir, owners=calib.owners)
     except MissingError as error:
         wanted = calib.experiment is not None
         word = Standing.TROUBLE if wanted else Standing.OFF
-        return ConstantsState(system=System(**about, standing=word, reason=error.what), **place, problems=[error.what])
+        return place(system=about(standing=word, reason=error.what), problems=[error.what])
     except (NightbeamError, OSError) as error:
         said = error.what if isinstance(error, NightbeamError) else str(error)
-        return ConstantsState(system=System(**about, standing=Standing.UNKNOWN, reason=said), **place, problems=[said])
+        return place(system=about(standing=Standing.UNKNOWN, reason=said), problems=[said])
     items = sorted(map(_constants_file, lines), key=lambda one: (one.experiment, -one.run))[:_MOST_SHOWN]
     since = max((one.created_at for one in items if one.created_at is not None), default=None)
     bad = [one for one in items if one.reason]
     ours = [one for one in items if one.experiment == calib.experiment and not one.reason]
     if bad:
-        word, why = Standing.TROUBLE, f"{len(bad)} of {len(items)} cache files cannot be used: {_line(bad[0].reason)}"
+        word, why = (
+            Standing.TROUBLE,
+            f"{len(bad)} of {len(items)} cache files cannot be used: {first_line(bad[0].reason)}",
+        )
     elif (ahead := _ahead(now, since)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif calib.experiment is not None and not ours:
@@ -282,16 +270,14 @@ def constants_state(settings: Settings, now: datetime) -> ConstantsState:
         "files": len(items),
         "bytes": sum({line.inode: line.bytes for line in lines}.values()),
     }
-    return ConstantsState(
-        system=System(**about, standing=word, reason=why, since=since, facts=facts), **place, items=items
-    )
+    return place(system=about(standing=word, reason=why, since=since, facts=facts), items=items)
 
 
 def _constants_file(line: EntryLine) -> ConstantsFile:
     return ConstantsFile(
         experiment=line.experiment,
         run=line.run,
-        path=_shown(str(line.path)),
+        path=shown(str(line.path)),
         size_bytes=line.bytes,
         created_at=instant_of_text(line.created),
         detectors=line.detectors,
@@ -309,10 +295,10 @@ def scans_state(settings: Settings, now: datetime) -> ScansState:
     """Return the scan calibrator and its stores."""
     out = settings.scans.output_dir
     assert out is not None  # resolved
-    about = {"key": "scans", "title": "Single-dish scans"}
+    about = partial(System, key="scans", title="Single-dish scans")
     problems: list[str] = []
     beat = _object(out / "scan-calibrator.json", problems)
-    runs = _held(out / "scan-calibrator.lock")
+    runs = held(out / "scan-calibrator.lock")
     stores = _stores(out, problems)
     failures = [one for store in stores[:20] for one in _failures(out, store)][:_MOST_SHOWN]
     at = instant_of_text(beat.get("at"))
@@ -329,15 +315,15 @@ def scans_state(settings: Settings, now: datetime) -> ScansState:
     elif not runs:
         word, why = Standing.OFF, f"not running, last seen {age_words(silent_s)}"
         if backlog or waits:
-            word, why = Standing.TROUBLE, f"not running, and {backlog} scans wait" if backlog else _line(waits[0])
+            word, why = Standing.TROUBLE, f"not running, and {backlog} scans wait" if backlog else first_line(waits[0])
     elif silent_s > max(_STALE_BEAT_S, 20 * settings.scans.interval_s):
         word, why = Standing.TROUBLE, f"it runs and has been silent for {silent_s / 60:.0f} min"
     elif (ahead := _ahead(now, at)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif waits:
-        word, why = Standing.TROUBLE, _line(waits[0])
+        word, why = Standing.TROUBLE, first_line(waits[0])
     elif failed:
-        word, why = Standing.TROUBLE, f"{failed} scans cannot be calibrated: {_line(beat.get('last_error'))}"
+        word, why = Standing.TROUBLE, f"{failed} scans cannot be calibrated: {first_line(beat.get('last_error'))}"
     elif backlog:
         word, why = Standing.WAITING, f"{backlog} scans wait for their turn"
     else:
@@ -345,8 +331,8 @@ def scans_state(settings: Settings, now: datetime) -> ScansState:
     changed = max((store.changed_at for store in stores if store.changed_at is not None), default=None)
     facts: dict[str, int | float | str | None] = {"backlog": backlog, "failed": failed, "stores": len(stores)}
     return ScansState(
-        system=System(**about, standing=word, reason=why, since=at or changed, facts=facts),
-        directory=_shown(str(out)),
+        system=about(standing=word, reason=why, since=at or changed, facts=facts),
+        directory=shown(str(out)),
         running=runs,
         pid=whole(beat.get("pid")),
         beat_at=at,
@@ -376,12 +362,12 @@ def _stores(out: Path, problems: list[str]) -> list[ScanStore]:
             numbers = sum(one.name.startswith("scan") and one.is_dir() for one in _entries(scans, []))
             found.append(
                 ScanStore(
-                    name=_shown(entry.name.removesuffix(".zarr")),
-                    path=_shown(entry.path),
+                    name=shown(entry.name.removesuffix(".zarr")),
+                    path=shown(entry.path),
                     scans=numbers,
                     changed_at=instant_of_time(changed),
                     failures=len(_dicts(_object(failures_path(out / entry.name), []).get("failures"))),
-                    running=_held(out / f"{entry.name}.lock"),
+                    running=held(out / f"{entry.name}.lock"),
                 )
             )
     return sorted(found, key=lambda one: -(one.changed_at.timestamp() if one.changed_at else 0.0))[:_MOST_SHOWN]
@@ -396,7 +382,7 @@ def _failures(out: Path, store: ScanStore) -> Iterator[ScanFailure]:
             scan=whole(one.get("scan")) or 0,
             error=text(one.get("error")) or "",
             stage=text(one.get("stage")) or "",
-            message=_line(one.get("message")),
+            message=first_line(one.get("message")),
         )
 
 
@@ -415,13 +401,13 @@ def _water(one: Mapping[str, Any]) -> ScanWater:
 
 def cxi_state(settings: Settings, now: datetime) -> CxiState:
     """Return the CXI writers of the output directory."""
-    about = {"key": "cxi", "title": "CXI files"}
+    about = partial(System, key="cxi", title="CXI files")
     problems: list[str] = []
     out = _cxi_directory(settings, problems)
     if out is None:
         word = Standing.TROUBLE if problems else Standing.OFF
         why = problems[0] if problems else "no writer is configured: set cxi.config or cxi.output_dir"
-        return CxiState(system=System(**about, standing=word, reason=why), directory=None, problems=problems)
+        return CxiState(system=about(standing=word, reason=why), directory=None, problems=problems)
     writers = _writers(out, problems)
     newest = _cxi_files(out)
     since = max((one.updated_at for one in writers if one.updated_at is not None), default=None)
@@ -433,7 +419,7 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
         quiet = _age_of(now, silent[0].updated_at)
         word, why = Standing.TROUBLE, f"{silent[0].prefix} runs and has been silent for {quiet:.0f} s"
     elif ill:
-        word, why = Standing.TROUBLE, f"{ill[0].prefix}: {_line(ill[0].problems[0])}"
+        word, why = Standing.TROUBLE, f"{ill[0].prefix}: {first_line(ill[0].problems[0])}"
     elif (ahead := _ahead(now, since)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif running:
@@ -463,8 +449,8 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
         "events_lost": sum(one.events_lost for one in writers),
     }
     return CxiState(
-        system=System(**about, standing=word, reason=why, since=since, facts=facts),
-        directory=_shown(str(out)),
+        system=about(standing=word, reason=why, since=since, facts=facts),
+        directory=shown(str(out)),
         writers=writers,
         newest=newest,
         problems=problems,
@@ -504,10 +490,10 @@ def _writer(out: Path, prefix: str, said: Mapping[str, Any]) -> CxiWriter:
     counters = _mapping(said.get("counters"))
     queue = _mapping(said.get("queue"))
     return CxiWriter(
-        prefix=_shown(prefix),
-        directory=_shown(str(out)),
+        prefix=shown(prefix),
+        directory=shown(str(out)),
         state=text(said.get("state")) or "unknown",
-        running=_held(lock_path(out, prefix)),
+        running=held(lock_path(out, prefix)),
         updated_at=instant_of_text(said.get("updated")),
         pid=whole(said.get("pid")),
         host=text(said.get("host")),
@@ -533,7 +519,7 @@ def _writer(out: Path, prefix: str, said: Mapping[str, Any]) -> CxiWriter:
 def _producer(name: str, page: Any) -> CxiProducer:
     said = _mapping(page)
     return CxiProducer(
-        name=_shown(name),
+        name=shown(name),
         batches=_length(said.get("taken")),
         settled=_length(said.get("settled")),
         abandoned=_length(said.get("abandoned")),
@@ -558,182 +544,7 @@ def _cxi_files(out: Path) -> list[CxiFile]:
                 said = entry.stat()
                 found.append((said.st_mtime, said.st_size, entry.name))
     found.sort(reverse=True)
-    return [
-        CxiFile(name=_shown(name), size_bytes=size, written_at=instant_of_time(at)) for at, size, name in found[:50]
-    ]
-
-
-# -- the platform -------------------------------------------------------------------------------------------------
-
-
-class PlatformWatch:
-    """Looks at the supervisor's report whenever it is asked, and at Prefect's server in the background.
-
-    Parameters
-    ----------
-    settings
-        Resolved.
-    now
-        The present.
-    ask
-        Asks the server for its health and its pools; may take seconds.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        now: Callable[[], datetime],
-        ask: Callable[..., tuple[str, tuple[PoolStatus, ...]]] = ask_server,
-    ) -> None:
-        self._settings, self._now, self._ask = settings, now, ask
-        self._layout = Layout(settings.state_dir)
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._asked: Future[tuple[str, tuple[PoolStatus, ...]]] | None = None
-        self._asked_s = -float("inf")
-        self._answer: tuple[str, tuple[PoolStatus, ...], datetime] | None = None
-        self._seen: tuple[float, Report | None, bool, str] | None = None
-
-    def close(self) -> None:
-        """End the thread that asks."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def runs(self) -> bool:
-        """Say whether there is a supervisor at work."""
-        return self._look()[1]
-
-    def page_url(self) -> str | None:
-        """Return the address of Prefect's page as browsers see it; None where there is none."""
-        told = self._settings.monitor.prefect_url
-        return told.rstrip("/") if told else self._api_url(self._look()[0]).removesuffix("/api") or None
-
-    def api_url(self) -> str:
-        """Return the address of Prefect's API, "" where there is none."""
-        return self._api_url(self._look()[0])
-
-    def state(self) -> PlatformState:
-        """Return all that there is to say."""
-        report, runs, problem = self._look()
-        url = self._api_url(report)
-        server, pools, asked_at = self._server(url)
-        phase = str(report.phase) if report is not None and runs else str(Phase.STOPPED)
-        problems = [problem] if problem else []
-        parts = report.parts if report is not None and runs else ()
-        lost = [f"{one.name} was given up ({one.last_exit})" for one in parts if one.state is PartState.GIVEN_UP]
-        about = {"key": "platform", "title": "Platform"}
-        since = None if report is None else self._written()
-        ill = [one.name for one in parts if one.state is not PartState.RUNNING]
-        if problem:
-            word, why = Standing.UNKNOWN, problem
-        elif not runs:
-            word, why = Standing.OFF, "stopped"
-            if report is not None and report.phase not in (Phase.STOPPED,):
-                word, why = (
-                    Standing.TROUBLE,
-                    report.problem or "the supervisor died; `nightbeam up` takes over what it left",
-                )
-            elif url and server == "healthy":
-                word, why = Standing.OK, "no supervisor of this state directory; the server is healthy"
-        elif lost:
-            word, why = Standing.TROUBLE, lost[0]
-        elif report is not None and report.problem:
-            word, why = Standing.TROUBLE, _line(report.problem)
-        elif server not in ("healthy", "asking"):
-            word, why = Standing.TROUBLE, f"Prefect's server is {server}"
-        elif ill:
-            word, why = Standing.WAITING, f"{', '.join(ill)} starts again"
-        elif paused := [pool.name for pool in pools if pool.paused]:
-            word, why = Standing.WAITING, f"paused: {', '.join(paused)}"
-        elif phase != Phase.RUNNING:
-            word, why = Standing.WAITING, phase
-        else:
-            word, why = Standing.OK, f"{len(parts)} processes, {sum(pool.running for pool in pools)} runs"
-        late = sum(pool.late for pool in pools)
-        facts: dict[str, int | float | str | None] = {"processes": len(parts), "runs_late": late, "server": server}
-        return PlatformState(
-            system=System(**about, standing=word, reason=why, since=since, facts=facts),
-            phase=phase,
-            server=server,
-            api_url=url,
-            page_url=self.page_url(),
-            ray=report.ray if report is not None and runs else "",
-            processes=[
-                Process(
-                    name=one.name,
-                    state=str(one.state),
-                    pid=one.pid,
-                    since=one.since,
-                    restarts=one.restarts,
-                    last_exit=one.last_exit,
-                )
-                for one in parts
-            ],
-            pools=[
-                Pool(
-                    name=one.name,
-                    paused=one.paused,
-                    workers_online=one.workers_online,
-                    running=one.running,
-                    pending=one.pending,
-                    scheduled=one.scheduled,
-                    late=one.late,
-                )
-                for one in pools
-            ],
-            asked_at=asked_at,
-            problems=[*problems, *lost],
-        )
-
-    def _look(self) -> tuple[Report | None, bool, str]:
-        seen = self._seen
-        if seen is None or time.monotonic() > seen[0] + 1.0:
-            report, problem = None, ""
-            try:
-                report = read_report(self._layout)
-                runs = is_held(self._layout.lock)
-            except NightbeamError as error:
-                runs, problem = _held(self._layout.lock), error.what
-            except OSError as error:
-                runs, problem = False, f"{self._layout.own} cannot be looked at: {error.strerror}"
-            self._seen = seen = (time.monotonic(), report, runs, problem)
-        return seen[1:]
-
-    def _api_url(self, report: Report | None) -> str:
-        return self._settings.platform.api_url or (report.api_url if report else "")
-
-    def _written(self) -> datetime | None:
-        with suppress(OSError):
-            return instant_of_time(self._layout.report.stat().st_mtime)
-        return None
-
-    def _server(self, url: str) -> tuple[str, tuple[PoolStatus, ...], datetime | None]:
-        """Return what the server last said; it is asked again in the background, and waited for the first time only."""
-        if not url:
-            return "none", (), None
-        with self._lock:
-            if self._asked is not None and self._asked.done():
-                self._take(self._asked)
-                self._asked = None
-            if self._asked is None and time.monotonic() > self._asked_s + _ASK_EVERY_S:
-                self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="monitor-prefect")
-                self._asked_s = time.monotonic()
-                self._asked = self._pool.submit(self._ask, url, self._settings.platform.auth_string, timeout_s=_ASK_S)
-            asked, answer = self._asked, self._answer
-        if answer is None and asked is not None:
-            with suppress(NotYetError):
-                asked.exception(timeout=_WAIT_S)
-                self._take(asked)
-            answer = self._answer
-        return answer or ("asking", (), None)
-
-    def _take(self, asked: Future[tuple[str, tuple[PoolStatus, ...]]]) -> None:
-        try:
-            server, pools = asked.result(timeout=0)
-        except NightbeamError as error:
-            server, pools = error.what, ()
-        self._answer = (server, pools, self._now())
+    return [CxiFile(name=shown(name), size_bytes=size, written_at=instant_of_time(at)) for at, size, name in found[:50]]
 
 
 # -- small things -------------------------------------------------------------------------------------------------
@@ -748,12 +559,12 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        problems.append(f"{_shown(str(path))} cannot be read: {error.strerror}")
+        problems.append(f"{shown(str(path))} cannot be read: {error.strerror}")
         return {}
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        problems.append(f"{_shown(str(path))} is damaged")
+        problems.append(f"{shown(str(path))} is damaged")
         return {}
     return found
 
@@ -766,17 +577,18 @@ def _entries(directory: Path, problems: list[str]) -> list[os.DirEntry[str]]:
                 found.append(entry)
                 if len(found) >= _MOST_ENTRIES:
                     problems.append(
-                        f"{_shown(str(directory))} holds more than {_MOST_ENTRIES} things; not all were looked at"
+                        f"{shown(str(directory))} holds more than {_MOST_ENTRIES} things; not all were looked at"
                     )
                     break
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        problems.append(f"{_shown(str(directory))} cannot be listed: {error.strerror}")
+        problems.append(f"{shown(str(directory))} cannot be listed: {error.strerror}")
     return found
 
 
-def _held(lock: Path) -> bool:
+def held(lock: Path) -> bool:
+    """Say whether somebody holds a lock; False where it cannot be told."""
     try:
         return is_held(lock)
     except OSError:
@@ -792,21 +604,22 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 
 def _texts(value: Any) -> list[str]:
-    return [_shown(str(one)) for one in value] if isinstance(value, list) else []
+    return [shown(str(one)) for one in value] if isinstance(value, list) else []
 
 
 def _total(reasons: Any) -> int:
     return sum(whole(n) or 0 for n in _mapping(reasons).values())
 
 
-def _line(value: Any) -> str:
+def first_line(value: Any) -> str:
     """Return the first line of a text, short enough for a glance."""
-    lines = _shown(str(value or "")).strip().splitlines()
+    lines = shown(str(value or "")).strip().splitlines()
     first = lines[0] if lines else "no reason was given"
     return first if len(first) <= 200 else f"{first[:199]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _shown(written: str) -> str:
+def shown(written: str) -> str:
+    """Return a name of a file as text that can be sent."""
     return text(written) or ""
 
 
