@@ -31,7 +31,7 @@ from nightbeam.core.errors import (
 from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["Database", "DatabaseName", "insert_once", "sqlite_errors", "upsert"]
+__all__ = ["Database", "DatabaseName", "insert_once", "shown_url", "sqlite_errors", "upsert"]
 
 DatabaseName = Literal["queue", "registry", "products", "elog"]
 
@@ -98,7 +98,7 @@ class Database:
     ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
-        self.shown = _without_password(self.url.render_as_string(hide_password=True))
+        self.shown = shown_url(url)
         self.busy_timeout_s = busy_timeout_s
         self.read_only = read_only
         self.file = _sqlite_file(self.url)
@@ -162,6 +162,17 @@ class Database:
         """Return the revision that the database is at."""
         with self.read() as connection:
             return self._revision(connection)
+
+    def check_current(self) -> None:
+        """Refuse a schema that is not ours any more, since another program may have changed it.
+
+        Raises
+        ------
+        InputError
+            If it is a newer one, or an older one.
+        """
+        with self.errors():
+            self._refuse_older()
 
     def downgrade(self, revision: str) -> None:
         """Take the schema back to an older revision; ``base`` leaves nothing but the version table.
@@ -421,6 +432,17 @@ def _parse(url: str) -> URL:
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError("a database in memory would be lost at once", fix="name a file")
     return parsed
+
+
+def shown_url(url: str) -> str:
+    """Return an address without its password.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    return _without_password(_parse(url).render_as_string(hide_password=True))
 
 
 def _without_password(shown: str) -> str:

@@ -26,7 +26,16 @@ from nightbeam.platform.ray_head import ray_processes
 from nightbeam.platform.remote import PrefectApi
 from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 
-__all__ = ["Started", "Stopped", "apply_deployments", "platform_status", "run_in_foreground", "start", "stop"]
+__all__ = [
+    "Started",
+    "Stopped",
+    "apply_deployments",
+    "ask_server",
+    "platform_status",
+    "run_in_foreground",
+    "start",
+    "stop",
+]
 
 _POLL_S = 0.2
 
@@ -127,7 +136,7 @@ def platform_status(settings: Settings) -> PlatformStatus:
     report = read_report(layout)
     running = is_held(layout.lock)
     api_url = settings.platform.api_url or (report.api_url if report else "")
-    server, pools = _ask_server(api_url, settings.platform.auth_string)
+    server, pools = ask_server(api_url, settings.platform.auth_string)
     if report is None or not running:
         problem = _why_not_running(report)
         parts = _left_running(report)
@@ -222,10 +231,21 @@ def _lost(part: PartStatus) -> bool:
     return part.state is PartState.GIVEN_UP
 
 
-def _ask_server(api_url: str, auth_string: str | None) -> tuple[str, tuple[PoolStatus, ...]]:
+def ask_server(api_url: str, auth_string: str | None, *, timeout_s: float = 10.0) -> tuple[str, tuple[PoolStatus, ...]]:
+    """Return how the server does (``healthy``, ``unreachable``, ``none`` or why it refuses us), and its pools.
+
+    Parameters
+    ----------
+    api_url
+        "" for none.
+    auth_string
+        ``user:password`` if it wants one.
+    timeout_s
+        For each of a few requests a pool.
+    """
     if not api_url:
         return "none", ()
-    api = PrefectApi(api_url, auth_string=auth_string, timeout_s=10.0)
+    api = PrefectApi(api_url, auth_string=auth_string, timeout_s=timeout_s)
     try:
         return "healthy", tuple(_pool(api, pool) for pool in api.pools())
     except AuthError:

@@ -1,0 +1,129 @@
+"""The application: the API, the page, and what both stand on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from nightbeam import __version__
+from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
+from nightbeam.core.settings import Settings
+from nightbeam.monitor import api
+from nightbeam.monitor.auth import Auth, ForbiddenError
+from nightbeam.monitor.files import read_token, token_path
+from nightbeam.monitor.manners import Manners
+from nightbeam.monitor.metrics import Instruments, Machine
+from nightbeam.monitor.read import Reader
+from nightbeam.monitor.remote import Reprocessing
+
+__all__ = ["MOST_BODY_BYTES", "create_app", "status_of"]
+
+MOST_BODY_BYTES: Final = 64 << 10
+#: Requests that are worked on at a time. More threads only get in each other's way: most of the work is Python's.
+_THREADS: Final = 8
+
+
+def create_app(
+    settings: Settings,
+    *,
+    reader: Reader | None = None,
+    auth: Auth | None = None,
+    reprocessing: Reprocessing | None = None,
+) -> FastAPI:
+    """Return the monitor of a site.
+
+    Parameters
+    ----------
+    settings
+        Of the site, resolved or not.
+    reader, auth, reprocessing
+        In place of those that the settings name, for tests. Without ``auth`` the token is read from its file, or made.
+
+    Notes
+    -----
+    ``app.state`` has ``settings``, ``reader``, ``auth``, ``machine`` and ``reprocessing``.
+
+    Raises
+    ------
+    InputError, StorageError
+        If there is no usable token and none can be made.
+    """
+    settings = settings.resolved()
+    told = settings.monitor
+    reader = reader or Reader(settings)
+    machine = Machine(settings.state_dir)
+    instruments = Instruments(reader, machine)
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        machine.start()
+        try:
+            yield
+        finally:
+            machine.stop()
+            reader.close()
+
+    app = FastAPI(
+        title="nightbeam monitor",
+        version=__version__,
+        description="The state of everything that nightbeam runs at a site.",
+        openapi_url="/api/openapi.json",
+        # Both load their scripts from another site.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+    )
+    app.state.settings = settings
+    app.state.reader = reader
+    app.state.machine = machine
+    app.state.instruments = instruments
+    app.state.auth = auth or Auth(read_token(token_path(settings.state_dir, told.token_file)))
+    app.state.reprocessing = reprocessing or Reprocessing(settings, reader)
+    app.include_router(api.router)
+    app.include_router(api.metrics_router)
+    app.add_exception_handler(NightbeamError, _translated)
+    app.add_exception_handler(RequestValidationError, _not_understood)
+    app.add_exception_handler(HTTPException, _plainly)
+    hosts = {*told.allowed_hosts, "127.0.0.1", "localhost", "::1"} if "*" not in told.allowed_hosts else {"*"}
+    app.add_middleware(Manners, allowed_hosts=hosts, most_bytes=MOST_BODY_BYTES, observe=instruments.observe)
+    return app
+
+
+def status_of(error: NightbeamError) -> int:
+    """Return the status of an answer that an error is."""
+    if isinstance(error, ForbiddenError):
+        return 403
+    for kind, status in ((AuthError, 401), (MissingError, 404), (BusyError, 409), (InputError, 409)):
+        if isinstance(error, kind):
+            return status
+    return 503
+
+
+async def _translated(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, NightbeamError)
+    status = status_of(error)
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"detail": error.what, "fix": error.fix}, status_code=status, headers=headers)
+
+
+async def _not_understood(_request: Request, error: Exception) -> JSONResponse:
+    """Say what of a request is wrong, without sending it back."""
+    assert isinstance(error, RequestValidationError)
+    found: list[dict[str, Any]] = [
+        {"loc": [str(part) for part in one["loc"]], "msg": str(one["msg"])[:300], "type": str(one["type"])}
+        for one in error.errors()[:20]
+    ]
+    return JSONResponse({"detail": found}, status_code=422)
+
+
+async def _plainly(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": str(error.detail)}, status_code=error.status_code, headers=dict(error.headers or {}))
