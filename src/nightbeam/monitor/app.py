@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from nightbeam import __version__
 from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
 from nightbeam.core.settings import Settings
-from nightbeam.monitor import api
+from nightbeam.monitor import api, pages
 from nightbeam.monitor.auth import Auth, ForbiddenError
 from nightbeam.monitor.files import read_token, token_path
 from nightbeam.monitor.manners import Manners
@@ -92,6 +92,7 @@ def create_app(
     app.add_exception_handler(NightbeamError, _translated)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _plainly)
+    pages.install(app)
     hosts = {*told.allowed_hosts, "127.0.0.1", "localhost", "::1"} if "*" not in told.allowed_hosts else {"*"}
     app.add_middleware(Manners, allowed_hosts=hosts, most_bytes=MOST_BODY_BYTES, observe=instruments.observe)
     return app

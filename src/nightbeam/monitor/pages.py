@@ -28,11 +28,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from nightbeam import __version__
-from nightbeam.core.errors import AuthError, InputError, MissingError, NightbeamError
+from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
 from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import show
 from nightbeam.monitor.auth import COOKIE, CSRF_FIELD, Auth, Session, local_path
 from nightbeam.monitor.files import token_path
+from nightbeam.monitor.logs import log_tail, steps_with_logs
 from nightbeam.monitor.model import CalibrationSet, GroupDetail, MosaicDetail, QueueGroup, Score
 from nightbeam.monitor.read import Reader
 
@@ -268,14 +269,18 @@ def _group(ask: Ask) -> View:
     if group is None:
         problems = ask.reader.problems_of_queue()
         if problems:
-            raise MissingError(f"the queue cannot be read: {problems[0]}", fix="see Platform, and the log of the monitor")
-        raise MissingError(f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02")
+            raise MissingError(
+                f"the queue cannot be read: {problems[0]}", fix="see Platform, and the log of the monitor"
+            )
+        raise MissingError(
+            f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02"
+        )
     cells = show.arrival_cells(group.files)
     steps = [(step.step, step.seconds) for step in group.steps]
     bar = show.stage_bar(steps)
-    log_of = getattr(ask.reader, "log", None)
-    logs: list[str] = list(getattr(ask.reader, "logs", lambda _group_id: [])(group_id))
-    wanted = ask.one_of("log", logs) if logs else None
+    log_dir = ask.reader.site.log(group.group_id, "any").parent if plain_name(group.group_id) else None
+    logs = steps_with_logs(log_dir) if log_dir is not None else []
+    wanted = ask.text("log")
     context = {
         "group": group,
         "cells": cells,
@@ -289,7 +294,7 @@ def _group(ask: Ask) -> View:
         "used": _used(ask.reader, group),
         "owner_url": next((a.run_url for a in reversed(group.history) if a.owner == group.owner), None),
         "logs": logs,
-        "log": log_of(group_id, wanted or _telling(group, logs)) if log_of is not None and logs else None,
+        "log": log_tail(log_dir, wanted or _telling(group, logs)) if log_dir is not None and logs else None,
     }
     working = group.state in ("collecting", "pending", "in_progress")
     return View("group.html", group, context, "/groups", refreshes=working)
@@ -310,18 +315,31 @@ class _Used:
 
 def _used(reader: Reader, group: GroupDetail) -> _Used | None:
     """Return which set served a group: by its receipt, or where it has none any more by its image."""
-    said = getattr(group, "calibration", None)
-    if said is not None and said.set_name:
-        return _Used(said.set_name, said.age_days, said.borrowed, said.solved, said.calibrator, said.rejected, list(said.tables))
+    said = reader.receipt(group.group_id, "calibrate")
+    if said.get("set_name"):
+        age = said.get("age_days")
+        return _Used(
+            set_name=str(said["set_name"]),
+            age_days=float(age) if isinstance(age, int | float) else None,
+            borrowed=bool(said.get("borrowed")),
+            solved=bool(said.get("solved")),
+            calibrator=str(said.get("calibrator") or "") or None,
+            rejected=str(said.get("rejected") or "") or None,
+            tables=[str(table) for table in _list(said.get("tables"))],
+        )
     for image in group.images:
         if image.calibration_set:
             known = {one.set_name: one for one in reader.calibration_sets(limit=200).items}
-            one = known.get(image.calibration_set)
-            solved = one is not None and one.group_id == group.group_id
+            found = known.get(image.calibration_set)
             return _Used(
-                image.calibration_set, image.cal_age_days, image.cal_borrowed, solved,
-                one.calibrator if one else None, None, list(one.tables) if one else [],
-            )  # fmt: skip
+                set_name=image.calibration_set,
+                age_days=image.cal_age_days,
+                borrowed=image.cal_borrowed,
+                solved=found is not None and found.group_id == group.group_id,
+                calibrator=found.calibrator if found else None,
+                rejected=None,
+                tables=list(found.tables) if found else [],
+            )
     return None
 
 
@@ -352,7 +370,11 @@ def _calibration(ask: Ask) -> View:
     windows = [_window(one, ask.now) for one in shown]
     line = show.time_line(
         [w for w in windows if w is not None],
-        [{"name": g.group_id, "mjd": g.start_mjd, "dec_deg": g.dec_deg} for g in groups.items if g.start_mjd is not None],
+        [
+            {"name": g.group_id, "mjd": g.start_mjd, "dec_deg": g.dec_deg}
+            for g in groups.items
+            if g.start_mjd is not None
+        ],
         start_mjd=mjd_from_datetime(start),
         end_mjd=mjd_from_datetime(end),
         now_mjd=mjd_from_datetime(ask.now),
@@ -536,7 +558,10 @@ def _tiles(detail: MosaicDetail) -> list[_Tile]:
             str(one.get("path", "")),
             _group_in(f"{one.get('name', '')} {one.get('path', '')}"),
             None if one.get("accepted") is None else bool(one["accepted"]),
-            "; ".join(str(r.get("text") or r.get("code")) if isinstance(r, dict) else str(r) for r in _list(one.get("reasons"))),
+            "; ".join(
+                str(r.get("text") or r.get("code")) if isinstance(r, dict) else str(r)
+                for r in _list(one.get("reasons"))
+            ),
         )
         for one in said
     ]
@@ -555,7 +580,10 @@ def _checks(checks: Any) -> list[_Check]:
     words = {True: "good", False: "bad"}
     found = [
         _Check(
-            str(one.get("name", "")), words.get(one.get("passed"), "unknown"), one.get("value"), str(one.get("text") or "")
+            str(one.get("name", "")),
+            words.get(one.get("passed"), "unknown"),
+            one.get("value"),
+            str(one.get("text") or ""),
         )  # fmt: skip
         for one in _list(checks)
         if isinstance(one, dict)
@@ -646,6 +674,11 @@ def address(*parts: object) -> str:
     """Return an address of this site whose parts may hold anything; the first is as it is."""
     first, *rest = parts
     return "/".join([str(first), *(quote(str(part), safe=":") for part in rest)])
+
+
+def plain_name(name: str) -> bool:
+    """Return whether a name can be that of a directory in another, and of nothing else."""
+    return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
 
 
 def anchor(name: str) -> str:
@@ -777,7 +810,14 @@ def _near(path: str) -> list[str]:
     """Return addresses that may have been meant."""
     known = [one for one in _ADDRESSES if "{" not in one]
     first = "/" + path.strip("/").split("/")[0]
-    return list(dict.fromkeys([*(one for one in known if one == first and one != "/"), *difflib.get_close_matches(path, known, n=3, cutoff=0.5)]))
+    return list(
+        dict.fromkeys(
+            [
+                *(one for one in known if one == first and one != "/"),
+                *difflib.get_close_matches(path, known, n=3, cutoff=0.5),
+            ]
+        )
+    )
 
 
 _ADDRESSES: Final[dict[str, Callable[[Ask], View]]] = {
@@ -832,7 +872,9 @@ def _status_of(error: NightbeamError) -> tuple[int, str]:
     if isinstance(error, MissingError):
         return 404, "It is not here"
     if isinstance(error, InputError):
-        return 400, "That cannot be shown"
+        return 400, "That cannot be done"
+    if isinstance(error, BusyError):
+        return 409, "Somebody else is at it"
     return 503, "It cannot be read now"
 
 
@@ -940,9 +982,9 @@ async def _reprocess(request: Request, group_id: str) -> Response:
             state.auth.demand(
                 request.headers, request.cookies.get(COOKIE), scheme=request.url.scheme, csrf=form.get(CSRF_FIELD, "")
             )
-            done = state.reprocessing.reprocess(group_id, force=form.get("force") == "1")
+            done = state.reprocessing.start(group_id)
         except NightbeamError as error:
-            status = 403 if isinstance(error, AuthError) else 404 if isinstance(error, MissingError) else 409
+            status = 403 if isinstance(error, AuthError) else _status_of(error)[0]
             return problem(
                 request, state.reader, status=status, title="It was not reprocessed", what=error.what, fix=error.fix
             )
@@ -963,7 +1005,11 @@ def install(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.url.path
-        if path.startswith(("/api/", "/static/")) or path.endswith(".json") or "html" not in request.headers.get("accept", ""):
+        if (
+            path.startswith(("/api/", "/static/"))
+            or path.endswith(".json")
+            or "html" not in request.headers.get("accept", "")
+        ):
             if otherwise is not None:
                 found: Response = await otherwise(request, error)
                 return found
@@ -972,7 +1018,12 @@ def install(app: FastAPI) -> None:
         what = f"Nothing is at {path}." if error.status_code == 404 else f"{request.method} {path}: {error.detail}."
         return await run_in_threadpool(
             functools.partial(
-                problem, request, request.app.state.reader, status=error.status_code, title=title, what=what,
+                problem,
+                request,
+                request.app.state.reader,
+                status=error.status_code,
+                title=title,
+                what=what,
                 fix="the menu above leads to all there is" if error.status_code == 404 else "",
             )  # fmt: skip
         )

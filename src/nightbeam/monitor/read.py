@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.kept import KeptDatabase
@@ -39,6 +39,7 @@ from nightbeam.monitor.model import (
     Groups,
     GroupStep,
     Health,
+    Image,
     Images,
     MeasurementSets,
     MosaicDetail,
@@ -268,6 +269,12 @@ class Reader:
         found = _or(dict[str, float](), [], self._queue.oldest)
         return {state: at for state, one in found.items() if (at := compute.instant_of_time(one)) is not None}
 
+    def receipt(self, group_id: str, step: str) -> dict[str, Any]:
+        """Return what a finished step of a group left behind; nothing where it has not finished."""
+        rows = _many([], lambda: self._queue.receipts(group_id))
+        found = [compute.json_of(row.content) for row in rows if row.step == step]
+        return next((one for one in found if isinstance(one, dict)), {})
+
     def problems_of_queue(self) -> list[str]:
         """Return why the queue cannot be read; nothing where it can."""
         problems: list[str] = []
@@ -314,6 +321,11 @@ class Reader:
         )
         more = rows[wanted - 1].id if len(rows) > wanted else None
         return Images(items=[compute.image_of(row) for row in rows[:wanted]], before=more, problems=problems)
+
+    def image(self, image_id: int) -> Image | None:
+        """Return one image; None where there is none of that number, or the products cannot be read."""
+        row = _one([], lambda: self._products.image(image_id))
+        return None if row is None else compute.image_of(row)
 
     def image_png(self, image_id: int) -> Path:
         """Return the picture of an image.

@@ -66,7 +66,9 @@ def sample_settings(state_dir: Path) -> Settings:
     ).resolved()
 
 
-def sample_night(state_dir: Path, *, now: datetime | None = None, groups: int = 24, hostile: bool = False) -> SampleNight:
+def sample_night(
+    state_dir: Path, *, now: datetime | None = None, groups: int = 24, hostile: bool = False
+) -> SampleNight:
     """Fill the databases below ``state_dir`` with a night, and lay small pictures and logs beside them.
 
     Parameters
@@ -157,7 +159,9 @@ class _Maker:
             return
         if missing:
             self.queue.reprocess(group_id, force=True, now=came + 640)
-        calibrated = [{"name": "0137+331", "ra_deg": 24.4221, "dec_deg": 33.1597, "sep_deg": 0.31, "weighted_flux": 14.2}]
+        calibrated = [
+            {"name": "0137+331", "ra_deg": 24.4221, "dec_deg": 33.1597, "sep_deg": 0.31, "weighted_flux": 14.2}
+        ]
         self.queue.set_calibrators(group_id, calibrated if n % 8 == 3 else [])
         self._work(n, group_id, kind, came + 30.0)
         if kind == "late":
@@ -216,7 +220,9 @@ class _Maker:
                   "record": 0.3, "qa": 9.5}  # fmt: skip
         for step, seconds in stages.items():
             at += seconds
-            self.queue.put_receipt(group_id, owner, step, self._receipt(n, group_id, step, kind), seconds=seconds, now=at)
+            self.queue.put_receipt(
+                group_id, owner, step, self._receipt(n, group_id, step, kind), seconds=seconds, now=at
+            )
             self._log(group_id, step, [f"{step} of {group_id}", "done"])
         self.queue.put_performance(
             group_id, load_time=18.2, phase_time=9.1, write_time=13.0, total_time=stages["convert"],
@@ -278,7 +284,9 @@ class _Maker:
             files={"pbcor": str(fits), "png": str(png)}, parameters={"niter": 1000, "robust": 0.0}, **used,
         )  # fmt: skip
         directory = self.state / "qa" / group_id
-        for number, figure in enumerate(("image.png", "flags.png", "uv.png", "amplitudes.png", "bpcal.png", "gpcal.png")):
+        for number, figure in enumerate(
+            ("image.png", "flags.png", "uv.png", "amplitudes.png", "bpcal.png", "gpcal.png")
+        ):
             write_bytes(directory / figure, _sky(n * 10 + number) if figure == "image.png" else _curve(n + number))
             self.products.put_qa_artifact(group_id, figure, directory / figure, now=at)
         write_text(directory / "metrics.json", json.dumps({"noise_jy": noise}) + "\n")
@@ -427,7 +435,9 @@ class _Maker:
             ]  # fmt: skip
             book.put_entries(key, entries, full=True, now=at)
             book.put_runs(key, [{"_id": f"{key}-r{k}", "num": 40 + k, "begin_time": begin} for k in range(6)], now=at)
-        book.failed("cxilx0001", Resource.FILES, f"the service answered 503{self.words}", now=self.now - timedelta(minutes=4))
+        book.failed(
+            "cxilx0001", Resource.FILES, f"the service answered 503{self.words}", now=self.now - timedelta(minutes=4)
+        )
 
     def constants(self) -> None:
         """Lay the constants of two runs, and a file that cannot be used."""
@@ -436,7 +446,9 @@ class _Maker:
         for run in (41, 42):
             document = {"_id": f"64{run:022d}", "ctype": "pedestals", "run": 30, "run_end": "end", "run_orig": 30}
             array = Payload("pedestals", f"cdb_{_EXPERIMENT}", document, np.zeros((3, 8, 8), np.float32))
-            write_entry(entry_path(directory, _EXPERIMENT, run), {"epix10k2M": "epix10k2M_000001"}, {"epix10k2M": [array]})
+            write_entry(
+                entry_path(directory, _EXPERIMENT, run), {"epix10k2M": "epix10k2M_000001"}, {"epix10k2M": [array]}
+            )
         write_bytes(entry_path(directory, _EXPERIMENT, 40), b"half a file")
 
     def scans(self) -> None:
@@ -447,7 +459,9 @@ class _Maker:
         self.settings.scans.input_dir.mkdir(parents=True, exist_ok=True)
         l1 = output / "2026-11-20.zarr"
         l1.mkdir(parents=True, exist_ok=True)
-        failure = ScanFailure(7, "InputError", "read", "load", f"chunk 0.3 of counts has 812 of 4096 bytes{self.words}", elapsed_s=0.4)
+        failure = ScanFailure(
+            7, "InputError", "read", "load", f"chunk 0.3 of counts has 812 of 4096 bytes{self.words}", elapsed_s=0.4
+        )
         rejected = RejectedCalibration(3, "CalibrationError", "resolve", "the hot load is colder than the cold one")
         write_failures(
             failures_path(l1), PipelineResult(failures=(failure,), rejected=(rejected,)), run_id="r1",
