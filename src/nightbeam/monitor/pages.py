@@ -60,6 +60,8 @@ _STATIC: Final = {
 _MOST_ATTENTION, _ATTENTION = 12, timedelta(days=7)
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
 _RUN_OF_FILE: Final = re.compile(r"(.*?_(?:r\d{4,}|norun))_")
+#: As `Registry.find_set` has it: farther apart in declination is another strip.
+_STRIP_DEG: Final = 1.0
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -189,6 +191,7 @@ def _tonight(ask: Ask) -> View:
     attention = _attention(reader, ask.now)
     built = [one for one in mosaics.items if one.status == "built"]
     holding = _holding(sets.items, ask.now)
+    valid = sorted((s for s in sets.items if s.set_name in holding), key=lambda s: (s.dec_deg is None, s.dec_deg))
     context = {
         "tonight": tonight,
         "systems": show.worst_first(tonight.systems, lambda one: show.mark(one.standing.value).tone),
@@ -196,7 +199,8 @@ def _tonight(ask: Ask) -> View:
         "attention_left": len(attention[_MOST_ATTENTION:]),
         "mosaic": built[0] if built else None,
         "sets": sets,
-        "valid": sorted((s for s in sets.items if s.set_name in holding), key=lambda s: (s.dec_deg is None, s.dec_deg)),
+        "valid": valid,
+        "uncovered": _uncovered(reader.groups(since=ask.now - timedelta(hours=12), limit=200).items, valid),
         "groups": groups,
         "pages": _PAGES,
     }
@@ -378,6 +382,7 @@ def _calibration(ask: Ask) -> View:
         start_mjd=mjd_from_datetime(start),
         end_mjd=mjd_from_datetime(end),
         now_mjd=mjd_from_datetime(ask.now),
+        strip_deg=_STRIP_DEG,
     )
     context = {
         "sets": sets,
@@ -393,6 +398,19 @@ def _calibration(ask: Ask) -> View:
 
 def _stamp(when: datetime | None) -> float:
     return 0.0 if when is None else when.timestamp()
+
+
+def _uncovered(groups: Iterable[QueueGroup], valid: Iterable[CalibrationSet]) -> list[float]:
+    """Return the declinations of groups for which no set holds, one for each strip."""
+    known = [one.dec_deg for one in valid]
+    found: list[float] = []
+    if None in known:  # it holds wherever one looks
+        return found
+    for dec in sorted({g.dec_deg for g in groups if g.dec_deg is not None}):
+        near = [other for other in (*known, *found) if other is not None and abs(other - dec) <= _STRIP_DEG]
+        if not near:
+            found.append(dec)
+    return found
 
 
 def _matches(one: CalibrationSet, status: str | None, text: str | None) -> bool:
@@ -623,7 +641,8 @@ def _cxi(ask: Ask) -> View:
     writers = [
         {
             **{f.name: getattr(one, f.name) for f in dataclasses.fields(one)},
-            "mark": show.mark("problem" if one.problems else one.state),
+            # What its last word was says nothing of a writer that is gone.
+            "how": "dead" if one.state in ("starting", "running", "draining") and not one.running else one.state,
             "peaks_per_hit": _ratio(one.counters.get("peaks_written"), one.events_written),
         }
         for one in found.writers

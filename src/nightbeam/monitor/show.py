@@ -80,13 +80,13 @@ class Mark:
 
 #: Every word of a state, attempt, set, mosaic, night, verdict, mirror or service that the page may meet.
 _TONES: Final[Mapping[str, Tone]] = {
-    **dict.fromkeys(("failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable", "trouble"), Tone.BAD),
+    **dict.fromkeys(("failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable", "trouble", "given up"), Tone.BAD),
     **dict.fromkeys(
         ("waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access", "gone",
-         "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy", "held"),
+         "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy", "held", "waiting to restart"),
         Tone.WARN,
     ),
-    **dict.fromkeys(("in_progress", "running", "writing", "busy", "syncing", "starting"), Tone.WORK),
+    **dict.fromkeys(("in_progress", "running", "writing", "busy", "syncing", "starting", "stopping", "restarting"), Tone.WORK),
     **dict.fromkeys(("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"), Tone.WAIT),
     **dict.fromkeys(
         ("completed", "good", "ok", "active", "done", "built", "up", "healthy", "current", "fetched", "restored",

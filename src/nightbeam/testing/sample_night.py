@@ -80,7 +80,7 @@ def sample_night(
     groups
         How many; 14 at least, for each state has one.
     hostile
-        Whether errors, names and logs are such that a page which does not escape them runs them.
+        Whether errors, names and logs are such that a page which does not escape them runs them; more is broken, too.
     """
     now = datetime.now(UTC).replace(microsecond=0) if now is None else now
     settings = sample_settings(state_dir)
@@ -440,7 +440,7 @@ class _Maker:
         )
 
     def constants(self) -> None:
-        """Lay the constants of two runs, and a file that cannot be used."""
+        """Lay the constants of two runs; where all is hostile also a file that cannot be used."""
         directory = self.settings.calib.output_dir
         directory.mkdir(parents=True, exist_ok=True)
         for run in (41, 42):
@@ -449,7 +449,8 @@ class _Maker:
             write_entry(
                 entry_path(directory, _EXPERIMENT, run), {"epix10k2M": "epix10k2M_000001"}, {"epix10k2M": [array]}
             )
-        write_bytes(entry_path(directory, _EXPERIMENT, 40), b"half a file")
+        if self.words:
+            write_bytes(entry_path(directory, _EXPERIMENT, 40), b"half a file")
 
     def scans(self) -> None:
         """Say what the scan calibrator would: eleven scans done, one damaged, loads that cannot be used."""
@@ -469,7 +470,10 @@ class _Maker:
             finished=iso_z(self.now - timedelta(minutes=2)),
         )  # fmt: skip
         water = [
-            {"scan": k, "mjd": mjd_from_datetime(self.now) - 0.01 * (11 - k), "pwv_mm": 1.1 + 0.05 * math.sin(k), "error_mm": 0.02}
+            {
+                "at": iso_z(self.now - timedelta(minutes=14 * (11 - k))), "store": "2026-11-20", "scan": k,
+                "pwv_mm": 1.1 + 0.05 * math.sin(k), "source": "cal",
+            }
             for k in range(11)
         ]  # fmt: skip
         beat = {
