@@ -7,6 +7,7 @@ by the time at which they were received.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -56,7 +57,16 @@ from nightbeam.catalog.schema import (
 )
 from nightbeam.elog.model import Resource
 
-__all__ = ["SEARCHED", "ElogPages", "ElogSummary", "ProductPages", "QueuePages", "RegistryPages"]
+__all__ = [
+    "SEARCHED",
+    "AboutGroup",
+    "ElogPages",
+    "ElogSummary",
+    "GroupProducts",
+    "ProductPages",
+    "QueuePages",
+    "RegistryPages",
+]
 
 R = TypeVar("R")
 
@@ -69,8 +79,33 @@ _IMAGES = ImageTable.__table__
 _ARTIFACTS = QaArtifactTable.__table__
 _SCORES = QaScoreTable.__table__
 _MOSAICS = MosaicTable.__table__
+#: Besides the id, where a text is looked for.
+_WORDS = ("error", "owner", "calibrators")
 #: Rounds of a search that ends when it has found enough.
 _ROUNDS = 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AboutGroup:
+    """What the queue knows of a group besides its row; ``older`` and ``newer`` are its neighbours in time."""
+
+    older: str | None
+    newer: str | None
+    subbands: list[SubbandRow]
+    duplicates: list[DuplicateRow]
+    attempts: list[AttemptRow]
+    receipts: list[ReceiptRow]
+    performance: PerformanceRow | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupProducts:
+    """What was made of a group."""
+
+    images: list[ImageRow]
+    sets: list[MsRow]
+    artifacts: list[QaArtifactRow]
+    scores: list[QaScoreRow]
 
 
 class QueuePages:
@@ -177,42 +212,54 @@ class QueuePages:
             found = _rows(connection, GroupRow, _GROUPS.where(_Q.c.group_id == group_id))
         return found[0] if found else None
 
-    def neighbours(self, row: GroupRow) -> tuple[str | None, str | None]:
-        """Return the group before one in time, and the one after it."""
+    def about(self, row: GroupRow) -> AboutGroup:
+        """Return all that the queue knows of a group, in one look; of its attempts the last hundred."""
+        group_id = row.group_id
+        tables = AttemptTable.__table__, ReceiptTable.__table__, DuplicateTable.__table__, PerformanceTable.__table__
+        attempts, receipts, duplicates, performance = tables
+        with self.kept.read() as connection:
+            older, newer = self._neighbours(connection, row)
+            measured = _rows(
+                connection,
+                PerformanceRow,
+                _all(PerformanceRow, performance).where(performance.c.group_id == group_id),
+            )
+            return AboutGroup(
+                older=older,
+                newer=newer,
+                subbands=self._subbands(connection, group_id),
+                duplicates=_rows(
+                    connection,
+                    DuplicateRow,
+                    _all(DuplicateRow, duplicates).where(duplicates.c.group_id == group_id).limit(1000),
+                ),
+                attempts=_rows(
+                    connection,
+                    AttemptRow,
+                    _all(AttemptRow, attempts)
+                    .where(attempts.c.group_id == group_id)
+                    .order_by(attempts.c.attempt.desc())
+                    .limit(100),
+                )[::-1],
+                receipts=_rows(
+                    connection,
+                    ReceiptRow,
+                    _all(ReceiptRow, receipts).where(receipts.c.group_id == group_id).order_by(receipts.c.finished_at),
+                ),
+                performance=measured[0] if measured else None,
+            )
+
+    def _neighbours(self, connection: Connection, row: GroupRow) -> tuple[str | None, str | None]:
         if row.start_mjd is None:
             return None, None
-        older = sa.select(_Q.c.group_id).where(_Q.c.start_mjd < row.start_mjd).order_by(_Q.c.start_mjd.desc()).limit(1)
-        newer = sa.select(_Q.c.group_id).where(_Q.c.start_mjd > row.start_mjd).order_by(_Q.c.start_mjd).limit(1)
-        with self.kept.read() as connection:
-            return connection.execute(older).scalar(), connection.execute(newer).scalar()
+        query, start = sa.select(_Q.c.group_id), _Q.c.start_mjd
+        older = query.where(start < row.start_mjd).order_by(start.desc()).limit(1)
+        newer = query.where(start > row.start_mjd).order_by(start).limit(1)
+        return connection.execute(older).scalar(), connection.execute(newer).scalar()
 
-    def subbands(self, group_id: str) -> list[SubbandRow]:
-        """Return the files of a group."""
+    def _subbands(self, connection: Connection, group_id: str) -> list[SubbandRow]:
         query = _all(SubbandRow, _S).where(_S.c.group_id == group_id).order_by(_S.c.subband_idx)
-        return self._read(SubbandRow, query)
-
-    def duplicates(self, group_id: str) -> list[DuplicateRow]:
-        """Return the second files of a group."""
-        table = DuplicateTable.__table__
-        return self._read(DuplicateRow, _all(DuplicateRow, table).where(table.c.group_id == group_id).limit(1000))
-
-    def attempts(self, group_id: str) -> list[AttemptRow]:
-        """Return the attempts at a group, first to last; the last hundred."""
-        table = AttemptTable.__table__
-        query = _all(AttemptRow, table).where(table.c.group_id == group_id).order_by(table.c.attempt.desc())
-        return self._read(AttemptRow, query.limit(100))[::-1]
-
-    def receipts(self, group_id: str) -> list[ReceiptRow]:
-        """Return what the finished steps of a group left behind."""
-        table = ReceiptTable.__table__
-        query = _all(ReceiptRow, table).where(table.c.group_id == group_id).order_by(table.c.finished_at)
-        return self._read(ReceiptRow, query)
-
-    def performance(self, group_id: str) -> PerformanceRow | None:
-        """Return the measured seconds of a group, or None."""
-        table = PerformanceTable.__table__
-        found = self._read(PerformanceRow, _all(PerformanceRow, table).where(table.c.group_id == group_id))
-        return found[0] if found else None
+        return _rows(connection, SubbandRow, query)
 
     def bad_files(self, *, limit: int) -> list[BadFileRow]:
         """Return files that are no readable subbands, the last first."""
@@ -325,10 +372,19 @@ class ProductPages:
         found = self._read(ImageRow, _all(ImageRow, _IMAGES).where(_IMAGES.c.id == image_id))
         return found[0] if found else None
 
-    def images_of(self, group_id: str) -> list[ImageRow]:
-        """Return the images of a group, newest first."""
-        query = _all(ImageRow, _IMAGES).where(_IMAGES.c.group_id == group_id)
-        return self._read(ImageRow, query.order_by(_IMAGES.c.created_at.desc()).limit(100))
+    def of_group(self, group_id: str) -> GroupProducts:
+        """Return what was made of a group, in one look."""
+        images = _all(ImageRow, _IMAGES).where(_IMAGES.c.group_id == group_id)
+        sets = _all(MsRow, _MS).where(_MS.c.group_id == group_id)
+        artifacts = _all(QaArtifactRow, _ARTIFACTS).where(_ARTIFACTS.c.group_id == group_id)
+        scores = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == "group", _SCORES.c.subject == group_id)
+        with self.kept.read() as connection:
+            return GroupProducts(
+                images=_rows(connection, ImageRow, images.order_by(_IMAGES.c.created_at.desc()).limit(100)),
+                sets=_rows(connection, MsRow, sets.order_by(_MS.c.path).limit(100)),
+                artifacts=_rows(connection, QaArtifactRow, artifacts.order_by(_ARTIFACTS.c.name).limit(200)),
+                scores=_rows(connection, QaScoreRow, scores.order_by(_SCORES.c.name).limit(200)),
+            )
 
     def ms_index(self, *, stage: str | None, status: str | None, limit: int) -> list[MsRow]:
         """Return Measurement Sets, the newest change of stage first; those of which none is known come last."""
@@ -342,10 +398,6 @@ class ProductPages:
             if len(found) < limit:
                 found += _rows(connection, MsRow, undated.limit(limit - len(found)))
         return found
-
-    def ms_of(self, group_id: str) -> list[MsRow]:
-        """Return the Measurement Sets of a group."""
-        return self._read(MsRow, _all(MsRow, _MS).where(_MS.c.group_id == group_id).order_by(_MS.c.path).limit(100))
 
     def artifacts(self, *, group_id: str | None = None, limit: int) -> list[QaArtifactRow]:
         """Return figures and reports of a group or of all, newest first."""
@@ -365,7 +417,7 @@ class ProductPages:
         """
         found: dict[str, QaArtifactRow] = {}
         query, last = _all(QaArtifactRow, _ARTIFACTS), None
-        size = max(200, 8 * limit)
+        size = max(100, 4 * limit)
         with self.kept.read() as connection:
             for _ in range(_ROUNDS):
                 part = query if last is None else query.where(_ARTIFACTS.c.created_at <= last)
@@ -495,14 +547,14 @@ class ElogPages:
 def _ids(connection: Connection, where: Sequence[Any], order: Sequence[Any], text: str | None, limit: int) -> list[str]:
     if not text:
         return list(connection.execute(sa.select(_Q.c.group_id).where(*where).order_by(*order).limit(limit)).scalars())
-    columns = (_Q.c.group_id, _Q.c.error, _Q.c.owner, _Q.c.calibrators)
-    wanted, found = text.casefold(), []
-    for row in connection.execute(sa.select(*columns).where(*where).order_by(*order).limit(SEARCHED)):
-        if any(wanted in str(value).casefold() for value in row if value is not None):
-            found.append(row.group_id)
-            if len(found) == limit:
-                break
-    return found
+    newest = sa.select(_Q.c.group_id, _Q.c.start_mjd, _Q.c.received_at, *(_Q.c[name] for name in _WORDS))
+    some = newest.where(*where).order_by(*order).limit(SEARCHED).subquery()
+    wanted = "%" + re.sub(r"([\\%_])", r"\\\1", text.lower()) + "%"
+    columns = (some.c.group_id, *(some.c[name] for name in _WORDS))
+    holds = [sa.func.lower(column).like(wanted, escape="\\") for column in columns]
+    found = sa.select(some.c.group_id).where(sa.or_(*holds))
+    in_order = found.order_by(some.c.start_mjd.desc(), some.c.received_at.desc(), some.c.group_id.desc())
+    return list(connection.execute(in_order.limit(limit)).scalars())
 
 
 def _failed() -> Any:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "elog": ("nightbeam.cli.elog:elog", "Mirror, search and export the electronic logbook."),
     "groups": ("nightbeam.cli.groups:groups", "List, show, run and reprocess groups of subbands."),
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
+    "monitor": ("nightbeam.cli.monitor:monitor", "Serve the page and the API that show the state of everything."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),
     "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),
     "simulate": ("nightbeam.cli.simulate:simulate", "Make data whose truth is known."),

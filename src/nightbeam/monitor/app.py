@@ -22,6 +22,7 @@ from nightbeam.monitor.manners import Manners
 from nightbeam.monitor.metrics import Instruments, Machine
 from nightbeam.monitor.read import Reader
 from nightbeam.monitor.remote import Reprocessing
+from nightbeam.monitor.shared import Shared
 
 __all__ = ["MOST_BODY_BYTES", "create_app", "status_of"]
 
@@ -36,6 +37,7 @@ def create_app(
     reader: Reader | None = None,
     auth: Auth | None = None,
     reprocessing: Reprocessing | None = None,
+    share_s: float = 1.0,
 ) -> FastAPI:
     """Return the monitor of a site.
 
@@ -45,6 +47,8 @@ def create_app(
         Of the site, resolved or not.
     reader, auth, reprocessing
         In place of those that the settings name, for tests. Without ``auth`` the token is read from its file, or made.
+    share_s
+        For how long an answer serves all who ask the same; 0: each gets one of its own.
 
     Notes
     -----
@@ -94,6 +98,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _plainly)
     pages.install(app)
     hosts = {*told.allowed_hosts, "127.0.0.1", "localhost", "::1"} if "*" not in told.allowed_hosts else {"*"}
+    app.add_middleware(Shared, keep_s=share_s)
+    # The last that is added stands first.
     app.add_middleware(Manners, allowed_hosts=hosts, most_bytes=MOST_BODY_BYTES, observe=instruments.observe)
     return app
 

@@ -82,7 +82,9 @@ _LONGEST_ERROR = 10_000
 
 def number(value: Any) -> float | None:
     """Return a finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         found = float(value)
@@ -93,6 +95,8 @@ def number(value: Any) -> float | None:
 
 def whole(value: Any) -> int | None:
     """Return a whole number, or None for anything else."""
+    if type(value) is int:
+        return value
     found = number(value)
     return None if found is None else int(found)
 
@@ -101,6 +105,8 @@ def text(value: Any) -> str | None:
     """Return a text that can be sent, or None."""
     if value is None:
         return None
+    if type(value) is str and value.isascii():
+        return value if len(value) <= _LONGEST_ERROR else value[:_LONGEST_ERROR]
     return str(value).encode("utf-8", "replace").decode()[:_LONGEST_ERROR]
 
 
@@ -194,7 +200,7 @@ def age_words(seconds: float) -> str:
 
 def json_of(written: Any, *, most: int = 1 << 20) -> Any:
     """Return what a JSON text says, with null for numbers that JSON has not; None for what is no JSON, or too long."""
-    if not isinstance(written, str) or len(written) > most:
+    if not isinstance(written, str) or not written or len(written) > most:
         return None
     try:
         return json.loads(written, parse_constant=lambda _: None)
@@ -207,6 +213,8 @@ def json_of(written: Any, *, most: int = 1 << 20) -> Any:
 
 def matches_of(calibrators: Any) -> list[Match] | None:
     """Return the calibrators of a row, or None where nobody has looked for any."""
+    if calibrators == "[]":
+        return []
     found = json_of(calibrators)
     if not isinstance(found, list):
         return None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
-__all__ = ["POLICY", "SVG_POLICY", "Manners"]
+__all__ = ["POLICY", "SVG_POLICY", "Manners", "Message", "Receive", "Scope", "Send"]
 
 _log = logging.getLogger(__name__)
 

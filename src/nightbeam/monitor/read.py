@@ -16,7 +16,15 @@ from typing import Any, Final, TypeVar
 from nightbeam import __version__
 from nightbeam.catalog.kept import KeptDatabase
 from nightbeam.catalog.model import GroupRow, ImageRow, MosaicRow, State
-from nightbeam.catalog.pages import SEARCHED, ElogPages, ProductPages, QueuePages, RegistryPages
+from nightbeam.catalog.pages import (
+    SEARCHED,
+    AboutGroup,
+    ElogPages,
+    GroupProducts,
+    ProductPages,
+    QueuePages,
+    RegistryPages,
+)
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError
@@ -72,6 +80,9 @@ _SCAN_S: Final = 2.0
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
 #: In this order, worst first.
 _WORST: Final = list(Standing)
+
+_NOTHING_ABOUT: Final = AboutGroup(None, None, [], [], [], [], None)
+_NOTHING_MADE: Final = GroupProducts([], [], [], [])
 
 
 class Reader:
@@ -190,19 +201,15 @@ class Reader:
         row = _one(problems, lambda: self._queue.group(group_id))
         if row is None:
             return None
-        older, newer = _one(problems, lambda: self._queue.neighbours(row)) or (None, None)
-        measured = _one(problems, lambda: self._queue.performance(group_id))
-        attempts = _many(problems, lambda: self._queue.attempts(group_id))
-        page = self.prefect_page()
-        scores = self.scores(kind="group", subject=group_id)
-        qa = self.qa(group_id=group_id, limit=200)
-        images = _many(problems, lambda: self._products.images_of(group_id))
-        sets = _many(problems, lambda: self._products.ms_of(group_id))
+        about = _one(problems, lambda: self._queue.about(row)) or _NOTHING_ABOUT
+        made = _one(problems, lambda: self._products.of_group(group_id)) or _NOTHING_MADE
+        measured, page = about.performance, self.prefect_page()
+        qa = [compute.artifact_of(one) for one in made.artifacts]
         short = compute.group_of(row)
         said = {one.name: getattr(short, one.name) for one in fields(short)}
         return GroupDetail(
             **said,
-            qa=qa.items,
+            qa=qa or [_listed(path) for path in files.qa_files(self.site.qa_dir(), group_id=group_id, limit=200)],
             perf_total_time=compute.number(measured.total_time) if measured else None,
             writer_type=compute.text(measured.writer_type) if measured else None,
             performance={
@@ -210,15 +217,15 @@ class Reader:
                 for name, value in (asdict(measured) if measured else {}).items()
                 if name.endswith("_time")
             },
-            files=self._files_of(row, problems),
-            steps=self._steps_of(row, problems),
-            history=[compute.attempt_of(one, page) for one in attempts],
-            images=[compute.image_of(one) for one in images],
-            measurement_sets=[compute.ms_of(one) for one in sets],
-            scores=scores.items,
-            newer=newer,
-            older=older,
-            problems=list(dict.fromkeys([*problems, *scores.problems, *qa.problems])),
+            files=compute.files_of(compute.whole(row.expected_subbands), about.subbands, about.duplicates),
+            steps=compute.steps_of(STEPS, row, about.receipts),
+            history=[compute.attempt_of(one, page) for one in about.attempts],
+            images=[compute.image_of(one) for one in made.images],
+            measurement_sets=[compute.ms_of(one) for one in made.sets],
+            scores=[compute.score_of(one) for one in made.scores],
+            newer=about.newer,
+            older=about.older,
+            problems=problems,
         )
 
     def queue_row(self, group_id: str) -> GroupRow | None:
@@ -227,13 +234,16 @@ class Reader:
 
     def group_files(self, group_id: str) -> list[GroupFile]:
         """Return when each subband of a group arrived; nothing for a group that is not known."""
-        row = _one([], lambda: self._queue.group(group_id))
-        return [] if row is None else self._files_of(row, [])
+        found = self._about(group_id)
+        if found is None:
+            return []
+        row, about = found
+        return compute.files_of(compute.whole(row.expected_subbands), about.subbands, about.duplicates)
 
     def group_steps(self, group_id: str) -> list[GroupStep]:
         """Return how far a group is and how long each step took; nothing for a group that is not known."""
-        row = _one([], lambda: self._queue.group(group_id))
-        return [] if row is None else self._steps_of(row, [])
+        found = self._about(group_id)
+        return [] if found is None else compute.steps_of(STEPS, found[0], found[1].receipts)
 
     def calibrator_matches(self, *, limit: int = 50, matched_only: bool = False) -> CalibratorMatches:
         """Return the newest groups with the calibrators in their fields."""
@@ -546,13 +556,10 @@ class Reader:
         known = {state.value: found.get(state.value, 0) for state in State}
         return QueueCounts(total=sum(found.values()), **known)
 
-    def _files_of(self, row: GroupRow, problems: list[str]) -> list[GroupFile]:
-        subbands = _many(problems, lambda: self._queue.subbands(row.group_id))
-        duplicates = _many(problems, lambda: self._queue.duplicates(row.group_id))
-        return compute.files_of(compute.whole(row.expected_subbands), subbands, duplicates)
-
-    def _steps_of(self, row: GroupRow, problems: list[str]) -> list[GroupStep]:
-        return compute.steps_of(STEPS, row, _many(problems, lambda: self._queue.receipts(row.group_id)))
+    def _about(self, group_id: str) -> tuple[GroupRow, AboutGroup] | None:
+        row = self.queue_row(group_id)
+        about = None if row is None else _one([], lambda: self._queue.about(row))
+        return None if row is None or about is None else (row, about)
 
     def _look_at_contimg(self) -> System:
         now = self.now()
