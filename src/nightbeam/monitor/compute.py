@@ -61,6 +61,7 @@ __all__ = [
     "period_of_text",
     "product_of",
     "qa_url",
+    "receipt_of",
     "run_of",
     "score_of",
     "set_of",
@@ -310,6 +311,12 @@ def steps_of(steps: Sequence[str], row: GroupRow, receipts: Iterable[ReceiptRow]
         )
         lines.append(GroupStep(step=step, state=word if here and word else "open"))
     return lines
+
+
+def receipt_of(step: str, receipts: Iterable[ReceiptRow]) -> dict[str, Any]:
+    """Return what a finished step left behind; nothing where it has not finished."""
+    found = [json_of(row.content) for row in receipts if row.step == step]
+    return next((one for one in found if isinstance(one, dict)), {})
 
 
 def _known(state: Any) -> bool:

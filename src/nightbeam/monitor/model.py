@@ -515,7 +515,10 @@ class Put:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDetail:
-    """Everything that the databases know of a group; ``newer`` and ``older`` are its neighbours in time."""
+    """Everything that the databases know of a group; ``newer`` and ``older`` are its neighbours in time.
+
+    ``calibration`` is what the step ``calibrate`` left behind: set, tables, age, whether borrowed; empty before it.
+    """
 
     group_id: str
     state: str
@@ -541,6 +544,7 @@ class GroupDetail:
     performance: dict[str, float | None] = field(default_factory=dict)
     files: list[GroupFile] = field(default_factory=list)
     steps: list[GroupStep] = field(default_factory=list)
+    calibration: dict[str, Any] = field(default_factory=dict)
     history: list[Attempt] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     measurement_sets: list[MeasurementSet] = field(default_factory=list)

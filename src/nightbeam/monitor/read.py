@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.kept import KeptDatabase
@@ -219,6 +219,7 @@ class Reader:
             },
             files=compute.files_of(compute.whole(row.expected_subbands), about.subbands, about.duplicates),
             steps=compute.steps_of(STEPS, row, about.receipts),
+            calibration=compute.receipt_of("calibrate", about.receipts),
             history=[compute.attempt_of(one, page) for one in about.attempts],
             images=[compute.image_of(one) for one in made.images],
             measurement_sets=[compute.ms_of(one) for one in made.sets],
@@ -278,12 +279,6 @@ class Reader:
         """Return when the oldest group of each state that is none of an end was received."""
         found = _or(dict[str, float](), [], self._queue.oldest)
         return {state: at for state, one in found.items() if (at := compute.instant_of_time(one)) is not None}
-
-    def receipt(self, group_id: str, step: str) -> dict[str, Any]:
-        """Return what a finished step of a group left behind; nothing where it has not finished."""
-        rows = _many([], lambda: self._queue.receipts(group_id))
-        found = [compute.json_of(row.content) for row in rows if row.step == step]
-        return next((one for one in found if isinstance(one, dict)), {})
 
     def problems_of_queue(self) -> list[str]:
         """Return why the queue cannot be read; nothing where it can."""
