@@ -1,4 +1,4 @@
-"""How states, times and numbers look to people: words, marks and the geometry of drawings. Nothing here reads anything."""
+"""How states, times and numbers look to people: words, marks, the geometry of drawings. Nothing here reads anything."""
 
 from __future__ import annotations
 
@@ -79,21 +79,23 @@ class Mark:
 
 
 #: Every word of a state, attempt, set, mosaic, night, verdict, mirror or service that the page may meet.
-_TONES: Final[Mapping[str, Tone]] = {
-    **dict.fromkeys(("failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable", "trouble", "given up"), Tone.BAD),
-    **dict.fromkeys(
-        ("waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access", "gone",
-         "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy", "held", "waiting to restart"),
-        Tone.WARN,
+_BY_TONE: Final[Mapping[Tone, tuple[str, ...]]] = {
+    Tone.BAD: (
+        "failed", "bad", "lost", "dead", "crashed", "error", "missing", "unreadable", "trouble", "given up",
     ),
-    **dict.fromkeys(("in_progress", "running", "writing", "busy", "syncing", "starting", "stopping", "restarting"), Tone.WORK),
-    **dict.fromkeys(("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"), Tone.WAIT),
-    **dict.fromkeys(
-        ("completed", "good", "ok", "active", "done", "built", "up", "healthy", "current", "fetched", "restored",
-         "ready", "alive", "valid", "solved here", "arrived"),
-        Tone.GOOD,
+    Tone.WARN: (
+        "waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access",
+        "gone", "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy",
+        "held", "waiting to restart",
+    ),
+    Tone.WORK: ("in_progress", "running", "writing", "busy", "syncing", "starting", "stopping", "restarting"),
+    Tone.WAIT: ("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"),
+    Tone.GOOD: (
+        "completed", "good", "ok", "active", "done", "built", "up", "healthy", "current", "fetched", "restored",
+        "ready", "alive", "valid", "solved here", "arrived",
     ),
 }  # fmt: skip
+_TONES: Final[Mapping[str, Tone]] = {word: tone for tone, words in _BY_TONE.items() for word in words}
 _WORDS: Final[Mapping[str, str]] = {
     "waiting_for_gains": "waits for gains",
     "waiting": "waiting",
@@ -451,11 +453,15 @@ def time_line(
         Of the drawing, and of the column with the names of the strips.
     """
     span = max(end_mjd - start_mjd, 1e-6)
-    x_of = lambda mjd: round(left + (mjd - start_mjd) / span * (width - left), 2)  # noqa: E731
+
+    def x_of(mjd: float) -> float:
+        return round(left + (mjd - start_mjd) / span * (width - left), 2)
+
     shown = [w for w in windows if w["end_mjd"] >= start_mjd and w["start_mjd"] <= end_mjd]
     seen = [g for g in groups if start_mjd <= g["mjd"] <= end_mjd]
     strips = _strips([w["dec_deg"] for w in shown] + [g["dec_deg"] for g in seen], strip_deg)
-    lanes, y = [], _HEAD
+    lanes: list[Lane] = []
+    y = _HEAD
     for strip in strips:
         rows = _rows([w for w in shown if _belongs(w["dec_deg"], strip, strip_deg)])
         bars = tuple(
@@ -514,7 +520,7 @@ def _ticks(start_mjd: float, end_mjd: float, x_of: Any) -> tuple[Tick, ...]:
     hours = (end_mjd - start_mjd) * 24.0
     step = next((s for s in _STEPS_H if hours / s <= 9), _STEPS_H[-1])
     first = math.ceil(start_mjd * 24.0 / step - 1e-9) * step
-    ticks = []
+    ticks: list[Tick] = []
     while first / 24.0 <= end_mjd and len(ticks) < 400:
         when = datetime_from_mjd(round(first / 24.0 * SECONDS_PER_DAY) / SECONDS_PER_DAY)
         pattern = "%m-%d" if step >= 24 or when.hour == 0 else "%H:%M"

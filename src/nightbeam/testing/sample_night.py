@@ -216,8 +216,10 @@ class _Maker:
         write_text(self.state / "logs" / "groups" / group_id / f"{step}.log", text + "\n")
 
     def _finish(self, n: int, group_id: str, kind: str, owner: Owner, at: float) -> None:
-        stages = {"convert": 41.0 + n % 7, "calibrate": 88.0 if kind == "calibrator" else 0.4, "apply": 23.0, "image": 61.0 + 3 * (n % 5),
-                  "record": 0.3, "qa": 9.5}  # fmt: skip
+        stages = {
+            "convert": 41.0 + n % 7, "calibrate": 88.0 if kind == "calibrator" else 0.4, "apply": 23.0,
+            "image": 61.0 + 3 * (n % 5), "record": 0.3, "qa": 9.5,
+        }  # fmt: skip
         for step, seconds in stages.items():
             at += seconds
             self.queue.put_receipt(
@@ -301,7 +303,8 @@ class _Maker:
             ("dynamic range", dynamic_range, None, 0.95, "good", "above 20"),
             ("flagged fraction", 0.09, None, 0.98, "good", "below 0.2"),
             ("flux scale", 1.6 if loud else 1.04, None, 0.1 if loud else 0.93, "bad" if loud else "good",
-             "3 sources are 1.6 times brighter than in the catalogue" if loud else "7 sources agree with the catalogue"),
+             "3 sources are 1.6 times brighter than in the catalogue"
+             if loud else "7 sources agree with the catalogue"),
             ("astrometry", None, "arcsec", None, "unknown", "2 sources in common with the catalogue, 3 are needed"),
         )  # fmt: skip
         with self.products.database.write() as connection:
@@ -361,7 +364,7 @@ class _Maker:
             2: {"code": "noise", "text": "noise 55.0 mJy is more than 5 times the median of the tiles"},
             5: {"code": "beam", "text": f"the beam is 40 % off the median{self.words}"},
         }
-        verdicts = [
+        verdicts: list[dict[str, Any]] = [
             {
                 "path": path, "name": image.group_id, "accepted": k not in faults,
                 "reasons": [faults[k]] if k in faults else [], "tile": {},
@@ -369,8 +372,8 @@ class _Maker:
             for k, (path, image) in enumerate(zip(tiles, images, strict=True))
         ]  # fmt: skip
         checks = [
-            {"name": "coverage", "value": 0.81, "limit": 0.1, "passed": True, "text": "81 % of the pixels have a value"},
-            {"name": "noise_between_blocks", "value": 1.7, "limit": 2.0, "passed": True, "text": "at most 2 is allowed"},
+            {"name": "coverage", "value": 0.81, "limit": 0.1, "passed": True, "text": "81 % of the pixels"},
+            {"name": "noise_between_blocks", "value": 1.7, "limit": 2.0, "passed": True, "text": "at most 2"},
             {
                 "name": "negative_pixels", "value": 0.012, "limit": 0.01, "passed": False,
                 "text": "1.2 % of the pixels are below -5 sigma, 1 % is allowed",
@@ -386,11 +389,14 @@ class _Maker:
             "beam_minor_arcsec": 28.8, "beam_pa_deg": 14.0, "noise_jy": 0.00878, "peak_jy": 16.28,
             "tiles_used": len(tiles) - 2, "tiles_rejected": 2, "verdicts": json.dumps(verdicts),
             "checks": json.dumps(checks), "files": json.dumps({"image": str(output), "png": str(preview)}),
-            "validation_issues": "negative pixels: 1.2 % of the pixels are below -5 sigma, 1 % is allowed", "version": "0.1.0",
+            "validation_issues": "negative pixels: 1.2 % of the pixels are below -5 sigma, 1 % is allowed",
+            "version": "0.1.0",
         }  # fmt: skip
         failed = {
-            "created_at": at - 86400, "status": "failed", "method": "weighted", "tiles": "", "plan": "night_before", "strip": 0,
-            "mid_mjd": mjd_from_datetime(yesterday) - 1.0, "error": f"the disk was full: 0.3 GB a tile are needed{self.words}",
+            "created_at": at - 86400, "status": "failed", "method": "weighted", "tiles": "", "plan": "night_before",
+            "strip": 0,
+            "mid_mjd": mjd_from_datetime(yesterday) - 1.0,
+            "error": f"the disk was full: 0.3 GB a tile are needed{self.words}",
         }  # fmt: skip
         planned = {
             "created_at": self.seconds(-300), "status": "planned", "method": "weighted", "tiles": "\n".join(tiles[:4]),
@@ -479,7 +485,8 @@ class _Maker:
         beat = {
             "at": iso_z(self.now - timedelta(seconds=20)), "pid": 1, "stores": 1, "done": 11, "skipped": 2, "failed": 1,
             "backlog": 1, "writing": 1, "seconds": {"load": 0.8, "calibrate": 1.9, "write": 0.6}, "water": water,
-            "last_scan": "2026-11-20.zarr/12", "last_error": f"scan 7: chunk 0.3 of counts is cut{self.words}", "problems": [],
+            "last_scan": "2026-11-20.zarr/12",
+            "last_error": f"scan 7: chunk 0.3 of counts is cut{self.words}", "problems": [],
         }  # fmt: skip
         write_text(output / "scan-calibrator.json", json.dumps(beat, indent=1) + "\n")
 
@@ -493,7 +500,8 @@ class _Maker:
             "total_events_filtered": 22800, "buffer_size": 64, "events_in_flight": 0, "chunks_written": 4,
             "peaks_written": 84_240, "bytes_written": 3_400_000_000, "events_per_s": 118.2, "queue_size": 3,
             "hit_rate": 0.1225, "events_rejected": {"wrong shape": 4}, "events_lost": {}, "workers": 2,
-            "started": iso_z(self.now - timedelta(minutes=31)), "last_file": f"peaknet_cxi_{_EXPERIMENT}_r0042_0003.cxi",
+            "started": iso_z(self.now - timedelta(minutes=31)),
+            "last_file": f"peaknet_cxi_{_EXPERIMENT}_r0042_0003.cxi",
         }  # fmt: skip
         status = {
             "state": "running", "ended_by": None, "problems": [f"one batch had no photon energy{self.words}"], "pid": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -140,7 +141,8 @@ def test_what_is_no_time_is_none(odd):
     ("seconds", "words"),
     [
         (0.42, "0.4 s"), (9.96, "10 s"), (42.4, "42 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (272, "4 min 32 s"),
-        (3600, "1 h 00 min"), (11100, "3 h 05 min"), (12 * 86400 + 4 * 3600, "12 d 4 h"), (None, "–"), (-90, "-1 min 30 s"),
+        (3600, "1 h 00 min"), (11100, "3 h 05 min"), (12 * 86400 + 4 * 3600, "12 d 4 h"), (None, "–"),
+        (-90, "-1 min 30 s"),
     ],
 )  # fmt: skip
 def test_a_span_has_at_most_two_units(seconds, words):
@@ -152,21 +154,30 @@ def test_a_span_has_at_most_two_units(seconds, words):
 
 @pytest.mark.parametrize(
     ("jy", "words"),
-    [(16.28, "16.3 Jy"), (0.0131, "13.1 mJy"), (0.0004, "400 µJy"), (0.0, "0.00 Jy"), (None, "–"), (float("nan"), "–"), (-0.002, "-2.00 mJy")],
+    [
+        (16.28, "16.3 Jy"), (0.0131, "13.1 mJy"), (0.0004, "400 µJy"), (0.0, "0.00 Jy"), (None, "–"),
+        (float("nan"), "–"), (-0.002, "-2.00 mJy"),
+    ],
 )  # fmt: skip
 def test_a_flux_density_is_in_the_unit_that_suits_it(jy, words):
     assert show.jansky(jy) == words
 
 
 @pytest.mark.parametrize(
-    ("n", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (145_348_600, "145 MB"), (2_330_000_000, "2.33 GB"), (None, "–")]
+    ("n", "words"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (145_348_600, "145 MB"), (2_330_000_000, "2.33 GB"), (None, "–"),
+    ],
 )  # fmt: skip
 def test_sizes_are_decimal(n, words):
     assert show.byte_size(n) == words
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(1234.6, "1235"), (12.345, "12.3"), (0.5, "0.500"), (0.0, "0.00"), (3.2e-7, "3.20e-07"), (5.4e9, "5.40e+09")]
+    ("value", "words"),
+    [
+        (1234.6, "1235"), (12.345, "12.3"), (0.5, "0.500"), (0.0, "0.00"), (3.2e-7, "3.20e-07"), (5.4e9, "5.40e+09"),
+    ],
 )  # fmt: skip
 def test_numbers_have_three_digits_that_count(value, words):
     assert show.number(value) == words
@@ -283,4 +294,4 @@ def test_no_two_windows_of_a_strip_lie_on_each_other_and_none_outside(raw):
             rows.setdefault(bar.y, []).append(by_name[bar.name])
         for row in rows.values():
             row.sort(key=lambda w: (w["start_mjd"], w["end_mjd"]))
-            assert all(a["end_mjd"] <= b["start_mjd"] for a, b in zip(row, row[1:], strict=False))
+            assert all(a["end_mjd"] <= b["start_mjd"] for a, b in itertools.pairwise(row))
