@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -209,57 +209,30 @@ class QueuePages:
     def group(self, group_id: str) -> GroupRow | None:
         """Return one group, or None."""
         with self.kept.read() as connection:
-            found = _rows(connection, GroupRow, _GROUPS.where(_Q.c.group_id == group_id))
+            found = _rows(connection, GroupRow, _GROUP, {"group_id": group_id})
         return found[0] if found else None
 
     def about(self, row: GroupRow) -> AboutGroup:
         """Return all that the queue knows of a group, in one look; of its attempts the last hundred."""
-        group_id = row.group_id
-        tables = AttemptTable.__table__, ReceiptTable.__table__, DuplicateTable.__table__, PerformanceTable.__table__
-        attempts, receipts, duplicates, performance = tables
+        this = {"group_id": row.group_id}
         with self.kept.read() as connection:
             older, newer = self._neighbours(connection, row)
-            measured = _rows(
-                connection,
-                PerformanceRow,
-                _all(PerformanceRow, performance).where(performance.c.group_id == group_id),
-            )
+            measured = _rows(connection, PerformanceRow, _PERFORMANCE_OF, this)
             return AboutGroup(
                 older=older,
                 newer=newer,
-                subbands=self._subbands(connection, group_id),
-                duplicates=_rows(
-                    connection,
-                    DuplicateRow,
-                    _all(DuplicateRow, duplicates).where(duplicates.c.group_id == group_id).limit(1000),
-                ),
-                attempts=_rows(
-                    connection,
-                    AttemptRow,
-                    _all(AttemptRow, attempts)
-                    .where(attempts.c.group_id == group_id)
-                    .order_by(attempts.c.attempt.desc())
-                    .limit(100),
-                )[::-1],
-                receipts=_rows(
-                    connection,
-                    ReceiptRow,
-                    _all(ReceiptRow, receipts).where(receipts.c.group_id == group_id).order_by(receipts.c.finished_at),
-                ),
+                subbands=_rows(connection, SubbandRow, _SUBBANDS_OF, this),
+                duplicates=_rows(connection, DuplicateRow, _DUPLICATES_OF, this),
+                attempts=_rows(connection, AttemptRow, _ATTEMPTS_OF, this)[::-1],
+                receipts=_rows(connection, ReceiptRow, _RECEIPTS_OF, this),
                 performance=measured[0] if measured else None,
             )
 
     def _neighbours(self, connection: Connection, row: GroupRow) -> tuple[str | None, str | None]:
         if row.start_mjd is None:
             return None, None
-        query, start = sa.select(_Q.c.group_id), _Q.c.start_mjd
-        older = query.where(start < row.start_mjd).order_by(start.desc()).limit(1)
-        newer = query.where(start > row.start_mjd).order_by(start).limit(1)
-        return connection.execute(older).scalar(), connection.execute(newer).scalar()
-
-    def _subbands(self, connection: Connection, group_id: str) -> list[SubbandRow]:
-        query = _all(SubbandRow, _S).where(_S.c.group_id == group_id).order_by(_S.c.subband_idx)
-        return _rows(connection, SubbandRow, query)
+        here = {"start_mjd": row.start_mjd}
+        return connection.execute(_OLDER, here).scalar(), connection.execute(_NEWER, here).scalar()
 
     def bad_files(self, *, limit: int) -> list[BadFileRow]:
         """Return files that are no readable subbands, the last first."""
@@ -318,14 +291,14 @@ class RegistryPages:
         table, sets = CalTable.__table__, CalSetTable.__table__
         where = [table.c.valid_end_mjd >= since_mjd] if since_mjd is not None else []
         where += [table.c.valid_start_mjd < until_mjd] if until_mjd is not None else []
-        newest = sa.select(table.c.set_name).where(*where).group_by(table.c.set_name)
-        newest = newest.order_by(sa.func.max(table.c.created_at).desc(), table.c.set_name).limit(limit)
-        failed = sa.select(sets.c.set_name).where(sets.c.set_name.not_in(sa.select(table.c.set_name)))
-        failed = failed.order_by(sets.c.created_at.desc()).limit(limit)
+        newest = sa.select(sets.c.set_name).order_by(sets.c.created_at.desc(), sets.c.set_name).limit(limit)
+        # Of the older pipeline, which has tables alone.
+        bare = sa.select(table.c.set_name).where(table.c.set_name.not_in(sa.select(sets.c.set_name)), *where)
+        bare = bare.group_by(table.c.set_name).order_by(sa.func.max(table.c.created_at).desc()).limit(limit)
+        if where:
+            newest = newest.where(sets.c.set_name.in_(sa.select(table.c.set_name).where(*where)))
         with self.kept.read() as connection:
-            names = list(connection.execute(newest).scalars())
-            if not where:
-                names += list(connection.execute(failed).scalars())
+            names = [*connection.execute(newest).scalars(), *connection.execute(bare).scalars()]
             of = table.c.set_name.in_(names)
             rows = _rows(connection, CalTableRow, _all(CalTableRow, table).where(of).order_by(table.c.order_index))
             known = {r.set_name: r for r in connection.execute(sa.select(sets).where(sets.c.set_name.in_(names)))}
@@ -374,16 +347,13 @@ class ProductPages:
 
     def of_group(self, group_id: str) -> GroupProducts:
         """Return what was made of a group, in one look."""
-        images = _all(ImageRow, _IMAGES).where(_IMAGES.c.group_id == group_id)
-        sets = _all(MsRow, _MS).where(_MS.c.group_id == group_id)
-        artifacts = _all(QaArtifactRow, _ARTIFACTS).where(_ARTIFACTS.c.group_id == group_id)
-        scores = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == "group", _SCORES.c.subject == group_id)
+        this = {"group_id": group_id}
         with self.kept.read() as connection:
             return GroupProducts(
-                images=_rows(connection, ImageRow, images.order_by(_IMAGES.c.created_at.desc()).limit(100)),
-                sets=_rows(connection, MsRow, sets.order_by(_MS.c.path).limit(100)),
-                artifacts=_rows(connection, QaArtifactRow, artifacts.order_by(_ARTIFACTS.c.name).limit(200)),
-                scores=_rows(connection, QaScoreRow, scores.order_by(_SCORES.c.name).limit(200)),
+                images=_rows(connection, ImageRow, _IMAGES_OF, this),
+                sets=_rows(connection, MsRow, _SETS_OF, this),
+                artifacts=_rows(connection, QaArtifactRow, _ARTIFACTS_OF, this),
+                scores=_rows(connection, QaScoreRow, _SCORES_OF, this),
             )
 
     def ms_index(self, *, stage: str | None, status: str | None, limit: int) -> list[MsRow]:
@@ -569,9 +539,11 @@ def _all(kind: type[Any], table: Any) -> sa.Select[Any]:
     return sa.select(*_columns(kind, table))
 
 
-def _rows(connection: Connection, kind: type[R], query: sa.Select[Any]) -> list[R]:
+def _rows(
+    connection: Connection, kind: type[R], query: sa.Select[Any], values: Mapping[str, Any] | None = None
+) -> list[R]:
     # The columns are selected in the order of the fields.
-    return [kind(*row) for row in connection.execute(query)]
+    return [kind(*row) for row in connection.execute(query, values)]
 
 
 def _in_short(
@@ -613,3 +585,26 @@ _PRESENT = (
 )
 _GROUPS = sa.select(*_columns(GroupRow, _Q), _PRESENT)
 _GROUPS_BARE = sa.select(*_columns(GroupRow, _Q))
+
+# Made once: to build a statement, and to find it in SQLAlchemy's cache, takes longer than to run it.
+_THIS = sa.bindparam("group_id", type_=sa.Text)
+_THEN = sa.bindparam("start_mjd", type_=sa.Double)
+_GROUP = _GROUPS.where(_Q.c.group_id == _THIS)
+_OLDER = sa.select(_Q.c.group_id).where(_Q.c.start_mjd < _THEN).order_by(_Q.c.start_mjd.desc()).limit(1)
+_NEWER = sa.select(_Q.c.group_id).where(_Q.c.start_mjd > _THEN).order_by(_Q.c.start_mjd).limit(1)
+
+
+def _of(kind: type[Any], table: Any, *order: Any, limit: int) -> sa.Select[Any]:
+    return _all(kind, table).where(table.c.group_id == _THIS).order_by(*order).limit(limit)
+
+
+_SUBBANDS_OF = _of(SubbandRow, _S, _S.c.subband_idx, limit=1000)
+_DUPLICATES_OF = _of(DuplicateRow, DuplicateTable.__table__, DuplicateTable.path, limit=1000)
+_ATTEMPTS_OF = _of(AttemptRow, AttemptTable.__table__, AttemptTable.attempt.desc(), limit=100)
+_RECEIPTS_OF = _of(ReceiptRow, ReceiptTable.__table__, ReceiptTable.finished_at, limit=100)
+_PERFORMANCE_OF = _of(PerformanceRow, PerformanceTable.__table__, limit=1)
+_IMAGES_OF = _of(ImageRow, _IMAGES, _IMAGES.c.created_at.desc(), limit=100)
+_SETS_OF = _of(MsRow, _MS, _MS.c.path, limit=100)
+_ARTIFACTS_OF = _of(QaArtifactRow, _ARTIFACTS, _ARTIFACTS.c.name, limit=200)
+_SCORES_OF = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == "group", _SCORES.c.subject == _THIS)
+_SCORES_OF = _SCORES_OF.order_by(_SCORES.c.name).limit(200)
