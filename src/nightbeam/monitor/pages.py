@@ -53,7 +53,7 @@ def _wants_still(request: Request) -> bool:
 
 def _common(request: Request, reader: Reader, now: datetime) -> dict[str, Any]:
     """Return what every page needs."""
-    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    here = Ask(request, reader, now).address()
     return {
         "now": now,
         "prefect_url": reader.prefect_page(),
@@ -70,7 +70,7 @@ def _common(request: Request, reader: Reader, now: datetime) -> dict[str, Any]:
 
 def _as_html(ask: Ask, view: View) -> Response:
     context = {**_common(ask.request, ask.reader, ask.now), **view.context, "place": view.place}
-    path, query = ask.request.url.path, ask.request.url.query
+    path, _, query = ask.address(refresh=None).partition("?")
     context["json_url"] = ("/tonight.json" if path == "/" else f"{path}.json") + (f"?{query}" if query else "")
     if view.refreshes:
         still = _wants_still(ask.request)

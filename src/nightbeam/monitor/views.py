@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request
 
-from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, UnavailableError
 from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import show
 from nightbeam.monitor.logs import log_tail, steps_with_logs
@@ -232,17 +232,9 @@ def _group(ask: Ask) -> View:
     group_id = ask.request.path_params["group_id"]
     group = ask.reader.group(group_id)
     if group is None:
-        problems = ask.reader.problems_of_queue()
-        if problems:
-            raise MissingError(
-                f"the queue cannot be read: {problems[0]}", fix="see Platform, and the log of the monitor"
-            )
-        raise MissingError(
-            f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02"
-        )
+        raise _no_group(ask.reader, group_id)
     cells = show.arrival_cells(group.files)
-    steps = [(step.step, step.seconds) for step in group.steps]
-    bar = show.stage_bar(steps)
+    bar = show.stage_bar([(step.step, step.seconds) for step in group.steps])
     log_dir = ask.reader.site.log(group.group_id, "any").parent if plain_name(group.group_id) else None
     logs = steps_with_logs(log_dir) if log_dir is not None else []
     wanted = ask.text("log")
@@ -263,6 +255,16 @@ def _group(ask: Ask) -> View:
     }
     working = group.state in ("collecting", "pending", "in_progress")
     return View("group.html", group, context, "/groups", refreshes=working)
+
+
+def _no_group(reader: Reader, group_id: str) -> NightbeamError:
+    """Return why a group cannot be shown: there is none, or nobody can tell."""
+    problems = [one for one in reader.problems_of_queue() if not one.startswith("there is no ")]
+    if problems:
+        return UnavailableError(f"the queue cannot be read: {problems[0]}", fix="see Platform, and the monitor's log")
+    return MissingError(
+        f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02"
+    )
 
 
 @dataclass(frozen=True, slots=True)

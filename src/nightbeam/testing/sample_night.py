@@ -21,7 +21,6 @@ from nightbeam.calib.files import Payload, entry_path, write_entry
 from nightbeam.catalog import FileFact, GroupFact, Logbook, Owner, Products, Queue, Registry, SetSpec, TableSpec
 from nightbeam.catalog.remote import upsert
 from nightbeam.catalog.schema import MosaicTable, NightTable, QaScoreTable, QuarantineTable
-from nightbeam.core.files import write_bytes, write_text
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import datetime_from_mjd, iso_z, mjd_from_datetime
 from nightbeam.cxi.health import write_status
@@ -85,9 +84,10 @@ def sample_night(
     now = datetime.now(UTC).replace(microsecond=0) if now is None else now
     settings = sample_settings(state_dir)
     maker = _Maker(settings, now, max(groups, 14), hostile)
-    kinds = maker.queue_and_products()
-    maker.registry()
-    mosaic = maker.mosaics()
+    with maker.queue.database.kept_open(), maker.products.database.kept_open(), maker.sets.database.kept_open():
+        kinds = maker.queue_and_products()
+        maker.registry()
+        mosaic = maker.mosaics()
     maker.logbook()
     maker.constants()
     maker.scans()
@@ -213,7 +213,7 @@ class _Maker:
 
     def _log(self, group_id: str, step: str, lines: list[str]) -> None:
         text = "\n".join(f"2026-11-21 03:15:{k % 60:02d} INFO {line}{self.words}" for k, line in enumerate(lines))
-        write_text(self.state / "logs" / "groups" / group_id / f"{step}.log", text + "\n")
+        _put(self.state / "logs" / "groups" / group_id / f"{step}.log", text + "\n")
 
     def _finish(self, n: int, group_id: str, kind: str, owner: Owner, at: float) -> None:
         stages = {
@@ -275,9 +275,9 @@ class _Maker:
             writer_type="direct", version="0.1.0", now=at, **used,
         )  # fmt: skip
         fits = stem.with_name(f"{stem.name}.image.pbcor.fits")
-        write_bytes(fits, b"SIMPLE  =                    T" + b" " * 2850)
+        _put(fits, b"SIMPLE  =                    T" + b" " * 2850)
         png = stem.with_name(f"{stem.name}.png")
-        write_bytes(png, _sky(n))
+        _put(png, _sky(n))
         self.products.upsert_image(
             fits, ms_path=ms, now=at, beam_major_arcsec=31.4 + n % 3, beam_minor_arcsec=27.9, beam_pa_deg=12.0 + n,
             noise_jy=noise, noise_centre_jy=noise * 1.04, pbcor=1, group_id=group_id, mid_mjd=self.mjd(n), peak_jy=peak,
@@ -289,9 +289,9 @@ class _Maker:
         for number, figure in enumerate(
             ("image.png", "flags.png", "uv.png", "amplitudes.png", "bpcal.png", "gpcal.png")
         ):
-            write_bytes(directory / figure, _sky(n * 10 + number) if figure == "image.png" else _curve(n + number))
+            _put(directory / figure, _sky(n * 10 + number) if figure == "image.png" else _curve(n + number))
             self.products.put_qa_artifact(group_id, figure, directory / figure, now=at)
-        write_text(directory / "metrics.json", json.dumps({"noise_jy": noise}) + "\n")
+        _put(directory / "metrics.json", json.dumps({"noise_jy": noise}) + "\n")
         self.products.put_qa_artifact(group_id, "metrics.json", directory / "metrics.json", now=at)
         self._scores("group", group_id, noise, peak / noise, at)
 
@@ -329,7 +329,7 @@ class _Maker:
             tables = []
             for order, (suffix, kind) in enumerate((("kcal", "K"), ("bpcal", "BP"), ("gpcal", "GP"), ("2gcal", "2G"))):
                 path = self.out / "caltables" / f"{name}_{suffix}"
-                write_text(path / "table.dat", f"{name} {kind}")
+                _put(path / "table.dat", f"{name} {kind}")
                 tables.append(TableSpec(path, kind, order, "0", "103"))
             spec = SetSpec(
                 name, tuple(tables), mid - 0.5, mid + 0.5, mid_mjd=mid, dec_deg=dec, calibrator=calibrator,
@@ -354,9 +354,9 @@ class _Maker:
         name = f"night_{yesterday:%Y_%m_%d}_s0"
         directory = self.out / "mosaics"
         output = directory / f"{name}.fits"
-        write_bytes(output, b"SIMPLE  =                    T" + b" " * 2850)
+        _put(output, b"SIMPLE  =                    T" + b" " * 2850)
         preview = directory / f"{name}.png"
-        write_bytes(preview, _sky(7, width=1200, height=300, sources=160))
+        _put(preview, _sky(7, width=1200, height=300, sources=160))
         at = self.seconds(-6 * 3600)
         self._scores("mosaic", name, 0.0088, 1850.0, at)
         tiles = [image.path for image in images]
@@ -456,7 +456,7 @@ class _Maker:
                 entry_path(directory, _EXPERIMENT, run), {"epix10k2M": "epix10k2M_000001"}, {"epix10k2M": [array]}
             )
         if self.words:
-            write_bytes(entry_path(directory, _EXPERIMENT, 40), b"half a file")
+            _put(entry_path(directory, _EXPERIMENT, 40), b"half a file")
 
     def scans(self) -> None:
         """Say what the scan calibrator would: eleven scans done, one damaged, loads that cannot be used."""
@@ -488,7 +488,7 @@ class _Maker:
             "last_scan": "2026-11-20.zarr/12",
             "last_error": f"scan 7: chunk 0.3 of counts is cut{self.words}", "problems": [],
         }  # fmt: skip
-        write_text(output / "scan-calibrator.json", json.dumps(beat, indent=1) + "\n")
+        _put(output / "scan-calibrator.json", json.dumps(beat, indent=1) + "\n")
 
     def frames(self) -> None:
         """Say what the CXI writer would, and lay a few of its files."""
@@ -512,7 +512,13 @@ class _Maker:
         }  # fmt: skip
         write_status(status_path(output, "peaknet_cxi"), status)
         for k in range(4):
-            write_bytes(output / f"peaknet_cxi_{_EXPERIMENT}_r0042_{k:04d}.cxi", b"\x89HDF\r\n\x1a\n")
+            _put(output / f"peaknet_cxi_{_EXPERIMENT}_r0042_{k:04d}.cxi", b"\x89HDF\r\n\x1a\n")
+
+
+def _put(path: Path, content: bytes | str) -> None:
+    """Write a file, without waiting for the disk: it is all made up anyway."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _sky(seed: int, *, width: int = 160, height: int = 160, sources: int = 9) -> bytes:
