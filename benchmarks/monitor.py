@@ -1,7 +1,8 @@
 """The monitor under 50 clients that ask without pause, on 100,000 groups and 300,000 products.
 
 Each address is asked by 50 connections at once, each of which asks again as soon as it has its answer: what is
-measured is the worst that 50 people, or a thousand who also read, can do. The floor is a server with the same rules
+measured is the worst that 50 people, or a thousand who also read, can do. An address with {any} is another group's
+each time, so that no answer is shared. The floor is a server with the same rules
 for every answer (host, headers, sizes) and one route that returns a constant. Server and clients share the machine.
 
     python benchmarks/monitor.py [--quick] [--json] [--seconds S] [--clients N] [--work DIR] [--only TEXT]
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -47,12 +49,12 @@ def main() -> None:
         filled_s = fill(state, groups)
         report = {"groups": groups, "clients": options.clients, "seconds": seconds, "filled_s": round(filled_s, 1)}
         with serving(_floor_argv(), "floor") as (pid, port):
-            report["floor"] = measure(pid, port, "/", options.clients, seconds)
+            report["floor"] = measure(pid, port, "/", groups, options.clients, seconds)
         argv = [sys.executable, "-m", "nightbeam", "monitor", "serve", "--state-dir", str(state)]
         with serving(argv, "monitor") as (pid, port):
             report["start_rss_mb"] = round(psutil.Process(pid).memory_info().rss / 1e6, 1)
             report["pages"] = {
-                path: measure(pid, port, path, options.clients, seconds)
+                path: measure(pid, port, path, groups, options.clients, seconds)
                 for path in addresses(groups)
                 if options.only in path
             }
@@ -76,8 +78,11 @@ def addresses(groups: int) -> list[str]:
         "/api/mosaics", "/api/mosaics/night_0100", "/api/nights", "/api/scores", "/api/scores?verdict=bad",
         f"/api/scores?kind=group&subject={middle}", "/api/quarantine", "/api/elog", "/api/constants", "/api/scans",
         "/api/cxi", "/api/platform", "/metrics",
+        # Each client asks for another one each time, so that nobody shares an answer.
+        "/api/groups/{any}", "/api/groups?before={any}", "/api/images?limit=20&since={any}",
+        "/api/scores?kind=group&subject={any}",
     ]  # fmt: skip
-    return api + pages(middle)
+    return api + pages(middle) + [path.replace(middle, "{any}") for path in pages(middle) if middle in path]
 
 
 def pages(middle: str) -> list[str]:
@@ -142,7 +147,7 @@ def fill(state: Path, groups: int) -> float:
                 {"group_id": group_id(n), "total_time": 61.2, "writer_type": "direct-subband", "recorded_at": _at(n)}
                 for n in numbers
             ],
-        )  # noqa: E501
+        )
         put(products, schema.MsTable, [_ms_row(n) for n in numbers])
         put(products, schema.ImageTable, [row for n in numbers for row in _image_rows(n)])
         put(products, schema.QaArtifactTable, [row for n in numbers for row in _artifact_rows(n)])
@@ -158,7 +163,7 @@ def fill(state: Path, groups: int) -> float:
             {"night": group_id(n * 280)[:10], "state": "done", "tiles": 270, "attempts": 1, "updated_at": _at(n)}
             for n in range(0, len(nights), 2)
         ],
-    )  # noqa: E501
+    )
     return time.perf_counter() - begin
 
 
@@ -197,7 +202,7 @@ def _attempt_row(n: int) -> dict:
         "started_at": _at(n) + 20,
         "ended_at": _at(n) + 200,
         "outcome": "completed",
-    }  # noqa: E501
+    }
 
 
 def _receipt_rows(n: int) -> list[dict]:
@@ -209,14 +214,15 @@ def _receipt_rows(n: int) -> list[dict]:
             "finished_at": _at(n) + 20 + 30 * k,
             "seconds": 29.0,
             "content": "{}",
-        }  # noqa: E501
+        }
         for k, step in enumerate(STEPS, 1)
     ]
 
 
 def _ms_row(n: int) -> dict:
     return {
-        "path": f"/data/ms/{group_id(n)}.ms", "start_mjd": _mjd(n), "end_mjd": _mjd(n) + 0.0036, "mid_mjd": _mjd(n) + 0.0018,
+        "path": f"/data/ms/{group_id(n)}.ms", "start_mjd": _mjd(n), "end_mjd": _mjd(n) + 0.0036,
+        "mid_mjd": _mjd(n) + 0.0018,
         "processed_at": _at(n) + 200, "status": "failed" if n % 50 == 0 else "done", "stage": "imaged",
         "stage_updated_at": _at(n) + 200, "cal_applied": 1, "group_id": group_id(n), "calibration_set": "set",
     }  # fmt: skip
@@ -225,8 +231,10 @@ def _ms_row(n: int) -> dict:
 def _image_rows(n: int) -> list[dict]:
     name = group_id(n)
     return [
-        {"path": f"/data/ms/images/{name}.img.{kind}.fits", "ms_path": f"/data/ms/{name}.ms", "created_at": _at(n) + 190 + k,
-         "type": "5min", "beam_major_arcsec": 12.5, "noise_jy": 0.012, "pbcor": k, "group_id": name, "mid_mjd": _mjd(n) + 0.0018,
+        {"path": f"/data/ms/images/{name}.img.{kind}.fits", "ms_path": f"/data/ms/{name}.ms",
+         "created_at": _at(n) + 190 + k,
+         "type": "5min", "beam_major_arcsec": 12.5, "noise_jy": 0.012, "pbcor": k, "group_id": name,
+         "mid_mjd": _mjd(n) + 0.0018,
          "peak_jy": 2.5, "dynamic_range": 208.0, "ra_deg": 71.4, "dec_deg": 54.57, "imsize": 1024, "cell_arcsec": 4.0,
          "freq_hz": 1.405e9, "files": json.dumps({"png": f"/data/ms/images/{name}.img.png"}), "calibration_set": "set"}
         for k, kind in enumerate(("image", "pbcor")[:IMAGES_A_GROUP])
@@ -255,15 +263,17 @@ def _score_rows(n: int) -> list[dict]:
             "score": 0.9,
             "verdict": "bad" if n % 100 == 0 else "good",
             "created_at": _at(n) + 199,
-        }  # noqa: E501
+        }
         for name in ("flagged_fraction", "noise_mjy", "dynamic_range")
     ]
 
 
 def _table_rows(n: int) -> list[dict]:
     return [
-        {"set_name": f"{group_id(n)}_3C48", "path": f"/data/ms/caltables/{group_id(n)}_0_{kind.lower()}cal", "table_type": kind,
-         "order_index": order, "created_at": _at(n) + 100, "valid_start_mjd": _mjd(n) - 0.02, "valid_end_mjd": _mjd(n) + 0.02,
+        {"set_name": f"{group_id(n)}_3C48", "path": f"/data/ms/caltables/{group_id(n)}_0_{kind.lower()}cal",
+         "table_type": kind,
+         "order_index": order, "created_at": _at(n) + 100, "valid_start_mjd": _mjd(n) - 0.02,
+         "valid_end_mjd": _mjd(n) + 0.02,
          "status": "active", "mid_mjd": _mjd(n), "dec_deg": 54.57}
         for kind, order in (("BP", 30), ("GA", 40), ("GP", 50))
     ]  # fmt: skip
@@ -278,14 +288,15 @@ def _set_row(n: int) -> dict:
         "mid_mjd": _mjd(n),
         "dec_deg": 54.57,
         "created_at": _at(n) + 100,
-    }  # noqa: E501
+    }
 
 
 def _mosaic_row(n: int) -> dict:
     tiles = "\n".join(f"/data/ms/images/{group_id(280 * n + k)}.img.pbcor.fits" for k in range(270))
     return {
         "name": f"night_{n:04d}", "created_at": _at(280 * n), "status": "built", "method": "weighted", "tiles": tiles,
-        "output_path": f"/data/ms/mosaics/night_{n:04d}.fits", "start_mjd": _mjd(280 * n), "mid_mjd": _mjd(280 * n) + 0.5,
+        "output_path": f"/data/ms/mosaics/night_{n:04d}.fits", "start_mjd": _mjd(280 * n),
+        "mid_mjd": _mjd(280 * n) + 0.5,
         "end_mjd": _mjd(280 * n) + 1, "tiles_used": 270, "noise_jy": 0.005, "plan": f"night_{n:04d}",
     }  # fmt: skip
 
@@ -336,12 +347,12 @@ class serving:  # noqa: N801
         self.process.wait(20)
 
 
-def measure(pid: int, port: int, path: str, clients: int, seconds: float) -> dict:
+def measure(pid: int, port: int, path: str, groups: int, clients: int, seconds: float) -> dict:
     """Ask one address by many clients at once, and return how long the answers took."""
-    asyncio.run(ask(port, path, 1, 0.0))  # what is made once is made
+    asyncio.run(ask(port, path, groups, 1, 0.0))  # what is made once is made
     server = psutil.Process(pid)
     before = server.cpu_times()
-    times, statuses, size = asyncio.run(ask(port, path, clients, seconds))
+    times, statuses, size = asyncio.run(ask(port, path, groups, clients, seconds))
     after = server.cpu_times()
     cpu = (after.user - before.user) + (after.system - before.system)
     marks = statistics.quantiles(times, n=100) if len(times) > 1 else [times[0]] * 99
@@ -352,9 +363,11 @@ def measure(pid: int, port: int, path: str, clients: int, seconds: float) -> dic
     }  # fmt: skip
 
 
-async def ask(port: int, path: str, clients: int, seconds: float) -> tuple[list[float], dict[str, int], int]:
+async def ask(
+    port: int, path: str, groups: int, clients: int, seconds: float
+) -> tuple[list[float], dict[str, int], int]:
     """Return the time of each answer, how often each status came, and the bytes of one."""
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    turn = itertools.count()
     until = time.perf_counter() + seconds
     times: list[float] = []
     statuses: dict[str, int] = {}
@@ -364,6 +377,8 @@ async def ask(port: int, path: str, clients: int, seconds: float) -> tuple[list[
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
         try:
             while True:
+                asked = path.replace("{any}", group_id(turn.__next__() * 7 % groups)) if "{any}" in path else path
+                request = f"GET {asked} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
                 begin = time.perf_counter()
                 writer.write(request)
                 head = await reader.readuntil(b"\r\n\r\n")

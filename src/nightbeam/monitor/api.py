@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import escape
 from pydantic import TypeAdapter
 
-from nightbeam.core.errors import MissingError, NightbeamError
-from nightbeam.monitor.auth import COOKIE
+from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
+from nightbeam.monitor.auth import COOKIE, ForbiddenError
 from nightbeam.monitor.files import content_of
 from nightbeam.monitor.manners import SVG_POLICY
 from nightbeam.monitor.metrics import CONTENT_TYPE
@@ -46,7 +47,7 @@ from nightbeam.monitor.model import (
 )
 from nightbeam.monitor.read import MOST, Reader
 
-__all__ = ["json_answer", "metrics_router", "reader_of", "router"]
+__all__ = ["json_answer", "metrics_router", "reader_of", "router", "start_again", "status_of"]
 
 router = APIRouter(prefix="/api", tags=["api"])
 metrics_router = APIRouter(tags=["metrics"])
@@ -199,7 +200,7 @@ def ms_index(request: Request, stage: Word = None, status: Word = None, limit: L
         }.items()
     },
 )
-def reprocess(
+async def reprocess(
     request: Request,
     group_id: Name,
     idempotency_key: Annotated[
@@ -208,12 +209,52 @@ def reprocess(
 ) -> Response:
     """Have a group done again from the beginning: the deployment's run is started, once."""
     try:
-        request.app.state.auth.demand(request.headers, request.cookies.get(COOKIE), scheme=request.url.scheme)
-        return json_answer(Reprocessed, request.app.state.reprocessing.start(group_id, key=idempotency_key))
+        found = await start_again(request, group_id, key=idempotency_key)
     except NightbeamError as error:
-        from nightbeam.monitor.app import status_of
-
         return json_answer(Reprocessed, Reprocessed(ok=False, error=error.what), status=status_of(error))
+    return json_answer(Reprocessed, found)
+
+
+async def start_again(
+    request: Request, group_id: str, *, key: str | None = None, csrf: str | None = None
+) -> Reprocessed:
+    """Have a group done again, if the request may ask for that; for the API and for a form of the page.
+
+    Parameters
+    ----------
+    request
+        Its headers and cookies say who asks.
+    group_id
+        The group.
+    key
+        The same key gives the same run.
+    csrf
+        What a form said in `nightbeam.monitor.auth.CSRF_FIELD`; by default a header says it.
+
+    Raises
+    ------
+    AuthError
+        As `nightbeam.monitor.auth.Auth.demand`.
+    NightbeamError
+        As `nightbeam.monitor.remote.Reprocessing.start`.
+    """
+    state = request.app.state
+    state.auth.demand(request.headers, request.cookies.get(COOKIE), scheme=request.url.scheme, csrf=csrf)
+    # Prefect may take its time: those who only look are not to wait behind that.
+    work = partial(state.reprocessing.start, group_id, key=key)
+    found = await anyio.to_thread.run_sync(work, limiter=state.slow)
+    assert isinstance(found, Reprocessed)
+    return found
+
+
+def status_of(error: NightbeamError) -> int:
+    """Return the status of an answer that an error is."""
+    if isinstance(error, ForbiddenError):
+        return 403
+    for kind, status in ((AuthError, 401), (MissingError, 404), (BusyError, 409), (InputError, 409)):
+        if isinstance(error, kind):
+            return status
+    return 503
 
 
 # -- ours ---------------------------------------------------------------------------------------------------------

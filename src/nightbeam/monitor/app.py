@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,10 +14,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from nightbeam import __version__
-from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
+from nightbeam.core.errors import NightbeamError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor import api, pages
-from nightbeam.monitor.auth import Auth, ForbiddenError
+from nightbeam.monitor.auth import Auth
 from nightbeam.monitor.files import read_token, token_path
 from nightbeam.monitor.manners import Manners
 from nightbeam.monitor.metrics import Instruments, Machine
@@ -24,11 +25,13 @@ from nightbeam.monitor.read import Reader
 from nightbeam.monitor.remote import Reprocessing
 from nightbeam.monitor.shared import Shared
 
-__all__ = ["MOST_BODY_BYTES", "create_app", "status_of"]
+__all__ = ["MOST_BODY_BYTES", "create_app"]
 
 MOST_BODY_BYTES: Final = 64 << 10
 #: Requests that are worked on at a time. More threads only get in each other's way: most of the work is Python's.
-_THREADS: Final = 8
+_THREADS: Final = 4
+#: Of these besides that speak to Prefect.
+_SLOW: Final = 2
 
 
 def create_app(
@@ -52,7 +55,8 @@ def create_app(
 
     Notes
     -----
-    ``app.state`` has ``settings``, ``reader``, ``auth``, ``machine`` and ``reprocessing``.
+    ``app.state`` has ``settings``, ``reader``, ``auth``, ``machine``, ``reprocessing`` and ``slow``, which limits how
+    many requests speak to Prefect at a time.
 
     Raises
     ------
@@ -89,6 +93,7 @@ def create_app(
     app.state.reader = reader
     app.state.machine = machine
     app.state.instruments = instruments
+    app.state.slow = anyio.CapacityLimiter(_SLOW)
     app.state.auth = auth or Auth(read_token(token_path(settings.state_dir, told.token_file)))
     app.state.reprocessing = reprocessing or Reprocessing(settings, reader)
     app.include_router(api.router)
@@ -104,19 +109,9 @@ def create_app(
     return app
 
 
-def status_of(error: NightbeamError) -> int:
-    """Return the status of an answer that an error is."""
-    if isinstance(error, ForbiddenError):
-        return 403
-    for kind, status in ((AuthError, 401), (MissingError, 404), (BusyError, 409), (InputError, 409)):
-        if isinstance(error, kind):
-            return status
-    return 503
-
-
 async def _translated(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, NightbeamError)
-    status = status_of(error)
+    status = api.status_of(error)
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse({"detail": error.what, "fix": error.fix}, status_code=status, headers=headers)
 

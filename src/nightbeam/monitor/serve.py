@@ -12,8 +12,9 @@ from typing import Final
 from nightbeam.core.errors import BusyError, InputError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.files import forget_address, write_address
+from nightbeam.platform.compute import page_address
 
-__all__ = ["address_of", "listen", "serve"]
+__all__ = ["listen", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,12 +24,6 @@ _BACKLOG: Final = 256
 #: Connections beyond this are told to come again.
 _MOST_CONNECTIONS: Final = 500
 _END_S: Final = 5
-
-
-def address_of(host: str, port: int) -> str:
-    """Return where browsers of this machine reach a server; one that listens everywhere is reached by loopback."""
-    host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -87,7 +82,7 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
     told = settings.monitor
     app = create_app(settings)
     with listen(told.host, told.port) as bound, _quiet_end():
-        address = address_of(told.host, int(bound.getsockname()[1]))
+        address = page_address(told.host, int(bound.getsockname()[1]))
         config = uvicorn.Config(
             app,
             log_config=None,

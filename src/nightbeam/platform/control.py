@@ -47,6 +47,7 @@ class Started:
     api_url: str
     already_running: bool
     seconds: float
+    monitor: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def start(settings: Settings, *, schedules: bool = True, timeout_s: float = 300.
             raise ToolError(f"the platform did not start:\n{log_tail(layout.supervisor_log)}", fix=_see(layout))
         if report is not None and (already or (child is not None and report.pid == child.pid)):
             if report.phase is Phase.RUNNING:
-                return Started(report.api_url, already, time.monotonic() - begin)
+                return Started(report.api_url, already, time.monotonic() - begin, report.monitor)
             if report.phase in (Phase.STOPPING, Phase.FAILED) and already:
                 raise BusyError(f"the platform of {layout.state_dir} is being stopped", fix="try again in a minute")
         if already and not is_held(layout.lock):
@@ -143,7 +144,7 @@ def platform_status(settings: Settings) -> PlatformStatus:
         return PlatformStatus(Phase.STOPPED, api_url, server, problem=problem, parts=parts, pools=pools)
     groups, ray = _groups(settings), report.ray or settings.stream.address or ""
     return PlatformStatus(
-        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, groups, ray
+        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, groups, ray, report.monitor
     )
 
 
