@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import runpy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
@@ -25,47 +22,7 @@ TOKEN = "a-token-for-the-tests-alone"
 ME = Owner("me", "here", 1, 1.0)
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def ask(
-    app: Any, target: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
-) -> Answer:
-    """Ask an application once, in the way a server does."""
-    return asyncio.run(ask_now(app, target, method=method, headers=headers, body=body))
-
-
-async def ask_now(
-    app: Any, target: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
-) -> Answer:
-    raw, _, query = target.partition("?")
-    told = {"host": "127.0.0.1:8000", **({"content-length": str(len(body))} if body else {}), **(headers or {})}
-    scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-        "path": unquote(raw), "raw_path": raw.encode(), "query_string": query.encode(), "root_path": "",
-        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in told.items()],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000), "state": {},
-    }  # fmt: skip
-    sent: list[dict[str, Any]] = []
-    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> dict[str, Any]:
-        return next(parts, {"type": "http.disconnect"})
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    start = sent[0]
-    named = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
-    return Answer(start["status"], named, b"".join(m.get("body", b"") for m in sent[1:]))
+ask = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))["ask"]
 
 
 @pytest.fixture
@@ -140,8 +97,8 @@ def app(filled: Settings, reader: Reader) -> Any:
 
 
 @pytest.fixture
-def get(app: Any) -> Callable[..., Answer]:
-    def asked(target: str, **told: Any) -> Answer:
+def get(app: Any) -> Callable[..., Any]:
+    def asked(target: str, **told: Any) -> Any:
         return ask(app, target, **told)
 
     return asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from nightbeam.monitor.fresh import Fresh
 from nightbeam.monitor.manners import SVG_POLICY, Manners
 from nightbeam.monitor.shared import Shared
-from tests.unit.monitor.conftest import ask, ask_now
+
+_asgi = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))
+ask, ask_now = _asgi["ask"], _asgi["ask_now"]
 
 
 class Clock:
