@@ -52,6 +52,7 @@ def _loopback_only(self: socket.socket, address: object) -> None:
 _NAMES = (
     "cxi_service",
     "group_through_platform",
+    "monitor_click",
     "nightly_mosaic",
     "platform",
     "scan_service",

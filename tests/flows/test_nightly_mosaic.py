@@ -90,7 +90,10 @@ def test_one_bad_night_does_not_stop_the_others_and_the_run_fails_naming_it(worl
     with pytest.raises(PartialError, match="1 of 2 nights have no mosaic: 2025-10-02: tile 2 is truncated"):
         state.result()
     assert {row.night: row.state for row in world.products.nights()} == {"2025-10-02": "failed", "2025-10-03": "done"}
-    assert [a.description for a in shown(state) if a.key == "nightly-mosaic"] == ["Night 2025-10-02", "Night 2025-10-03"]
+    assert [a.description for a in shown(state) if a.key == "nightly-mosaic"] == [
+        "Night 2025-10-02",
+        "Night 2025-10-03",
+    ]
 
 
 def test_a_night_that_is_named_is_made_due_or_not(world):

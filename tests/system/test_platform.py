@@ -39,7 +39,12 @@ def test_everything_in_prefect_yaml_is_on_the_server_once(running_platform):
 
 def test_a_second_up_changes_nothing_and_says_so(running_platform):
     before = running_platform.pids()
-    assert set(before) == {"server", "ray", *(f"worker-{pool}" for pool in running_platform.settings.platform.pools)}
+    assert set(before) == {
+        "server",
+        "monitor",
+        "ray",
+        *(f"worker-{pool}" for pool in running_platform.settings.platform.pools),
+    }
     again = platform.start(running_platform.settings)
     assert again.already_running
     assert again.api_url == running_platform.api.url

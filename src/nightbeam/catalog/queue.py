@@ -461,27 +461,7 @@ class Queue:
         """
         now = _now(now)
         with self.database.write() as connection:
-            row = connection.execute(sa.select(_Q).where(_Q.group_id == group_id).with_for_update()).mappings().first()
-            if row is None:
-                raise self._missing(group_id)
-            present = _present(connection, group_id)
-            lacking = present < (row["expected_subbands"] or 0)
-            self._may_reprocess(row, present, force)
-            if row["state"] == State.IN_PROGRESS.value:
-                self._end_attempt(connection, group_id, "released", "taken away by a request to reprocess", now)
-            connection.execute(sa.delete(ReceiptTable).where(ReceiptTable.group_id == group_id))
-            values = {
-                **_FREE,
-                "state": State.PENDING.value,
-                "processing_stage": Stage.FRESH.value,
-                "retry_count": _Q.retry_count + 1,
-                "retry_base": _Q.retry_count + 1,
-                "partial": int(lacking),
-                "last_update": now,
-                "finished_at": None,
-                "error": None,
-            }
-            connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
+            self._reprocess(connection, self._locked(connection, group_id), force, now)
         return self.group(group_id)
 
     def requeue(self, group_id: str, *, now: float | None = None) -> GroupRow:
@@ -516,6 +496,67 @@ class Queue:
         if not changed:
             raise InputError(f"group {group_id} is {row.state}, not completed or failed", fix="let it come to its end")
         return row
+
+    def reprocess_and_dispatch(
+        self, group_id: str, *, force: bool = False, now: float | None = None
+    ) -> tuple[Dispatch, bool]:
+        """Make a group pending again as `reprocess` does, and take it to be started, in one.
+
+        One that is pending already is not asked for twice: whoever asks again gets the dispatch of the first.
+
+        Returns
+        -------
+        dispatch
+            To be sent, which may be done more than once.
+        new
+            Whether it is another one than before.
+
+        Raises
+        ------
+        MissingError, BusyError, InputError
+            As `reprocess`.
+        """
+        now = _now(now)
+        with self.database.write() as connection:
+            row = self._locked(connection, group_id)
+            waits = row["processing_stage"] == Stage.WAITING_FOR_GAINS.value
+            if row["state"] == State.PENDING.value and not waits:
+                if row["dispatch_key"] is not None:
+                    return Dispatch(group_id, row["dispatches"], row["dispatch_key"]), False
+            else:
+                self._reprocess(connection, row, force, now)
+            number = row["dispatches"] + 1
+            dispatch = Dispatch(group_id, number, f"{group_id}#{number}")
+            values = {"dispatched_at": now, "dispatch_key": dispatch.idempotency_key, "dispatches": number}
+            connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
+        return dispatch, True
+
+    def _locked(self, connection: Connection, group_id: str) -> sa.RowMapping:
+        row = connection.execute(sa.select(_Q).where(_Q.group_id == group_id).with_for_update()).mappings().first()
+        if row is None:
+            raise self._missing(group_id)
+        return row
+
+    def _reprocess(self, connection: Connection, row: sa.RowMapping, force: bool, now: float) -> None:
+        group_id = str(row["group_id"])
+        present = _present(connection, group_id)
+        lacking = present < (row["expected_subbands"] or 0)
+        self._may_reprocess(row, present, force)
+        if row["state"] == State.IN_PROGRESS.value:
+            self._end_attempt(connection, group_id, "released", "taken away by a request to reprocess", now)
+        connection.execute(sa.delete(ReceiptTable).where(ReceiptTable.group_id == group_id))
+        values = {
+            **_FREE,
+            "state": State.PENDING.value,
+            "processing_stage": Stage.FRESH.value,
+            "retry_count": _Q.retry_count + 1,
+            "retry_base": _Q.retry_count + 1,
+            "partial": int(lacking),
+            "last_update": now,
+            "finished_at": None,
+            "error": None,
+        }
+        connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
 
     def _may_reprocess(self, row: sa.RowMapping, present: int, force: bool) -> None:
         if force:

@@ -31,7 +31,7 @@ from nightbeam.core.errors import (
 from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["Database", "DatabaseName", "insert_once", "sqlite_errors", "upsert"]
+__all__ = ["Database", "DatabaseName", "insert_once", "shown_url", "sqlite_errors", "upsert"]
 
 DatabaseName = Literal["queue", "registry", "products", "elog"]
 
@@ -44,6 +44,13 @@ _ADVISORY_LOCK = 0x6E62_0001
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
 #: How a database that is not there is made.
 _MADE_WITH: dict[DatabaseName, str] = {"elog": "nightbeam elog update"}
+#: By which a server's database is known to hold each of the four, also where the older pipeline made it.
+_MAIN_TABLE: dict[DatabaseName, str] = {
+    "queue": "ingest_queue",
+    "registry": "caltables",
+    "products": "images",
+    "elog": "experiments",
+}
 #: What libpq does so that a connection on which nothing is said is neither forgotten on the way nor mourned too late.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 #: How long whoever reads a file without WAL is waited for before it is written to as it is.
@@ -76,7 +83,7 @@ class Database:
     Raises
     ------
     MissingError
-        If the file is not there and is not to be made.
+        If the file is not there and is not to be made; with ``read_only`` also if a server has none of its tables.
     ConfigError
         If the URL is none, or names a driver that is not installed.
     InputError
@@ -102,7 +109,7 @@ class Database:
     ) -> None:
         self.name: DatabaseName = name
         self.url = _parse(url)
-        self.shown = _without_password(self.url.render_as_string(hide_password=True))
+        self.shown = shown_url(url)
         self.busy_timeout_s = busy_timeout_s
         self.read_only = read_only
         self.file = _sqlite_file(self.url)
@@ -169,6 +176,17 @@ class Database:
         """Return the revision that the database is at."""
         with self.read() as connection:
             return self._revision(connection)
+
+    def check_current(self) -> None:
+        """Refuse a schema that is not ours any more, since another program may have changed it.
+
+        Raises
+        ------
+        InputError
+            If it is a newer one, or an older one.
+        """
+        with self.errors():
+            self._refuse_older()
 
     def downgrade(self, revision: str) -> None:
         """Take the schema back to an older revision; ``base`` leaves nothing but the version table.
@@ -244,12 +262,20 @@ class Database:
     def _refuse_older(self) -> None:
         if not self._is_current():
             found = self.revision() or "none"
+            if found == "none" and self.file is None and not self._has_tables():
+                raise MissingError(
+                    f"there is no {self.name} database in {self.shown}", fix="whoever first writes to it makes it"
+                )
             raise InputError(
                 f"{self.shown} has schema {found}, this nightbeam wants {self._head}; what is read only stays as it is",
                 fix="have it made anew, or open a copy of it for writing, which brings that up to date"
                 if self.read_only
                 else "open it for writing once, as nightbeam groups list does, which brings it up to date",
             )
+
+    def _has_tables(self) -> bool:
+        with self.engine.begin() as connection:
+            return sa.inspect(connection).has_table(_MAIN_TABLE[self.name])
 
     def _revision(self, connection: Connection) -> str | None:
         return self._context(connection).get_current_revision()
@@ -428,6 +454,17 @@ def _parse(url: str) -> URL:
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError("a database in memory would be lost at once", fix="name a file")
     return parsed
+
+
+def shown_url(url: str) -> str:
+    """Return an address without its password.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    return _without_password(_parse(url).render_as_string(hide_password=True))
 
 
 def _without_password(shown: str) -> str:

@@ -61,7 +61,13 @@ class QueueTable(QueueBase):
     """One row per group of subbands."""
 
     __tablename__ = "ingest_queue"
-    __table_args__ = (Index("idx_ingest_queue_state_start", "state", "start_mjd"),)
+    __table_args__ = (
+        Index("idx_ingest_queue_state_start", "state", "start_mjd"),
+        Index("idx_ingest_queue_start_received", "start_mjd", "received_at"),
+        Index("idx_ingest_queue_calibrator_start", "has_calibrator", "start_mjd"),
+        Index("idx_ingest_queue_received_at", "received_at"),
+        Index("idx_ingest_queue_last_update", "last_update"),
+    )
     group_id: Mapped[str] = mapped_column(Text, primary_key=True)
     state: Mapped[str] = mapped_column(Text)
     received_at: Mapped[float] = mapped_column(real())
@@ -228,6 +234,8 @@ class MsTable(ProductsBase):
     __table_args__ = (
         Index("idx_ms_index_stage_path", "stage", "path"),
         Index("idx_ms_index_status", "status"),
+        Index("idx_ms_index_stage_updated", "stage", "stage_updated_at"),
+        Index("idx_ms_index_status_updated", "status", "stage_updated_at"),
         Index("idx_ms_index_stage_updated_at", "stage_updated_at"),
         Index("idx_ms_index_group_id", "group_id"),
     )
@@ -363,7 +371,11 @@ class QaScoreTable(ProductsBase):
     """One judged measure of a group or a mosaic. Ours."""
 
     __tablename__ = "qa_scores"
-    __table_args__ = (Index("idx_qa_scores_verdict", "verdict"),)
+    __table_args__ = (
+        Index("idx_qa_scores_verdict", "verdict"),
+        Index("idx_qa_scores_verdict_created", "verdict", "created_at"),
+        Index("idx_qa_scores_created_at", "created_at"),
+    )
     kind: Mapped[str] = mapped_column(Text, primary_key=True)
     subject: Mapped[str] = mapped_column(Text, primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -394,7 +406,10 @@ class QaArtifactTable(ProductsBase):
     """One row per QA plot or report of a group or of a mosaic."""
 
     __tablename__ = "qa_artifacts"
-    __table_args__ = (Index("idx_qa_artifacts_created_at", "created_at"),)
+    __table_args__ = (
+        Index("idx_qa_artifacts_created_at", "created_at"),
+        Index("idx_qa_artifacts_group_created", "group_id", "created_at"),
+    )
     group_id: Mapped[str] = mapped_column(Text, primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     path: Mapped[str] = mapped_column(Text)

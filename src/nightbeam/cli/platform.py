@@ -49,6 +49,8 @@ def up(
         talk("already running; nothing changed")
     else:
         talk(f"up after {started.seconds:.1f} s; logs in {platform.Layout(settings.state_dir).logs}")
+    if started.monitor:
+        talk(f"the state of everything: {started.monitor}")
     click.echo(started.api_url.removesuffix("/api"))
 
 
@@ -96,6 +98,7 @@ def status(ctx: click.Context, state_dir: Path | None, as_json: bool) -> None:
 
 def _show_status(found: Any) -> None:
     head = {"supervisor": found.phase, "pid": found.supervisor_pid, "server": found.server, "api": found.api_url}
+    head |= {"monitor": found.monitor} if found.monitor else {}
     head |= {"ray": found.ray} if found.ray else {}
     show([head], title="platform")
     if found.parts:

@@ -368,6 +368,7 @@ class PlatformSettings(_Section):
 class MonitorSettings(_Section):
     """The page and the API that show the state of everything."""
 
+    enabled: bool = Field(True, description="Whether the platform starts it.")
     host: str = Field("127.0.0.1", description="Where the page listens.")
     port: int | None = Field(None, ge=1, le=65535, description="None: 8000 if free, else the next free one.")
     token_file: Path | None = Field(

@@ -16,6 +16,8 @@ __all__ = [
     "backoff_s",
     "client_environment",
     "gave_up",
+    "monitor_program",
+    "page_address",
     "server_program",
     "worker_programs",
 ]
@@ -61,8 +63,13 @@ def api_url_of(host: str, port: int) -> str:
 
     One that listens everywhere is spoken to by loopback.
     """
+    return f"{page_address(host, port)}/api"
+
+
+def page_address(host: str, port: int) -> str:
+    """Return how this machine's browsers reach what listens at ``host`` and ``port``."""
     host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    return f"http://[{host}]:{port}/api" if ":" in host else f"http://{host}:{port}/api"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def server_program(layout: Layout, port: int, *, platform: PlatformSettings, environ: Mapping[str, str]) -> Program:
@@ -135,6 +142,23 @@ def worker_programs(layout: Layout, pools: Mapping[str, int], *, env: Mapping[st
         )
         programs.append(Program(f"worker-{pool}", argv, dict(env), layout.log_of(f"worker-{pool}")))
     return programs
+
+
+def monitor_program(
+    layout: Layout, host: str, port: int, *, env: Mapping[str, str], auth_string: str | None
+) -> Program:
+    """Return how the page that shows everything is started.
+
+    Parameters
+    ----------
+    env
+        Of whatever speaks to the server; it names the settings.
+    auth_string
+        ``user:password`` of the server, which is not in those settings.
+    """
+    told = {f"{PREFIX}PLATFORM__AUTH_STRING": auth_string} if auth_string else {}
+    argv = (sys.executable, "-m", "nightbeam", "monitor", "serve", "--host", host, "--port", str(port))
+    return Program("monitor", argv, {**env, **told}, layout.log_of("monitor"))
 
 
 def apply_argv(*, schedules: bool) -> list[str]:

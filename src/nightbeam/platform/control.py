@@ -26,7 +26,16 @@ from nightbeam.platform.ray_head import ray_processes
 from nightbeam.platform.remote import PrefectApi
 from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 
-__all__ = ["Started", "Stopped", "apply_deployments", "platform_status", "run_in_foreground", "start", "stop"]
+__all__ = [
+    "Started",
+    "Stopped",
+    "apply_deployments",
+    "ask_server",
+    "platform_status",
+    "run_in_foreground",
+    "start",
+    "stop",
+]
 
 _POLL_S = 0.2
 
@@ -38,6 +47,7 @@ class Started:
     api_url: str
     already_running: bool
     seconds: float
+    monitor: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def start(settings: Settings, *, schedules: bool = True, timeout_s: float = 300.
             raise ToolError(f"the platform did not start:\n{log_tail(layout.supervisor_log)}", fix=_see(layout))
         if report is not None and (already or (child is not None and report.pid == child.pid)):
             if report.phase is Phase.RUNNING:
-                return Started(report.api_url, already, time.monotonic() - begin)
+                return Started(report.api_url, already, time.monotonic() - begin, report.monitor)
             if report.phase in (Phase.STOPPING, Phase.FAILED) and already:
                 raise BusyError(f"the platform of {layout.state_dir} is being stopped", fix="try again in a minute")
         if already and not is_held(layout.lock):
@@ -127,14 +137,14 @@ def platform_status(settings: Settings) -> PlatformStatus:
     report = read_report(layout)
     running = is_held(layout.lock)
     api_url = settings.platform.api_url or (report.api_url if report else "")
-    server, pools = _ask_server(api_url, settings.platform.auth_string)
+    server, pools = ask_server(api_url, settings.platform.auth_string)
     if report is None or not running:
         problem = _why_not_running(report)
         parts = _left_running(report)
         return PlatformStatus(Phase.STOPPED, api_url, server, problem=problem, parts=parts, pools=pools)
     groups, ray = _groups(settings), report.ray or settings.stream.address or ""
     return PlatformStatus(
-        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, groups, ray
+        report.phase, api_url, server, report.pid, _problem_of(report), report.parts, pools, groups, ray, report.monitor
     )
 
 
@@ -222,10 +232,21 @@ def _lost(part: PartStatus) -> bool:
     return part.state is PartState.GIVEN_UP
 
 
-def _ask_server(api_url: str, auth_string: str | None) -> tuple[str, tuple[PoolStatus, ...]]:
+def ask_server(api_url: str, auth_string: str | None, *, timeout_s: float = 10.0) -> tuple[str, tuple[PoolStatus, ...]]:
+    """Return how the server does (``healthy``, ``unreachable``, ``none`` or why it refuses us), and its pools.
+
+    Parameters
+    ----------
+    api_url
+        "" for none.
+    auth_string
+        ``user:password`` if it wants one.
+    timeout_s
+        For each of a few requests a pool.
+    """
     if not api_url:
         return "none", ()
-    api = PrefectApi(api_url, auth_string=auth_string, timeout_s=10.0)
+    api = PrefectApi(api_url, auth_string=auth_string, timeout_s=timeout_s)
     try:
         return "healthy", tuple(_pool(api, pool) for pool in api.pools())
     except AuthError:

@@ -124,7 +124,10 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """What a supervisor says of itself in its status file; ``ray`` is the address of its own Ray cluster."""
+    """What a supervisor says of itself in its status file.
+
+    ``ray`` is the address of its own Ray cluster, ``monitor`` that of its page; "" for none.
+    """
 
     phase: Phase
     pid: int
@@ -134,6 +137,7 @@ class Report:
     schedules: bool = True
     parts: tuple[PartStatus, ...] = ()
     ray: str = ""
+    monitor: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,8 @@ class PlatformStatus:
         Groups of subbands in each state of the queue.
     ray
         Address of the Ray cluster, the platform's own or another; "" for none.
+    monitor
+        Address of the page that shows everything; "" for none.
     """
 
     phase: Phase
@@ -176,6 +182,7 @@ class PlatformStatus:
     pools: tuple[PoolStatus, ...] = ()
     groups: dict[str, int] = field(default_factory=dict)
     ray: str = ""
+    monitor: str = ""
 
     @property
     def healthy(self) -> bool:

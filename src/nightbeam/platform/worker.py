@@ -159,6 +159,8 @@ class Supervisor:
         self._workers: list[Part] = []
         self._ray: Part | None = None
         self._ray_port: int | None = None
+        self._monitor: Part | None = None
+        self._monitor_port: int | None = None
         self._silent_since: float | None = None
         self._next_health = 0.0
 
@@ -205,6 +207,7 @@ class Supervisor:
         self._apply(env)
         self._resume_pools()
         self._start_workers(env, before)
+        self._start_monitor(env, before)
         self._await_workers()
         self._start_ray(before)
         if not self._stop.is_set():
@@ -300,6 +303,31 @@ class Supervisor:
                 part.start()
             self._workers.append(part)
         self._report()
+
+    def _start_monitor(self, env: dict[str, str], before: Report | None) -> None:
+        """Start the page, at the port that it had; nothing waits for it, and nothing else depends on it."""
+        told = self._settings.monitor
+        if not told.enabled or self._stop.is_set():
+            return
+        port = told.port or _port_of(before.monitor if before else "")
+        known = {part.name: part for part in before.parts} if before else {}
+        if port is not None:
+            self._monitor = self._monitor_part(port, env)
+            self._monitor_port = port
+            if "monitor" in known and self._monitor.adopt(known["monitor"]):
+                return
+        if told.port is None and (port is None or not is_free(told.host, port)):
+            self._monitor_port = free_port(told.host, 8000)
+            self._monitor = self._monitor_part(self._monitor_port, env)
+        assert self._monitor is not None
+        self._monitor.start()
+
+    def _monitor_part(self, port: int, env: dict[str, str]) -> Part:
+        told = self._settings
+        program = compute.monitor_program(
+            self._layout, told.monitor.host, port, env=env, auth_string=told.platform.auth_string
+        )
+        return Part(program, cwd_of=self._layout)
 
     def _settle_ray(self, before: Report | None) -> None:
         """Decide where our own Ray cluster will listen, so that the settings of flows can name it."""
@@ -404,6 +432,8 @@ class Supervisor:
                 self._server = part
             elif known.name == ray_head.NAME:
                 self._ray = part
+            elif known.name == "monitor":
+                self._monitor = part
             else:
                 self._workers.append(part)
         self._ray_port = ray_head.port_of(before)
@@ -429,10 +459,11 @@ class Supervisor:
         if self._ray is not None:
             self._ray.stop(grace_s=STOP_GRACE_S)
         self._sweep_ray()
-        if self._server is not None:
-            self._server.stop(grace_s=20.0)
+        for last in (self._monitor, self._server):
+            if last is not None:
+                last.stop(grace_s=20.0)
         self._workers = []
-        self._ray = self._server = None
+        self._ray = self._monitor = self._server = None
         self._phase = Phase.FAILED if failed else Phase.STOPPED
         self._report()
         logger.info("down")
@@ -459,7 +490,12 @@ class Supervisor:
         logger.error("some runs did not end within %.0f s; their processes are ended now", RUNS_END_S)
 
     def _parts(self) -> list[Part]:
-        return [*([self._server] if self._server else []), *self._workers, *([self._ray] if self._ray else [])]
+        return [part for part in (self._server, self._monitor, *self._workers, self._ray) if part is not None]
+
+    def _monitor_address(self) -> str:
+        if self._monitor_port is None:
+            return ""
+        return compute.page_address(self._settings.monitor.host, self._monitor_port)
 
     def _report(self) -> None:
         report = Report(
@@ -471,8 +507,15 @@ class Supervisor:
             schedules=self._schedules,
             parts=tuple(part.status() for part in self._parts()),
             ray=address_of(self._ray_port) if self._ray_port is not None else "",
+            monitor=self._monitor_address(),
         )
         write_report(self._layout, report)
+
+
+def _port_of(address: str) -> int | None:
+    """Return the port of an address of ours; None for none."""
+    last = address.rpartition(":")[2]
+    return int(last) if last.isdigit() else None
 
 
 def _online(workers: list[dict[str, object]]) -> bool:
