@@ -49,7 +49,7 @@ def _loopback_only(self: socket.socket, address: object) -> None:
 
 
 #: The files whose tests speak to the one running platform. To start it takes long: they all go to one process.
-_NAMES = ("cxi_service", "group_through_platform", "platform", "scan_service", "service", "web_page")
+_NAMES = ("cxi_service", "group_through_platform", "monitor_click", "platform", "scan_service", "service", "web_page")
 ON_THE_PLATFORM = {f"tests/system/test_{name}.py" for name in _NAMES}
 
 

@@ -134,6 +134,7 @@ class Browser:
 
     def __init__(self, program: str, directory: Path, until: Callable[..., Any]) -> None:
         self.until, self.net_log, self.asked = until, directory / "net-log.json", set[str]()
+        self.complaints: list[str] = []
         profile = directory / "profile"
         mine = (f"--user-data-dir={profile}", f"--log-net-log={self.net_log}", "about:blank")
         with (directory / "chromium.log").open("wb") as log:
@@ -146,7 +147,7 @@ class Browser:
         (page,) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self.session = attached["sessionId"]
-        for method in ("Network.enable", "Page.enable", "Runtime.enable"):
+        for method in ("Network.enable", "Page.enable", "Runtime.enable", "Log.enable"):
             self.call(method)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -166,6 +167,8 @@ class Browser:
             self.asked.add(event["params"]["request"]["url"])
         elif event.get("method") == "Network.webSocketCreated":
             self.asked.add(event["params"]["url"])
+        elif (complaint := _complaint(event)) is not None:
+            self.complaints.append(complaint)
 
     def run(self, script: str) -> Any:
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
@@ -222,6 +225,18 @@ class Browser:
         asked = self.asked_by_pages()
         assert {f"http://{control}/asked", f"http://{control}/by-a-worker"} <= asked
         return {host(a) for a in asked}
+
+
+def _complaint(event: dict[str, Any]) -> str | None:
+    """Return what the console of a browser shows in red: errors of scripts, requests and the policy of a page."""
+    params = event.get("params", {})
+    if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
+        return f"{params['entry']['text']} {params['entry'].get('url', '')}"
+    if event.get("method") == "Runtime.exceptionThrown":
+        return str(params["exceptionDetails"])
+    if event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+        return str(params["args"])
+    return None
 
 
 def host(address: str) -> str:
