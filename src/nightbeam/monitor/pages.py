@@ -23,7 +23,6 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 
 from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
 from nightbeam.monitor.auth import COOKIE, CSRF_FIELD, Auth, Session, local_path
-from nightbeam.monitor.files import token_path
 from nightbeam.monitor.read import Reader
 from nightbeam.monitor.render import STATIC, plain, static_file, templates
 from nightbeam.monitor.views import ONCE, VIEWS, Ask, View, address
@@ -219,13 +218,8 @@ def _login_page(request: Request, next: str = "/") -> Response:  # noqa: A002
 
 def _login(request: Request, to: str, message: Message | None = None, status: int = 200) -> Response:
     reader: Reader = request.app.state.reader
-    settings = reader.settings
-    context = _common(request, reader, reader.now()) | {
-        "message": message,
-        "next": local_path(to),
-        "token_file": token_path(settings.state_dir, settings.monitor.token_file),
-        "login_url": "/login",
-    }
+    own = {"message": message, "next": local_path(to), "login_url": "/login"}
+    context = _common(request, reader, reader.now()) | own
     return HTMLResponse(templates().get_template("login.html").render(context), status_code=status)
 
 
@@ -238,7 +232,7 @@ async def _log_in(request: Request) -> Response:
     except AuthError as error:
         return await run_in_threadpool(_login, request, to, Message("bad", error.what), 403)
     if not auth.knows(form.get("token", "").strip()):
-        return await run_in_threadpool(_login, request, to, Message("bad", "That is not the word of this site."), 403)
+        return await run_in_threadpool(_login, request, to, Message("bad", "That is not the token of this site."), 403)
     answer = RedirectResponse(_saying(to, "in"), 303)
     answer.set_cookie(
         COOKIE, auth.new_session().value, max_age=12 * 3600, httponly=True, samesite="strict",

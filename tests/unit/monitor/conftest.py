@@ -1,0 +1,104 @@
+"""A small site whose databases hold something of everything, and a way to ask its monitor without a socket."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightbeam.catalog import FileFact, GroupFact, Owner, Products, Queue, Registry, SetSpec, TableSpec
+from nightbeam.core.settings import Settings, load_settings
+from nightbeam.monitor.app import create_app
+from nightbeam.monitor.auth import Auth
+from nightbeam.monitor.read import Reader
+
+#: 2025-10-02T00:00:00Z, and what follows it.
+T0 = 1_759_363_200.0
+MJD0 = T0 / 86400.0 + 40587.0
+TOKEN = "a-token-for-the-tests-alone"
+ME = Owner("me", "here", 1, 1.0)
+
+
+ask = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))["ask"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A site where nothing has happened yet."""
+    told = {"state_dir": tmp_path / "state", "calib.output_dir": tmp_path / "constants"}
+    return load_settings(overrides=told, environ={}).resolved()
+
+
+@pytest.fixture
+def filled(settings: Settings) -> Settings:
+    """Five groups: completed with calibrator, failed, in progress, pending, collecting; products of the first."""
+    contimg = settings.contimg
+    queue = Queue(str(contimg.queue_db))
+    for number, subbands in enumerate((16, 16, 16, 16, 3)):
+        name, at = group_id(number), T0 + 309.0 * number
+        files = [FileFact(k, Path(f"/in/{name}_sb{k:02d}.hdf5"), 145_348_600, at + k) for k in range(subbands)]
+        queue.record(GroupFact(name, MJD0 + 309.0 * number / 86400.0, dec_deg=33.0), files, now=at + 20)
+    first = group_id(0)
+    queue.claim(first, ME, now=T0 + 400)
+    queue.set_calibrators(
+        first, [{"name": "3C48 <b>", "ra_deg": 24.4, "dec_deg": 33.2, "sep_deg": 0.3, "weighted_flux": 12.5}]
+    )
+    queue.put_receipt(first, ME, "convert", {"ms": "x"}, seconds=60.0, now=T0 + 460)
+    queue.put_performance(first, total_time=61.5, writer_type="direct-subband", now=T0 + 460)
+    queue.complete(first, ME, now=T0 + 600)
+    queue.claim(group_id(1), ME, now=T0 + 700)
+    queue.fail(group_id(1), ME, "the imager failed", final=True, now=T0 + 800)
+    queue.claim(group_id(2), Owner("0f0f0f0f-1111-4222-8333-444444444444", "here", 1, 1.0), now=T0 + 900)
+    queue.heartbeat(group_id(2), Owner("0f0f0f0f-1111-4222-8333-444444444444"), step="image", now=T0 + 950)
+    registry = Registry(str(contimg.registry_db), check=lambda _path: None)
+    table = settings.state_dir / "ms" / "caltables" / "a_bpcal"
+    table.mkdir(parents=True)
+    (table / "table.dat").write_text("rows")
+    registry.register_set(
+        SetSpec("a", (TableSpec(table, "BP", 30),), MJD0 - 0.02, MJD0 + 0.02, calibrator="3C48", group_id=first),
+        now=T0 + 500,
+    )
+    products = Products(str(contimg.products_db))
+    images = settings.state_dir / "ms" / "images"
+    images.mkdir(parents=True)
+    (images / f"{first}.png").write_bytes(b"\x89PNG image")
+    products.upsert_ms(Path("/ms/a.ms"), stage="imaged", status="done", group_id=first, cal_applied=1, now=T0 + 590)
+    products.upsert_image(
+        images / f"{first}.fits", ms_path=Path("/ms/a.ms"), group_id=first, noise_jy=0.012, pbcor=1,
+        mid_mjd=MJD0, beam_major_arcsec=12.5, files={"png": str(images / f"{first}.png")}, now=T0 + 590,
+    )  # fmt: skip
+    qa = settings.state_dir / "qa" / first
+    qa.mkdir(parents=True)
+    for name, data in (("image.png", b"\x89PNG qa"), ("metrics.json", b"{}"), ("plot.svg", b"<svg/>")):
+        (qa / name).write_bytes(data)
+        products.put_qa_artifact(first, name, qa / name, now=T0 + 595)
+    return settings
+
+
+def group_id(number: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(T0 + 309.0 * number, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@pytest.fixture
+def reader(filled: Settings) -> Iterator[Reader]:
+    found = Reader(filled, clock=lambda: T0 + 1000.0)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def app(filled: Settings, reader: Reader) -> Any:
+    return create_app(filled, reader=reader, auth=Auth(TOKEN), share_s=0.0)
+
+
+@pytest.fixture
+def get(app: Any) -> Callable[..., Any]:
+    def asked(target: str, **told: Any) -> Any:
+        return ask(app, target, **told)
+
+    return asked
