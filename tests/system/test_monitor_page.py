@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,36 +37,35 @@ class Served:
         return f"{self.url}/groups/{self.night.group(kind)}"
 
 
-@pytest.fixture
-def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """A night of which `nightbeam monitor serve` tells."""
-    night = sample_night(tmp_path / "state", hostile="hostile" in request.fixturenames)
-    config = tmp_path / "nightbeam.yaml"
+@contextmanager
+def serving(directory: Path, *, hostile: bool = False) -> Iterator[Served]:
+    """Let `nightbeam monitor serve` tell of a night."""
+    night = sample_night(directory / "state", hostile=hostile)
+    config = directory / "nightbeam.yaml"
     config.write_text(night.settings.to_yaml())
-    with (tmp_path / "monitor.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "nightbeam", "monitor", "serve"],
-            env=os.environ | {"NIGHTBEAM_CONFIG": str(config)},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert server.stdout is not None
-        try:
-            yield Served(night, server.stdout.readline().strip())
-        finally:
-            server.terminate()
-            server.wait(30.0)
+    with (directory / "monitor.log").open("w") as log:
+        command = [sys.executable, "-m", "nightbeam", "monitor", "serve"]
+        environ = os.environ | {"NIGHTBEAM_CONFIG": str(config)}
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+            assert server.stdout is not None
+            try:
+                yield Served(night, server.stdout.readline().strip())
+            finally:
+                server.terminate()
 
 
-@pytest.fixture
-def hostile() -> None:
-    """Asks for a night that tries to be run."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A night that no test changes."""
+    with serving(tmp_path_factory.mktemp("night")) as served:
+        yield served
 
 
 def see(browser: Any, address: str, shows: str, until: Callable[..., Any]) -> str:
     """Go to a page, load all of its pictures, and return what it says."""
-    browser.open(address, shows=shows)
+    browser.call("Page.navigate", url=address)
+    until(lambda: browser.run("document.readyState == 'complete' && location.href") == address, 30.0, every_s=0.05)
+    until(lambda: shows.lower() in browser.text().lower(), 10.0, every_s=0.05)
     browser.run(LOAD_ALL)
     until(lambda: browser.run(UNLOADED) == [], 20.0)
     return str(browser.text())
@@ -77,7 +77,7 @@ def test_every_page_is_drawn_with_all_its_pictures_without_a_complaint_and_asks_
         "/mosaics": "Nights", "/elog": "503", "/constants": "ready", "/scans": "chunk 0.3", "/cxi": "Hit rate",
         "/platform": "Nothing runs", "/login": "Token", f"/mosaics/{served.night.mosaic}": "Tiles",
     }  # fmt: skip
-    pages |= {f"/groups/{group}": "Arrival" for kind, group in night.groups.items() if kind != "completed"}
+    pages |= {f"/groups/{group}": "Arrival" for group, kind in night.groups.items() if kind != "completed"}
     pictures = 0
     for path, words in pages.items():
         see(browser, served.url + path, words, until)
@@ -85,11 +85,17 @@ def test_every_page_is_drawn_with_all_its_pictures_without_a_complaint_and_asks_
     assert pictures > 20
     assert browser.complaints == []
     assert browser.outside() == set()
+    browser.run(f"fetch('http://{CONTROL}/from-the-page').catch(() => 0); 0")
+    until(lambda: browser.run("1") and browser.complaints, 10.0)
+    assert "Content Security Policy" in browser.complaints[0]
+    # A page without a policy can ask, and it is seen: that nothing was is no blindness.
+    browser.call("Page.navigate", url="about:blank")
     assert browser.hosts_asked(CONTROL) == {"127.0.0.1", CONTROL}
+    assert f"http://{CONTROL}/from-the-page" not in browser.asked_by_pages()
 
 
 def test_states_are_told_by_words_and_what_failed_stands_first(served, browser, until):
-    said = see(browser, served.url, "Look here first", until)
+    said = see(browser, f"{served.url}/", "Look here first", until)
     first = said[said.index("Look here first") :]
     assert first.index(served.night.group("failed")) < first.index(served.night.group("waiting"))
     see(browser, f"{served.url}/groups?limit=200", "Attempts", until)
@@ -111,16 +117,17 @@ def test_a_filter_is_chosen_with_the_form_and_can_be_handed_on_as_an_address(ser
     assert browser.complaints == []
 
 
-def test_what_changes_is_seen_without_a_reload_unless_the_page_is_held_still(served, browser, until):
-    browser.open(f"{served.url}/groups?state=failed", shows=served.night.group("failed"))
-    browser.run("window.neverReloaded = true; 0")
-    queue = Queue(str(served.night.settings.contimg.queue_db))
-    queue.reprocess(served.night.group("failed"))
-    until(lambda: served.night.group("failed") not in browser.text(), 30.0)
-    assert browser.run("window.neverReloaded") is True
-    browser.open(f"{served.url}/groups?refresh=0", shows="It stands still")
-    assert browser.run("document.querySelectorAll('[hx-trigger]').length") == 0
-    assert browser.complaints == []
+def test_what_changes_is_seen_without_a_reload_unless_the_page_is_held_still(tmp_path, browser, until):
+    with serving(tmp_path) as served:
+        group = served.night.group("failed")
+        see(browser, f"{served.url}/groups?state=failed", group, until)
+        browser.run("window.neverReloaded = true; 0")
+        Queue(str(served.night.settings.contimg.queue_db)).reprocess(group)
+        until(lambda: group not in browser.text(), 30.0)
+        assert browser.run("window.neverReloaded") is True
+        see(browser, f"{served.url}/groups?refresh=0", "It stands still", until)
+        assert browser.run("document.querySelectorAll('[hx-trigger]').length") == 0
+        assert browser.complaints == []
 
 
 def test_a_page_that_nobody_looks_at_asks_for_nothing(served, browser, until):
@@ -135,7 +142,7 @@ def test_a_page_that_nobody_looks_at_asks_for_nothing(served, browser, until):
 
 def test_all_is_told_and_done_without_javascript(served, browser, until):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
-    see(browser, served.url, "Look here first", until)
+    see(browser, f"{served.url}/", "Look here first", until)
     see(browser, f"{served.url}/groups?state=failed", served.night.group("failed"), until)
     # Scripts of the page are off; the test types and clicks as the browser itself.
     token = (served.night.settings.state_dir / "monitor.token").read_text().strip()
@@ -175,26 +182,24 @@ def test_no_page_is_wider_than_a_telephone(served, browser, until, scheme):
     )
     wide = {}
     for path in (*pages, f"/groups/{served.night.group('late')}", f"/mosaics/{served.night.mosaic}"):
-        see(browser, served.url + path, "nightbeam", until)
+        see(browser, served.url + path, "All times are UTC", until)
         wide[path] = browser.run(TOO_WIDE)
     assert {path: by for path, by in wide.items() if by > 0} == {}
 
 
-def test_a_hostile_night_is_shown_and_does_nothing(hostile, served, browser, until):
+def test_a_hostile_night_is_shown_and_does_nothing(tmp_path, browser, until):
     browser.call("Page.addScriptToEvaluateOnNewDocument", source="window.alert = () => { window.was_run = true }")
-    group = served.night.group("failed")
-    for path in (
-        "/",
-        "/groups",
-        f"/groups/{group}",
-        "/calibration",
-        "/mosaics",
-        "/elog",
-        "/constants",
-        "/scans",
-        "/cxi",
-    ):
-        said = see(browser, served.url + path, "<script>alert", until)
-        assert HOSTILE in re.sub(r"\s+", " ", said)
-        assert browser.run("window.was_run") is None, path
+    with serving(tmp_path, hostile=True) as served:
+        for path in (
+            "/",
+            f"/groups/{served.night.group('failed')}",
+            "/calibration",
+            "/mosaics",
+            "/elog",
+            "/scans",
+            "/cxi",
+        ):
+            said = see(browser, served.url + path, "<script>alert('x')</script>", until)
+            assert HOSTILE in re.sub(r"\s+", " ", said)
+            assert browser.run("window.was_run") is None, path
     assert browser.complaints == []
