@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from nightbeam.catalog.remote import Database, DatabaseName, shown_url
-from nightbeam.core.errors import MissingError, NightbeamError, StorageError
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError
 
 __all__ = ["KeptDatabase"]
 
@@ -82,6 +82,10 @@ class KeptDatabase:
         except NightbeamError:
             self._forget(database)
             raise
+        except (sa.exc.SQLAlchemyError, ValueError, OverflowError) as error:
+            # SQLite keeps anything in any column, and this is not what ours hold.
+            said = str(error).splitlines()[0][:200]
+            raise InputError(f"{self.shown} holds something else than it should: {said}") from error
 
     def close(self) -> None:
         """Close its connections; it is opened again when it is read."""

@@ -229,7 +229,7 @@ class QueuePages:
             )
 
     def _neighbours(self, connection: Connection, row: GroupRow) -> tuple[str | None, str | None]:
-        if row.start_mjd is None:
+        if not isinstance(row.start_mjd, float):
             return None, None
         here = {"start_mjd": row.start_mjd}
         return connection.execute(_OLDER, here).scalar(), connection.execute(_NEWER, here).scalar()
