@@ -21,7 +21,7 @@ from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import show
 from nightbeam.monitor.logs import log_tail, steps_with_logs
 from nightbeam.monitor.model import CalibrationSet, GroupDetail, MosaicDetail, QueueGroup, Score
-from nightbeam.monitor.read import Reader
+from nightbeam.monitor.read import MOST, Reader
 
 __all__ = ["ONCE", "VIEWS", "Ask", "View", "address", "group_state"]
 
@@ -220,6 +220,7 @@ def _groups(ask: Ask) -> View:
     filtered = any((state, text, *days.values()))
     context = {
         "groups": found,
+        "bad_files": [] if filtered or before else ask.reader.bad_files(limit=20),
         "filters": {"state": state, "text": text, "limit": limit, **days},
         "filtered": filtered,
         "nothing": "No group is like that." if filtered or before else "No group has come yet.",
@@ -328,7 +329,7 @@ def _calibration(ask: Ask) -> View:
     start = end - timedelta(days=days)
     sets = ask.reader.calibration_sets(limit=500)
     shown = [one for one in sets.items if _matches(one, status, text)]
-    groups = ask.reader.groups(since=start, until=end, limit=500)
+    groups = ask.reader.groups(since=start, until=end, limit=MOST)
     windows = [_window(one) for one in shown]
     line = show.time_line(
         [w for w in windows if w is not None],
@@ -347,6 +348,7 @@ def _calibration(ask: Ask) -> View:
         "shown": sorted(shown, key=lambda one: (one.status == "retired", -_stamp(one.created_at))),
         "holding": _holding(sets.items, ask.now),
         "line": line,
+        "many": MOST if groups.before is not None else None,
         "filters": {"days": days, "until": ask.day("until"), "status": status, "text": text},
         "filtered": any((status, text, ask.day("until"))),
     }
@@ -426,7 +428,7 @@ def _by_verdict(scores: Iterable[Score]) -> list[Score]:
 def _verdicts(reader: Reader, kind: str) -> dict[str, _Verdict]:
     """Return the worst verdict of each group or mosaic that was judged lately; what is unknown counts for least."""
     worst: dict[str, _Verdict] = {}
-    for score in reversed(_by_verdict(reader.scores(kind=kind, limit=1000).items)):
+    for score in reversed(_by_verdict(reader.scores(kind=kind, limit=MOST).items)):
         if score.verdict != "unknown" or score.subject not in worst:
             worst[score.subject] = _Verdict(score.verdict, score.name, score.reason)
     return worst
@@ -620,7 +622,13 @@ def _runs(files: Iterable[Any]) -> list[dict[str, Any]]:
 def _platform(ask: Ask) -> View:
     found = ask.reader.platform()
     processes = show.worst_first(found.processes, lambda one: show.mark(one.state).tone)
-    return View("platform.html", found, {"platform": found, "processes": processes}, "/platform")
+    context = {
+        "platform": found,
+        "processes": processes,
+        "machine": ask.request.app.state.machine.now(),
+        "aside": ask.reader.quarantine(limit=20),
+    }
+    return View("platform.html", found, context, "/platform")
 
 
 def _turning(ask: Ask, older: object | None, before: object | None) -> dict[str, str | None]:

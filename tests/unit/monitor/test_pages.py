@@ -7,7 +7,9 @@ import hashlib
 import html
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -252,6 +254,15 @@ def test_older_addresses_lead_to_the_new_ones(site, old, new):
     assert (answer.status_code, answer.headers["location"]) == (307, new)
 
 
+def test_files_that_cannot_be_read_stand_below_the_groups_unless_others_are_asked_for(site):
+    assert "the file has 0 bytes" in site.page("/groups")
+    assert "the file has 0 bytes" not in site.page("/groups?state=failed")
+
+
+def test_a_number_of_rows_that_is_in_the_address_is_the_one_that_is_chosen(site):
+    assert '<option value="7" selected>7</option>' in site.page("/groups?limit=7")
+
+
 # -- one group ----------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +367,10 @@ def test_the_services_say_how_they_do(site):
     cxi = site.page("/cxi")
     assert "12.2 %" in cxi or "12.3 %" in cxi
     assert ">27.0<" in cxi, "84240 peaks in 3120 hits"
-    assert "Nothing runs" in site.page("/platform")
+    platform = site.page("/platform")
+    assert "Nothing runs" in platform
+    assert "over 1, 5 and 15 minutes" in platform
+    assert "older than 30 days" in platform
 
 
 def test_a_writer_that_is_gone_is_not_said_to_run(site):
@@ -385,6 +399,46 @@ def test_a_group_in_a_queue_that_cannot_be_read_is_not_said_to_be_missing(tmp_pa
     settings.state_dir.mkdir()
     (settings.state_dir / "ingest.sqlite3").write_bytes(b"this is no database" * 100)
     assert "the queue cannot be read" in _site(settings).page("/groups/2026-11-21T03:15:02", status=503)
+
+
+def test_rows_that_hold_next_to_nothing_are_shown_as_far_as_they_go(tmp_path):
+    settings = sample_settings(tmp_path / "state")
+    sample_night(tmp_path / "state", now=NOW)
+    state = settings.state_dir
+    rows = {
+        "ingest": [
+            "INSERT INTO ingest_queue (group_id, state, received_at, last_update) VALUES ('bare', 'odd', 0, 0)",
+            "INSERT INTO ingest_queue (group_id, state, received_at, last_update, calibrators, dec_deg,"
+            " expected_subbands) VALUES ('odder', 'failed', 1e300, -1e300, '[{}, 3, null]', 9e999, 3)",
+            "INSERT INTO subband_files (group_id, subband_idx, path) VALUES ('odder', 99, '')",
+            "INSERT INTO attempts (group_id, attempt, started_at, outcome) VALUES ('odder', 1, 9e999, 'odd')",
+            "INSERT INTO receipts (group_id, step, finished_at, content) VALUES ('odder', 'calibrate', 0, '[1]')",
+            "INSERT INTO receipts (group_id, step, finished_at, content) VALUES ('bare', 'calibrate', 0, '"
+            '{"set_name": 7, "tables": "x", "age_days": "old"}\')',
+        ],
+        "cal_registry": [
+            "INSERT INTO caltables (set_name, path, table_type, order_index, created_at, status)"
+            " VALUES ('bare', '/x', 'K', 0, 9e999, 'odd')",
+            "INSERT INTO calsets (set_name, status, created_at, mid_mjd) VALUES ('gone', 'failed', 0, 9e999)",
+        ],
+        "products": [
+            "INSERT INTO images (path, ms_path, created_at, type, files) VALUES ('/a', '/b', 9e999, '5min', '{')",
+            "INSERT INTO mosaics (name, created_at, status, tiles, verdicts, checks, files) VALUES"
+            " ('bare', 9e999, 'odd', '', '[{}, 3, {\"reasons\": 7}]', '{\"a\": 1}', '[]')",
+            "INSERT INTO qa_scores (kind, subject, name, verdict, created_at) VALUES ('mosaic', 'bare', 'x', 'odd', 0)",
+            "INSERT INTO nights (night, state, updated_at) VALUES ('someday', 'odd', -1e300)",
+        ],
+    }  # fmt: skip
+    for name, statements in rows.items():
+        with closing(sqlite3.connect(state / f"{name}.sqlite3")) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+    site = _site(settings)
+    (image,) = [one["id"] for one in site.json("/images.json?limit=200")["items"] if one["path"] == "/a"]
+    for path in (*LISTS, "/groups/bare", "/groups/odder", "/mosaics/bare", f"/images/{image}", "/images?view=table"):
+        site.page(path)
+        if path != "/images?view=table":
+            site.json("/tonight.json" if path == "/" else f"{path}.json")
 
 
 # -- hostile values -----------------------------------------------------------------------------------------------
