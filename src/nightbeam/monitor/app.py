@@ -87,6 +87,7 @@ def create_app(
         # Both load their scripts from another site.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=life,
     )
     app.state.settings = settings

@@ -109,7 +109,12 @@ class Instruments:
         self._answers = Counter(
             "nightbeam_requests", "Answers, by status.", ["method", "route", "status"], registry=self._registry
         )
-        self._registry.register(_State(reader, machine))
+        self._state = _State(reader, machine)
+        self._registry.register(self._state)
+
+    def watch(self, reader: Reader, machine: Machine) -> None:
+        """Tell of another site from now on."""
+        self._state.reader, self._state.machine = reader, machine
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -128,13 +133,13 @@ class _State:
     """The site as it is when somebody asks."""
 
     def __init__(self, reader: Reader, machine: Machine) -> None:
-        self._reader, self._machine = reader, machine
+        self.reader, self.machine = reader, machine
 
     def collect(self) -> Iterable[Any]:
         """Yield every number."""
         from prometheus_client.core import GaugeMetricFamily
 
-        tonight = self._reader.tonight()
+        tonight = self.reader.tonight()
         groups = GaugeMetricFamily("nightbeam_groups", "Groups of subbands, by state.", labels=["state"])
         for state in ("collecting", "pending", "in_progress", "completed", "failed"):
             groups.add_metric([state], getattr(tonight.queue, state))
@@ -156,15 +161,15 @@ class _State:
         oldest = GaugeMetricFamily(
             "nightbeam_oldest_group_age_seconds", "Of the oldest group in a state.", labels=["state"]
         )
-        for state, at in self._reader.oldest().items():
+        for state, at in self.reader.oldest().items():
             oldest.add_metric([state], (tonight.now - at).total_seconds())
         yield oldest
-        health = self._reader.health()
+        health = self.reader.health()
         readable = GaugeMetricFamily("nightbeam_database_readable", "1 where it can be read.", labels=["database"])
         for name, said in health.databases.items():
             readable.add_metric([name], float(said == "ok"))
         yield readable
-        moment = self._machine.now()
+        moment = self.machine.now()
         for name in ("cpu_percent", "mem_percent", "mem_used", "disk_used", "disk_total", "load_1"):
             value = getattr(moment, name)
             if value is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from nightbeam.catalog import FileFact, GroupFact, Owner, Products, Queue, Regis
 from nightbeam.core.settings import Settings, load_settings
 from nightbeam.monitor.app import create_app
 from nightbeam.monitor.auth import Auth
+from nightbeam.monitor.metrics import Machine
 from nightbeam.monitor.read import Reader
+from nightbeam.monitor.remote import Reprocessing
 
 #: 2025-10-02T00:00:00Z, and what follows it.
 T0 = 1_759_363_200.0
@@ -22,7 +27,13 @@ TOKEN = "a-token-for-the-tests-alone"
 ME = Owner("me", "here", 1, 1.0)
 
 
-ask = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))["ask"]
+_ask = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))["ask"]
+
+
+@pytest.fixture
+def ask() -> Callable[..., Any]:
+    """Ask an application without a socket."""
+    return _ask
 
 
 @pytest.fixture
@@ -32,9 +43,11 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(overrides=told, environ={}).resolved()
 
 
-@pytest.fixture
-def filled(settings: Settings) -> Settings:
+@pytest.fixture(scope="session")
+def once_filled(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Five groups: completed with calibrator, failed, in progress, pending, collecting; products of the first."""
+    told = {"state_dir": tmp_path_factory.mktemp("filled") / "state"}
+    settings = load_settings(overrides=told, environ={}).resolved()
     contimg = settings.contimg
     queue = Queue(str(contimg.queue_db))
     for number, subbands in enumerate((16, 16, 16, 16, 3)):
@@ -78,6 +91,23 @@ def filled(settings: Settings) -> Settings:
     return settings
 
 
+@pytest.fixture
+def filled(once_filled: Settings, settings: Settings) -> Settings:
+    """A copy of the filled site, of each test its own."""
+    shutil.copytree(once_filled.state_dir, settings.state_dir)
+    there, here = str(once_filled.state_dir), str(settings.state_dir)
+    for name, table, columns in (
+        ("products", "images", ("path", "files")),
+        ("products", "qa_artifacts", ("path",)),
+        ("cal_registry", "caltables", ("path",)),
+    ):
+        with closing(sqlite3.connect(settings.state_dir / f"{name}.sqlite3")) as raw:
+            changes = ", ".join(f"{column} = replace({column}, ?1, ?2)" for column in columns)
+            raw.execute(f"UPDATE {table} SET {changes}", (there, here))
+            raw.commit()
+    return settings
+
+
 def group_id(number: int) -> str:
     from datetime import UTC, datetime
 
@@ -91,14 +121,28 @@ def reader(filled: Settings) -> Iterator[Reader]:
     found.close()
 
 
+@pytest.fixture(scope="session")
+def once_made(once_filled: Settings) -> Any:
+    """An application, which takes longer to make than a test."""
+    return create_app(once_filled, auth=Auth(TOKEN), share_s=0.0)
+
+
 @pytest.fixture
-def app(filled: Settings, reader: Reader) -> Any:
-    return create_app(filled, reader=reader, auth=Auth(TOKEN), share_s=0.0)
+def app(once_made: Any, filled: Settings, reader: Reader) -> Any:
+    """The application of this test's site."""
+    told = {
+        "settings": filled, "reader": reader, "auth": Auth(TOKEN), "machine": Machine(filled.state_dir),
+        "reprocessing": Reprocessing(filled, reader),
+    }  # fmt: skip
+    for name, value in told.items():
+        setattr(once_made.state, name, value)
+    once_made.state.instruments.watch(reader, told["machine"])
+    return once_made
 
 
 @pytest.fixture
 def get(app: Any) -> Callable[..., Any]:
     def asked(target: str, **told: Any) -> Any:
-        return ask(app, target, **told)
+        return _ask(app, target, **told)
 
     return asked
