@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from nightbeam import __version__
 from nightbeam.monitor import show
-from nightbeam.monitor.views import address, group_state
+from nightbeam.monitor.views import address, group_state, is_silent
 
 __all__ = ["STATIC", "plain", "static_file", "templates"]
 
@@ -66,7 +66,7 @@ def templates() -> Environment:
     }  # fmt: skip
     found.globals |= {
         "mark": show.mark, "address": address, "static": static, "version": __version__, "limits": _LIMITS,
-        "group_state": group_state, "group_mark": lambda group: show.mark(group_state(group)),
+        "group_state": group_state, "is_silent": is_silent, "group_mark": lambda group: show.mark(group_state(group)),
         "between": lambda a, b: None if a is None or b is None else (b - a).total_seconds(),
         "boosted": Markup('hx-boost="true"'),
     }  # fmt: skip

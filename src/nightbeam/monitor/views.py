@@ -23,7 +23,7 @@ from nightbeam.monitor.logs import log_tail, steps_with_logs
 from nightbeam.monitor.model import CalibrationSet, GroupDetail, MosaicDetail, QueueGroup, Score
 from nightbeam.monitor.read import MOST, Reader
 
-__all__ = ["ONCE", "VIEWS", "Ask", "View", "address", "group_state"]
+__all__ = ["ONCE", "VIEWS", "Ask", "View", "address", "group_state", "is_silent"]
 
 _STATES: Final = ("failed", "in_progress", "pending", "collecting", "completed")
 #: What stands on the page of which system.
@@ -33,6 +33,8 @@ _PAGES: Final = {
 }  # fmt: skip
 #: Of what failed, no more and nothing older is put before people.
 _MOST_ATTENTION, _ATTENTION = 12, timedelta(days=7)
+#: As the older pipeline's monitor warns of.
+_SILENT: Final = timedelta(minutes=15)
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
 _RUN_OF_FILE: Final = re.compile(r"(.*?_(?:r\d{4,}|norun))_")
 #: As `Registry.find_set` has it: farther apart in declination is another strip.
@@ -641,6 +643,11 @@ def _turning(ask: Ask, older: object | None, before: object | None) -> dict[str,
 def group_state(group: QueueGroup | GroupDetail) -> str:
     """Return the state of a group in one word: one that waits for gains is not merely pending."""
     return "waiting_for_gains" if group.state == "pending" and group.stage == "waiting_for_gains" else group.state
+
+
+def is_silent(group: QueueGroup | GroupDetail, now: datetime) -> bool:
+    """Return whether somebody is said to work on a group and has given no sign of life for too long."""
+    return group.state == "in_progress" and group.last_update is not None and now - group.last_update > _SILENT
 
 
 def address(*parts: object) -> str:

@@ -295,7 +295,7 @@ def test_a_failed_group_shows_every_attempt_the_error_and_the_log_of_the_step_th
 def test_another_log_can_be_chosen_in_the_address_and_nothing_else_can(site, night):
     path = address("/groups", night.group("failed"))
     assert "rows 111744" in site.page(f"{path}?log=convert")
-    assert "<pre tabindex" not in site.page(f"{path}?log=..%2F..%2Fingest")
+    assert '<div class="tail"' not in site.page(f"{path}?log=..%2F..%2Fingest")
 
 
 def test_a_group_shows_its_tables_stages_scores_and_figures(site, night):
@@ -322,6 +322,14 @@ def test_a_group_that_waits_says_why(site, night):
     page = site.page(address("/groups", night.group("waiting")))
     assert "Why it waits" in page
     assert "no calibration for Dec +16.1" in page
+
+
+def test_a_group_whose_worker_has_been_silent_for_a_quarter_of_an_hour_is_told_from_one_at_work(night):
+    path = address("/groups", night.group("in_progress"))
+    later = _site(night.settings, NOW + timedelta(minutes=16))
+    for place in (path, "/groups"):
+        assert "<span>silent</span>" in later.page(place)
+        assert "<span>silent</span>" not in _site(night.settings).page(place)
 
 
 # -- calibration, images, mosaics and the services -----------------------------------------------------------------
