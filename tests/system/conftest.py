@@ -93,6 +93,7 @@ def platform_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         "state_dir": state,
         "platform.auth_string": PASSWORD,
         "platform.port": unused_port(),
+        "monitor.port": unused_port(),
         **SMALL_GROUPS,
         **SIMULATED_SCANS,
         **SMALL_STREAM,

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,7 +21,8 @@ import pytest
 from nightbeam.catalog.model import GroupRow, State
 from nightbeam.contimg import STEPS, Site, run_group, scan_arrivals
 from nightbeam.core.settings import Settings
-from nightbeam.platform import FINAL
+from nightbeam.monitor.files import read_token, token_path
+from nightbeam.platform import FINAL, platform_status
 from nightbeam.simulate import SimulationSpec, read_truth, simulate_subbands
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -178,3 +181,38 @@ def test_a_group_of_two_pointings_fails_with_its_reason_everywhere_and_the_next_
     (image,) = night.site.products().images(group_id=good)
     assert image.calibration_set == f"calset_{night.groups[1].group_id}"
     assert list(night.site.scratch_dir.iterdir()) == []
+
+
+def _post(address: str, group_id: str, token: str | None) -> tuple[int, dict[str, Any]]:
+    told = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{address}/api/reprocess/{group_id}", method="POST", headers=told)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60.0) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_whoever_shows_the_monitor_its_token_has_a_group_done_again_by_one_run_of_the_deployment(night):
+    night.deliver(1)
+    good = night.deliver(2)
+    night.ingest()
+    assert night.over(good, 240.0).state == State.COMPLETED
+    before, earlier = night.runs(good), night.row(good)
+    address = platform_status(night.settings).monitor
+    token = read_token(token_path(night.settings.state_dir, None))
+
+    assert _post(address, good, None)[0] == 401
+    assert _post(address, good, token + "x")[0] == 403
+    assert len(night.runs(good)) == len(before)
+    first, second = (_post(address, good, token) for _ in range(2))
+    assert (first[0], first[1]["started"]) == (200, True), first
+    assert second[0] in (200, 409), "409 where the run has taken the group already"
+    assert second[1].get("run_id") in (None, first[1]["run_id"])
+
+    row = night.over(good, 240.0)
+    assert (row.state, row.retry_count) == (State.COMPLETED, earlier.retry_count + 1), row.error
+    (run,) = [run for run in night.runs(good) if run["id"] not in {one["id"] for one in before}]
+    assert (run["id"], run["state_type"]) == (first[1]["run_id"], "COMPLETED")
+    assert len(night.site.products().images(group_id=good)) == 1

@@ -7,12 +7,15 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nightbeam.core.errors import BusyError, InputError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.files import forget_address, write_address
 from nightbeam.platform.compute import page_address
+
+if TYPE_CHECKING:
+    import uvicorn
 
 __all__ = ["listen", "serve"]
 
@@ -81,33 +84,38 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
     settings = settings.resolved()
     told = settings.monitor
     app = create_app(settings)
-    with listen(told.host, told.port) as bound, _quiet_end():
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=_END_S,
+        h11_max_incomplete_event_size=32 << 10,
+    )
+    server = uvicorn.Server(config)
+    with listen(told.host, told.port) as bound, _ended_by_signals(server):
         address = page_address(told.host, int(bound.getsockname()[1]))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=_END_S,
-            h11_max_incomplete_event_size=32 << 10,
-        )
         write_address(settings.state_dir, address)
         try:
             say(address)
-            uvicorn.Server(config).run(sockets=[bound])
+            server.run(sockets=[bound])
         finally:
             forget_address(settings.state_dir, address)
 
 
 @contextmanager
-def _quiet_end() -> Iterator[None]:
-    """Let the server end on a signal without this process being ended by the same one, which it raises once more."""
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let the server end on a signal, also on one that comes before it has begun.
 
-    def noted(_number: int, _frame: object) -> None:
-        return
+    When it has ended it raises the same signal once more, which is to end nothing else: the address is still to be
+    taken back.
+    """
 
-    before = {number: signal.signal(number, noted) for number in (signal.SIGTERM, signal.SIGINT)}
+    def end(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -348,6 +348,15 @@ def test_of_a_site_without_anything_every_route_is_answered(settings: Settings, 
     assert ask(app, "/api/products").json()["items"] == []
 
 
+def test_the_reference_has_a_row_for_every_route(get: Get, root: Path):
+    page = (root / "docs" / "reference" / "http-api.md").read_text()
+    routes = {
+        f"{method.upper()} {path}" for path, item in get("/api/openapi.json").json()["paths"].items() for method in item
+    }
+    named = set(re.findall(r"^\| `((?:GET|POST) [^`]+)` \|", page, re.MULTILINE))
+    assert named == routes | {"GET /api/openapi.json"}
+
+
 # -- its own description ------------------------------------------------------------------------------------------
 
 
