@@ -296,7 +296,11 @@ class RegistryPages:
         bare = sa.select(table.c.set_name).where(table.c.set_name.not_in(sa.select(sets.c.set_name)), *where)
         bare = bare.group_by(table.c.set_name).order_by(sa.func.max(table.c.created_at).desc()).limit(limit)
         if where:
-            newest = newest.where(sets.c.set_name.in_(sa.select(table.c.set_name).where(*where)))
+            # One that was turned down has no tables, and no window but the time of its data.
+            then = [sets.c.mid_mjd >= since_mjd] if since_mjd is not None else []
+            then += [sets.c.mid_mjd < until_mjd] if until_mjd is not None else []
+            valid = sets.c.set_name.in_(sa.select(table.c.set_name).where(*where))
+            newest = newest.where(sa.or_(valid, sa.and_(sets.c.status == "failed", *then)))
         with self.kept.read() as connection:
             names = [*connection.execute(newest).scalars(), *connection.execute(bare).scalars()]
             of = table.c.set_name.in_(names)
@@ -434,6 +438,11 @@ class ProductPages:
         query = query.where(_SCORES.c.verdict == verdict) if verdict is not None else query
         order = (_SCORES.c.kind, _SCORES.c.name) if subject is not None else (_SCORES.c.created_at.desc(),)
         return self._read(QaScoreRow, query.order_by(*order).limit(limit))
+
+    def scores_of(self, kind: str, subjects: Sequence[str]) -> list[QaScoreRow]:
+        """Return the judged measures of some subjects."""
+        query = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == kind, _SCORES.c.subject.in_(list(subjects)))
+        return self._read(QaScoreRow, query.order_by(_SCORES.c.subject, _SCORES.c.name))
 
     def quarantine(self, *, limit: int) -> list[QuarantineRow]:
         """Return what was put aside, the last first."""
