@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
@@ -277,7 +278,8 @@ async def _reprocess(request: Request, group_id: str) -> Response:
         word = "pending" if done.run_id is None else "reprocessing" if done.started else "again"
         return RedirectResponse(_saying(here, word, run=done.run_id), 303)
 
-    return await run_in_threadpool(work)
+    # Prefect may take its time; those who only look do not wait for it.
+    return await anyio.to_thread.run_sync(work, limiter=state.slow)
 
 
 # -- addresses that are none ----------------------------------------------------------------------------------------

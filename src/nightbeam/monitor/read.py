@@ -7,7 +7,7 @@ No method raises because something is not there, is damaged or is of another ver
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -452,6 +452,13 @@ class Reader:
             problems,
             lambda: self._products.scores(kind=kind, subject=subject, verdict=verdict, limit=_least(limit)),
         )
+        return Scores(items=[compute.score_of(row) for row in rows], problems=problems)
+
+    def scores_of(self, kind: str, subjects: Sequence[str]) -> Scores:
+        """Return judged measures of some groups or mosaics, by subject and name."""
+        problems: list[str] = []
+        wanted = list(dict.fromkeys(subjects))[:MOST]
+        rows = _many(problems, lambda: self._products.scores_of(kind, wanted))
         return Scores(items=[compute.score_of(row) for row in rows], problems=problems)
 
     def quarantine(self, *, limit: int = 100) -> Put:

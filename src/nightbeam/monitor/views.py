@@ -329,7 +329,7 @@ def _calibration(ask: Ask) -> View:
     # The present stands at two thirds of the line, so that one sees what ends soon.
     end = ask.end("until") or ask.now + timedelta(days=days / 3)
     start = end - timedelta(days=days)
-    sets = ask.reader.calibration_sets(limit=500)
+    sets = ask.reader.calibration_sets(since=start, until=end, limit=500)
     shown = [one for one in sets.items if _matches(one, status, text)]
     groups = ask.reader.groups(since=start, until=end, limit=MOST)
     windows = [_window(one) for one in shown]
@@ -427,10 +427,10 @@ def _by_verdict(scores: Iterable[Score]) -> list[Score]:
     return show.worst_first(scores, lambda one: show.mark(one.verdict).tone)
 
 
-def _verdicts(reader: Reader, kind: str) -> dict[str, _Verdict]:
-    """Return the worst verdict of each group or mosaic that was judged lately; what is unknown counts for least."""
+def _verdicts(reader: Reader, kind: str, subjects: Iterable[str | None]) -> dict[str, _Verdict]:
+    """Return the worst verdict on each of some groups or mosaics; what is unknown counts for least."""
     worst: dict[str, _Verdict] = {}
-    for score in reversed(_by_verdict(reader.scores(kind=kind, limit=MOST).items)):
+    for score in reversed(_by_verdict(reader.scores_of(kind, [one for one in subjects if one]).items)):
         if score.verdict != "unknown" or score.subject not in worst:
             worst[score.subject] = _Verdict(score.verdict, score.name, score.reason)
     return worst
@@ -443,7 +443,7 @@ def _images(ask: Ask) -> View:
     found = ask.reader.images(since=ask.begin("since"), until=ask.end("until"), before=before, limit=limit)
     context = {
         "images": found,
-        "verdicts": _verdicts(ask.reader, "group"),
+        "verdicts": _verdicts(ask.reader, "group", (image.group_id for image in found.items)),
         "filters": {"view": view, "limit": limit, **days},
         "filtered": any(days.values()),
         **_turning(ask, found.before, before),

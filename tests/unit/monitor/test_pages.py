@@ -91,7 +91,7 @@ class Site:
 def _site(settings: Settings, now: datetime = NOW) -> Site:
     starts = Starts()
     reader = Reader(settings, clock=now.timestamp)
-    app = create_app(settings, reader=reader, auth=Auth(TOKEN), reprocessing=starts)
+    app = create_app(settings, reader=reader, auth=Auth(TOKEN), reprocessing=starts, share_s=0.0)
     return Site(settings, app, starts)
 
 
@@ -346,6 +346,15 @@ def test_the_time_line_has_a_window_for_each_set_and_says_which_holds_now(site):
     assert "31 of 96 antennas" in page
     anchors = {str(a["href"])[1:] for a in Page(page).all("a") if str(a.get("href")).startswith("#set-")}
     assert anchors <= {str(row.get("id")) for row in Page(page).all("tr")}
+
+
+def test_only_the_days_that_are_asked_for_are_on_the_time_line_and_below_it(site):
+    names = lambda query: {one["set_name"] for one in site.json(f"/calibration.json?{query}")["items"]}  # noqa: E731
+    assert "2026_tonight_0521+166" in names("days=1"), "it was turned down tonight"
+    assert "2026_two_nights_ago_1459+716" not in names("days=1")
+    assert "2026_two_nights_ago_1459+716" in names("days=3")
+    assert names("until=2026-11-10") == set()
+    assert "Look at 30 days" in site.page("/calibration?until=2026-11-10")
 
 
 def test_an_image_that_is_bad_says_so_where_all_are_shown(site, night):
