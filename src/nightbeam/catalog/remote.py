@@ -44,6 +44,13 @@ _ADVISORY_LOCK = 0x6E62_0001
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
 #: How a database that is not there is made.
 _MADE_WITH: dict[DatabaseName, str] = {"elog": "nightbeam elog update"}
+#: By which a server's database is known to hold each of the four, also where the older pipeline made it.
+_MAIN_TABLE: dict[DatabaseName, str] = {
+    "queue": "ingest_queue",
+    "registry": "caltables",
+    "products": "images",
+    "elog": "experiments",
+}
 #: What libpq does so that a connection on which nothing is said is neither forgotten on the way nor mourned too late.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 #: How long whoever reads a file without WAL is waited for before it is written to as it is.
@@ -73,7 +80,7 @@ class Database:
     Raises
     ------
     MissingError
-        If the file is not there and is not to be made.
+        If the file is not there and is not to be made; with ``read_only`` also if a server has none of its tables.
     ConfigError
         If the URL is none, or names a driver that is not installed.
     InputError
@@ -250,10 +257,18 @@ class Database:
     def _refuse_older(self) -> None:
         if not self._is_current():
             found = self.revision() or "none"
+            if found == "none" and self.file is None and not self._has_tables():
+                raise MissingError(
+                    f"there is no {self.name} database in {self.shown}", fix="whoever first writes to it makes it"
+                )
             raise InputError(
                 f"{self.shown} has schema {found}, this nightbeam wants {self._head}; what is read only stays as it is",
                 fix="have it made anew, or open a copy of it for writing, which brings that up to date",
             )
+
+    def _has_tables(self) -> bool:
+        with self.engine.begin() as connection:
+            return sa.inspect(connection).has_table(_MAIN_TABLE[self.name])
 
     def _revision(self, connection: Connection) -> str | None:
         return self._context(connection).get_current_revision()

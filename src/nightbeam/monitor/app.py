@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -14,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from nightbeam import __version__
-from nightbeam.core.errors import NightbeamError
+from nightbeam.core.errors import NightbeamError, StorageError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor import api, pages
 from nightbeam.monitor.auth import Auth
@@ -26,6 +28,8 @@ from nightbeam.monitor.remote import Reprocessing
 from nightbeam.monitor.shared import Shared
 
 __all__ = ["MOST_BODY_BYTES", "create_app"]
+
+_log = logging.getLogger(__name__)
 
 MOST_BODY_BYTES: Final = 64 << 10
 #: Requests that are worked on at a time. More threads only get in each other's way: most of the work is Python's.
@@ -60,8 +64,8 @@ def create_app(
 
     Raises
     ------
-    InputError, StorageError
-        If there is no usable token and none can be made.
+    InputError
+        If the token is none, or others may read it.
     """
     settings = settings.resolved()
     told = settings.monitor
@@ -95,7 +99,7 @@ def create_app(
     app.state.machine = machine
     app.state.instruments = instruments
     app.state.slow = anyio.CapacityLimiter(_SLOW)
-    app.state.auth = auth or Auth(read_token(token_path(settings.state_dir, told.token_file)))
+    app.state.auth = auth or _auth(settings)
     app.state.reprocessing = reprocessing or Reprocessing(settings, reader)
     app.include_router(api.router)
     app.include_router(api.metrics_router)
@@ -108,6 +112,15 @@ def create_app(
     # The last that is added stands first.
     app.add_middleware(Manners, allowed_hosts=hosts, most_bytes=MOST_BODY_BYTES, observe=instruments.observe)
     return app
+
+
+def _auth(settings: Settings) -> Auth:
+    """Return who may change something: nobody, where the disk is full; one must be able to see that it is."""
+    try:
+        return Auth(read_token(token_path(settings.state_dir, settings.monitor.token_file)))
+    except StorageError as error:
+        _log.error("%s; until the next start nothing can be changed from here", error.what)
+        return Auth(secrets.token_urlsafe(32))
 
 
 async def _translated(_request: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from nightbeam.core.errors import BusyError, InputError
+from nightbeam.core.errors import BusyError, InputError, StorageError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.files import forget_address, write_address
 from nightbeam.platform.compute import page_address
@@ -74,8 +74,8 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
     ------
     BusyError
         If the port is taken.
-    InputError, StorageError
-        If there is no usable token, or the address cannot be written down.
+    InputError
+        If there is no such address, or the token is none.
     """
     import uvicorn
 
@@ -96,7 +96,10 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
     server = uvicorn.Server(config)
     with listen(told.host, told.port) as bound, _ended_by_signals(server):
         address = page_address(told.host, int(bound.getsockname()[1]))
-        write_address(settings.state_dir, address)
+        try:
+            write_address(settings.state_dir, address)
+        except StorageError as error:  # it is there to say so
+            _log.error("%s", error.what)
         try:
             say(address)
             server.run(sockets=[bound])

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from prometheus_client.parser import text_string_to_metric_families
 
+from nightbeam.core.errors import StorageError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.app import create_app
 from nightbeam.monitor.auth import COOKIE, Auth
@@ -355,6 +356,20 @@ def test_the_reference_has_a_row_for_every_route(get: Get, root: Path):
     }
     named = set(re.findall(r"^\| `((?:GET|POST) [^`]+)` \|", page, re.MULTILINE))
     assert named == routes | {"GET /api/openapi.json"}
+
+
+def test_on_a_full_disk_one_can_look_and_nobody_can_change_anything(
+    settings: Settings, ask: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(path: Path, **_: Any) -> str:
+        raise StorageError(f"no space left for {path}")
+
+    monkeypatch.setattr("nightbeam.monitor.app.read_token", full)
+    app = create_app(settings)
+    assert "no space left" in caplog.text
+    assert ask(app, "/api/status").status == 200
+    told = {"authorization": f"Bearer {TOKEN}"}
+    assert ask(app, f"/api/reprocess/{FIRST}", method="POST", headers=told).status == 403
 
 
 # -- its own description ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nightbeam.catalog import FileFact, GroupFact, Logbook, Products, Queue, Registry
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.model import Standing
 from nightbeam.monitor.read import Reader
@@ -215,3 +216,34 @@ def test_no_answer_shows_a_password(settings: Settings):
     assert "does not answer" in found["groups"].problems[0]
     assert "secret" not in repr(found)
     assert found["health"].status == "unhealthy"
+
+
+@pytest.mark.system
+def test_on_postgresql_the_same_is_read_and_nothing_is_made(settings: Settings, postgresql_url: str):
+    three = dict.fromkeys(("queue_db", "registry_db", "products_db"), postgresql_url)
+    contimg = settings.contimg.model_copy(update=three)
+    elog = settings.elog.model_copy(update={"database": postgresql_url})
+    there = settings.model_copy(update={"contimg": contimg, "elog": elog})
+    reader = Reader(there)
+    found = ask_all(reader)
+    assert "there is no queue database in postgresql" in found["groups"].problems[0]
+    assert found["status"].queue.total == 0
+    assert set(found["health"].databases.values()) == {"not there yet"}
+    reader.close()
+
+    queue, products = Queue(postgresql_url), Products(postgresql_url)
+    Registry(postgresql_url)
+    Logbook(postgresql_url)
+    queue.record(GroupFact(FIRST, 60950.0), [FileFact(k, Path(f"/in/sb{k:02d}.hdf5")) for k in range(16)])
+    products.upsert_image(Path("/i/a.fits"), ms_path=Path("/m"), group_id=FIRST, mid_mjd=60950.0, now=5.0)
+    products.put_qa_artifact(FIRST, "a.png", Path("/q/a.png"), now=5.0)
+    reader = Reader(there)
+    found = ask_all(reader)
+    assert (found["status"].queue.pending, found["health"].status) == (1, "ok")
+    assert [one.group_id for one in reader.groups(text="2025-10-02").items] == [FIRST], "MJD 60950 is that day"
+    assert [one.group_id for one in reader.groups(text="02t00").items] == [FIRST]
+    assert [len(found[name].items) for name in ("images", "qa", "qa_thumbs")] == [1, 1, 1]
+    group = reader.group(FIRST)
+    assert group is not None
+    assert (len(group.files), len(group.images), group.problems) == (16, 1, [])
+    reader.close()

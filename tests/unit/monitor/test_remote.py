@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nightbeam.catalog import Owner, Queue
-from nightbeam.core.errors import BusyError, InputError, MissingError, UnavailableError
+from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UnavailableError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.read import Reader
 from nightbeam.monitor.remote import DEPLOYMENT, Reprocessing
@@ -215,3 +215,15 @@ def test_a_queue_of_a_newer_schema_is_left_alone(again: Reprocessing, filled: Se
 def test_without_a_platform_it_says_how_to_start_one(filled: Settings, reader: Reader):
     with pytest.raises(UnavailableError, match="no platform runs"):
         Reprocessing(filled, reader).start(DONE)
+
+
+def test_a_full_disk_forgets_the_key_and_starts_the_run(
+    again: Reprocessing, prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, _text: str) -> None:
+        raise StorageError(f"no space left for {path}")
+
+    monkeypatch.setattr("nightbeam.monitor.remote.write_text", full)
+    assert again.start(DONE, key="mine").started is True
+    assert again.start(DONE, key="mine").started is False, "this process still knows it"
+    assert len(prefect.runs) == 1
