@@ -252,7 +252,7 @@ def _group(ask: Ask) -> View:
         "figures": [a for a in group.qa if a.url and a.name.lower().endswith(_PICTURES)],
         "reports": [a for a in group.qa if not a.name.lower().endswith(_PICTURES)],
         "used": _used(ask.reader, group),
-        "owner_url": next((a.run_url for a in reversed(group.history) if a.owner == group.owner), None),
+        "owner_url": group.history[-1].run_url if group.history and group.state == "in_progress" else None,
         "logs": logs,
         "log": log_tail(log_dir, wanted or _telling(group, logs)) if log_dir is not None and logs else None,
     }

@@ -77,13 +77,13 @@ def sample_night(
     now
         The present of the night; the last group is half an hour old.
     groups
-        How many; 14 at least, for each state has one.
+        How many; 16 at least, for each state has one.
     hostile
         Whether errors, names and logs are such that a page which does not escape them runs them; more is broken, too.
     """
     now = datetime.now(UTC).replace(microsecond=0) if now is None else now
     settings = sample_settings(state_dir)
-    maker = _Maker(settings, now, max(groups, 14), hostile)
+    maker = _Maker(settings, now, max(groups, 16), hostile)
     with maker.queue.database.kept_open(), maker.products.database.kept_open(), maker.sets.database.kept_open():
         kinds = maker.queue_and_products()
         maker.registry()

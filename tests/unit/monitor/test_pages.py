@@ -318,6 +318,16 @@ def test_pictures_can_be_fetched_where_the_page_says(site, night):
             assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), image["src"]
 
 
+def test_where_prefect_has_a_page_every_attempt_leads_to_its_run_there(night):
+    told = night.settings.monitor.model_copy(update={"prefect_url": "https://prefect.example"})
+    site = _site(night.settings.model_copy(update={"monitor": told}))
+    links = [a["href"] for a in Page(site.page(address("/groups", night.group("failed")))).all("a")]
+    runs = [link for link in links if str(link).startswith("https://prefect.example/runs/flow-run/")]
+    assert len(set(runs)) == len(runs) == 3
+    at_work = site.page(address("/groups", night.group("in_progress")))
+    assert re.search(r'Worked on by</dt><dd><a href="https://prefect\.example/runs/flow-run/[0-9a-f-]{36}"', at_work)
+
+
 def test_a_group_that_waits_says_why(site, night):
     page = site.page(address("/groups", night.group("waiting")))
     assert "Why it waits" in page
@@ -671,7 +681,7 @@ def test_a_message_in_an_address_is_one_of_ours_or_none(site):
 @pytest.mark.slow
 def test_a_page_asks_no_more_of_the_databases_for_more_groups(tmp_path, monkeypatch):
     counts = []
-    for groups in (14, 40):
+    for groups in (16, 40):
         made = sample_night(tmp_path / str(groups) / "state", now=NOW, groups=groups)
         site = _site(made.settings)
         site.page("/")
