@@ -269,7 +269,7 @@ async def _reprocess(request: Request, group_id: str) -> Response:
             state.auth.demand(
                 request.headers, request.cookies.get(COOKIE), scheme=request.url.scheme, csrf=form.get(CSRF_FIELD, "")
             )
-            done = state.reprocessing.start(group_id)
+            done = state.reprocessing.start(group_id, partial=form.get("partial") == "1")
         except NightbeamError as error:
             status = 403 if isinstance(error, AuthError) else _status_of(error)[0]
             return problem(

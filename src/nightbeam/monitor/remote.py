@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from nightbeam.catalog.model import Dispatch
+from nightbeam.catalog.model import Dispatch, State
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError, UnavailableError
 from nightbeam.core.files import write_text
@@ -63,11 +63,12 @@ class Reprocessing:
         self._lock = threading.Lock()
         self._answers = _Answers(self._settings.state_dir / "monitor" / "requests.json")
 
-    def start(self, group_id: str, *, key: str | None = None) -> Reprocessed:
+    def start(self, group_id: str, *, key: str | None = None, partial: bool = False) -> Reprocessed:
         """Make a group pending again and start the run that does it.
 
         However often it is asked for one group, until that run has taken it one run is started. With a ``key`` the same
-        request gets the same answer even after that.
+        request gets the same answer even after that. With ``partial`` also a group that lacks subbands is begun, with
+        those that there are; from whoever works on one it is never taken.
 
         Raises
         ------
@@ -86,7 +87,7 @@ class Reprocessing:
         try:
             if key is not None and (before := self._answers.get(key)) is not None:
                 return _same(before, group_id)
-            found = self._start(group_id)
+            found = self._start(group_id, partial)
             if key is not None:
                 self._answers.put(key, found)
             return found
@@ -94,17 +95,19 @@ class Reprocessing:
             self._lock.release()
             self._reader.forget_counts()
 
-    def _start(self, group_id: str) -> Reprocessed:
+    def _start(self, group_id: str, partial: bool) -> Reprocessed:
         if problems := self._reader.problems_of_queue():
             # Opening it for writing would make one, or change the schema of one that others use.
             missing = problems[0].startswith("there is no ")
             raise UnavailableError("queue_db not found" if missing else problems[0], fix="see /api/health")
-        if self._reader.queue_row(group_id) is None:
+        row = self._reader.queue_row(group_id)
+        if row is None:
             raise MissingError("group not found", fix="/api/status lists groups")
+        force = partial and row.state in (State.COLLECTING, State.FAILED, State.COMPLETED)
         server = self._server(self._reader.prefect_api())
         self._must_have_deployment(server)
         queue = self._site.queue()
-        dispatch, new = queue.reprocess_and_dispatch(group_id)
+        dispatch, new = queue.reprocess_and_dispatch(group_id, force=force)
         run = self._run(server, dispatch)
         if not new and run.get("state_type") in FINAL and queue.forget_dispatch(dispatch):
             # That run ended without taking the group: it was cancelled, or died before.

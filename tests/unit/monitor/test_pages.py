@@ -43,12 +43,14 @@ class Starts:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.partial = False
         self.answer: Callable[[str], Reprocessed] = lambda group: Reprocessed(
             ok=True, group_id=group, run_id=RUN, started=True
         )
 
-    def start(self, group_id: str, *, key: str | None = None) -> Reprocessed:
+    def start(self, group_id: str, *, key: str | None = None, partial: bool = False) -> Reprocessed:
         self.asked.append(group_id)
+        self.partial = partial
         return self.answer(group_id)
 
 
@@ -657,11 +659,20 @@ def test_what_keeps_a_group_from_being_done_again_is_said_in_its_words(site, nig
     assert "start it with" in page
 
 
-@pytest.mark.parametrize("kind", ["in_progress", "collecting"])
-def test_a_group_that_cannot_be_done_again_now_has_no_button_but_says_why(site, night, kind):
-    page = site.page(address("/groups", night.group(kind)), headers=site.log_in())
+def test_a_group_that_is_being_worked_on_has_no_button_but_says_why(site, night):
+    page = site.page(address("/groups", night.group("in_progress")), headers=site.log_in())
     assert "Reprocess</button>" not in page
     assert "nightbeam groups reprocess" in page
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_group_that_lacks_subbands_is_done_with_those_it_has_where_that_is_ticked(site, night, partial):
+    path, headers = address("/groups", night.group("timed out")), site.log_in()
+    page = site.page(path, headers=headers)
+    assert "although 9 subbands are missing" in page
+    form = {"csrf": _csrf(page)} | ({"partial": "1"} if partial else {})
+    site.ask(f"{path}/reprocess", method="POST", data=form, headers=headers)
+    assert (site.starts.asked, site.starts.partial) == ([night.group("timed out")], partial)
 
 
 def test_after_the_log_out_the_page_says_so_and_the_cookie_is_gone(site):

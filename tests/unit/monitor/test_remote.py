@@ -140,6 +140,17 @@ def test_somebody_who_works_on_it_goes_on(again: Reprocessing, queue: Queue, pre
     assert prefect.asked == []
 
 
+def test_a_group_that_lacks_subbands_is_begun_where_that_is_asked_for(again: Reprocessing, queue: Queue):
+    assert again.start(PART, partial=True).started
+    assert (queue.group(PART).state, queue.group(PART).partial) == ("pending", 1)
+
+
+def test_not_even_then_is_a_group_taken_from_whoever_works_on_it(again: Reprocessing, queue: Queue):
+    with pytest.raises(BusyError):
+        again.start(WORKING, partial=True)
+    assert queue.group(WORKING).state == "in_progress"
+
+
 def test_a_group_that_lacks_subbands_is_not_begun(again: Reprocessing, queue: Queue):
     with pytest.raises(InputError, match="3 of 16 subbands"):
         again.start(PART)
