@@ -203,7 +203,7 @@ class QueuePages:
     def _rows_of(self, connection: Connection, ids: Sequence[str]) -> list[GroupRow]:
         if not ids:
             return []
-        found = {row.group_id: row for row in _rows(connection, GroupRow, _GROUPS.where(_Q.c.group_id.in_(ids)))}
+        found = {row.group_id: row for row in _rows(connection, GroupRow, _GROUPS_OF, {"ids": list(ids)})}
         return [found[group_id] for group_id in ids if group_id in found]
 
     def group(self, group_id: str) -> GroupRow | None:
@@ -552,7 +552,7 @@ def _rows(
     connection: Connection, kind: type[R], query: sa.Select[Any], values: Mapping[str, Any] | None = None
 ) -> list[R]:
     # The columns are selected in the order of the fields.
-    return [kind(*row) for row in connection.execute(query, values)]
+    return [kind(*row) for row in connection.execute(query, values).all()]
 
 
 def _in_short(
@@ -599,6 +599,7 @@ _GROUPS_BARE = sa.select(*_columns(GroupRow, _Q))
 _THIS = sa.bindparam("group_id", type_=sa.Text)
 _THEN = sa.bindparam("start_mjd", type_=sa.Double)
 _GROUP = _GROUPS.where(_Q.c.group_id == _THIS)
+_GROUPS_OF = _GROUPS.where(_Q.c.group_id.in_(sa.bindparam("ids", expanding=True)))
 _OLDER = sa.select(_Q.c.group_id).where(_Q.c.start_mjd < _THEN).order_by(_Q.c.start_mjd.desc()).limit(1)
 _NEWER = sa.select(_Q.c.group_id).where(_Q.c.start_mjd > _THEN).order_by(_Q.c.start_mjd).limit(1)
 

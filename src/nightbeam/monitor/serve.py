@@ -46,7 +46,8 @@ def listen(host: str, port: int | None) -> socket.socket:
         raise InputError(f"{host!r} is no address of this machine", fix="set monitor.host") from error
     why = ""
     for one in ports:
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # Told that it is TCP, or asyncio lets the end of each answer wait 40 ms until its head has been seen.
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind((host, one))
