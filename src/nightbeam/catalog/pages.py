@@ -293,12 +293,16 @@ class RegistryPages:
         where += [table.c.valid_start_mjd < until_mjd] if until_mjd is not None else []
         newest = sa.select(sets.c.set_name).order_by(sets.c.created_at.desc(), sets.c.set_name).limit(limit)
         # Of the older pipeline, which has tables alone.
-        bare = sa.select(table.c.set_name).where(table.c.set_name.not_in(sa.select(sets.c.set_name)), *where)
+        alone = table.c.set_name.not_in(sa.select(sets.c.set_name))
+        bare = sa.select(table.c.set_name).where(alone, *where)
         bare = bare.group_by(table.c.set_name).order_by(sa.func.max(table.c.created_at).desc()).limit(limit)
         if where:
             newest = newest.where(sets.c.set_name.in_(sa.select(table.c.set_name).where(*where)))
         with self.kept.read() as connection:
-            names = [*connection.execute(newest).scalars(), *connection.execute(bare).scalars()]
+            names = list(connection.execute(newest).scalars())
+            # Asked first whether there is any, which the index alone can tell: mostly there is none.
+            if connection.execute(sa.select(table.c.set_name).where(alone).limit(1)).first() is not None:
+                names += connection.execute(bare).scalars()
             of = table.c.set_name.in_(names)
             rows = _rows(connection, CalTableRow, _all(CalTableRow, table).where(of).order_by(table.c.order_index))
             known = {r.set_name: r for r in connection.execute(sa.select(sets).where(sets.c.set_name.in_(names)))}
