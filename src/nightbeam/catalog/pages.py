@@ -312,6 +312,14 @@ class RegistryPages:
         found = [_in_short(name, tables, known.get(name)) for name, tables in by_set.items()]
         return sorted(found, key=lambda one: (-_sortable(one[0].created_at), one[0].set))[:limit]
 
+    def named(self, name: str) -> tuple[CalSetSummary, str | None, float | None, list[CalTableRow]] | None:
+        """Return the set of a name as `sets` does, or None."""
+        this = {"set_name": name}
+        with self.kept.read() as connection:
+            rows = _rows(connection, CalTableRow, _TABLES_OF, this)
+            known = connection.execute(_SET, this).first()
+        return _in_short(name, rows, known) if rows or known is not None else None
+
 
 class ProductPages:
     """The products, to be looked at."""
@@ -613,3 +621,6 @@ _SETS_OF = _of(MsRow, _MS, _MS.c.path, limit=100)
 _ARTIFACTS_OF = _of(QaArtifactRow, _ARTIFACTS, _ARTIFACTS.c.name, limit=200)
 _SCORES_OF = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == "group", _SCORES.c.subject == _THIS)
 _SCORES_OF = _SCORES_OF.order_by(_SCORES.c.name).limit(200)
+_NAMED = sa.bindparam("set_name", type_=sa.Text)
+_TABLES_OF = _all(CalTableRow, CalTable.__table__).where(CalTable.set_name == _NAMED).order_by(CalTable.order_index)
+_SET = sa.select(CalSetTable.__table__).where(CalSetTable.set_name == _NAMED)
