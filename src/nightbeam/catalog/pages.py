@@ -293,7 +293,8 @@ class RegistryPages:
         where += [table.c.valid_start_mjd < until_mjd] if until_mjd is not None else []
         newest = sa.select(sets.c.set_name).order_by(sets.c.created_at.desc(), sets.c.set_name).limit(limit)
         # Of the older pipeline, which has tables alone.
-        bare = sa.select(table.c.set_name).where(table.c.set_name.not_in(sa.select(sets.c.set_name)), *where)
+        alone = table.c.set_name.not_in(sa.select(sets.c.set_name))
+        bare = sa.select(table.c.set_name).where(alone, *where)
         bare = bare.group_by(table.c.set_name).order_by(sa.func.max(table.c.created_at).desc()).limit(limit)
         if where:
             # One that was turned down has no tables, and no window but the time of its data.
@@ -302,7 +303,10 @@ class RegistryPages:
             valid = sets.c.set_name.in_(sa.select(table.c.set_name).where(*where))
             newest = newest.where(sa.or_(valid, sa.and_(sets.c.status == "failed", *then)))
         with self.kept.read() as connection:
-            names = [*connection.execute(newest).scalars(), *connection.execute(bare).scalars()]
+            names = list(connection.execute(newest).scalars())
+            # Asked first whether there is any, which the index alone can tell: mostly there is none.
+            if connection.execute(sa.select(table.c.set_name).where(alone).limit(1)).first() is not None:
+                names += connection.execute(bare).scalars()
             of = table.c.set_name.in_(names)
             rows = _rows(connection, CalTableRow, _all(CalTableRow, table).where(of).order_by(table.c.order_index))
             known = {r.set_name: r for r in connection.execute(sa.select(sets).where(sets.c.set_name.in_(names)))}
@@ -311,6 +315,14 @@ class RegistryPages:
             by_set[row.set_name].append(row)
         found = [_in_short(name, tables, known.get(name)) for name, tables in by_set.items()]
         return sorted(found, key=lambda one: (-_sortable(one[0].created_at), one[0].set))[:limit]
+
+    def named(self, name: str) -> tuple[CalSetSummary, str | None, float | None, list[CalTableRow]] | None:
+        """Return the set of a name as `sets` does, or None."""
+        this = {"set_name": name}
+        with self.kept.read() as connection:
+            rows = _rows(connection, CalTableRow, _TABLES_OF, this)
+            known = connection.execute(_SET, this).first()
+        return _in_short(name, rows, known) if rows or known is not None else None
 
 
 class ProductPages:
@@ -618,3 +630,6 @@ _SETS_OF = _of(MsRow, _MS, _MS.c.path, limit=100)
 _ARTIFACTS_OF = _of(QaArtifactRow, _ARTIFACTS, _ARTIFACTS.c.name, limit=200)
 _SCORES_OF = _all(QaScoreRow, _SCORES).where(_SCORES.c.kind == "group", _SCORES.c.subject == _THIS)
 _SCORES_OF = _SCORES_OF.order_by(_SCORES.c.name).limit(200)
+_NAMED = sa.bindparam("set_name", type_=sa.Text)
+_TABLES_OF = _all(CalTableRow, CalTable.__table__).where(CalTable.set_name == _NAMED).order_by(CalTable.order_index)
+_SET = sa.select(CalSetTable.__table__).where(CalSetTable.set_name == _NAMED)

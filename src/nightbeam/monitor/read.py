@@ -36,6 +36,7 @@ from nightbeam.monitor.model import (
     Artifact,
     Artifacts,
     BadFile,
+    CalibrationSet,
     CalibrationSets,
     CalibratorMatch,
     CalibratorMatches,
@@ -298,6 +299,11 @@ class Reader:
             lambda: self._registry.sets(since_mjd=_mjd(since), until_mjd=_mjd(until), limit=_least(limit)),
         )
         return CalibrationSets(items=[compute.set_of(*one) for one in found], problems=problems)
+
+    def calibration_set(self, name: str) -> CalibrationSet | None:
+        """Return the set of a name, or None."""
+        found = _one([], lambda: self._registry.named(name))
+        return None if found is None else compute.set_of(*found)
 
     # -- products -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from nightbeam.catalog import FileFact, GroupFact, Owner, Products, Queue, Registry, SetSpec, TableSpec
 from nightbeam.catalog.kept import KeptDatabase
 from nightbeam.catalog.pages import ProductPages, QueuePages, RegistryPages
+from nightbeam.core.errors import BusyError, MissingError
 
 ME = Owner("me", "here", 1, 1.0)
 
@@ -146,6 +147,22 @@ def test_what_has_failed_and_was_finished_since_a_time(queue: Queue, pages: Queu
     assert names(pages.failed_since(150.0, limit=5)) == ["g1"]
     assert (pages.finished_since(150.0), pages.finished_since(300.0)) == (1, 0)
     assert pages.last_update() == 200.0
+
+
+def test_a_group_is_requeued_and_dispatched_in_one_and_only_once(queue: Queue):
+    record(queue, "g", 60950.0, subbands=16)
+    first, new = queue.reprocess_and_dispatch("g", now=1.0)
+    assert (first.idempotency_key, new, queue.group("g").retry_count) == ("g#1", True, 0), "it was pending already"
+    assert queue.reprocess_and_dispatch("g", now=2.0) == (first, False)
+    queue.claim("g", ME)
+    with pytest.raises(BusyError):
+        queue.reprocess_and_dispatch("g")
+    queue.complete("g", ME)
+    second, new = queue.reprocess_and_dispatch("g", now=3.0)
+    assert (second.idempotency_key, new, queue.group("g").retry_count) == ("g#2", True, 1)
+    assert queue.take_dispatchable(5) == []
+    with pytest.raises(MissingError):
+        queue.reprocess_and_dispatch("nobody")
 
 
 def test_sets_come_newest_first_and_so_do_those_that_only_have_tables(url: str, tmp_path: Path):

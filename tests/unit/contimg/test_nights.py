@@ -115,7 +115,7 @@ class TestANight:
         assert (everything(world.products), states(world)) == (before, {NIGHT: "done"})
 
     def test_without_tiles_is_empty_and_said_so_once(self, world: MosaicWorld, caplog: pytest.LogCaptureFixture):
-        caplog.set_level("INFO")
+        caplog.set_level("INFO", logger="nightbeam")
         assert due(world) == [NIGHT]
         for _ in range(2):
             assert make(world).action == "empty"

@@ -75,6 +75,13 @@ def test_the_step_at_work_the_failed_one_and_the_missing_subbands(reader: Reader
     assert (failed.error, failed.history[0].outcome) == ("the imager failed", "failed")
 
 
+def test_a_set_is_found_by_its_name(reader: Reader):
+    found = reader.calibration_set("a")
+    assert found is not None
+    assert found == reader.calibration_sets().items[0]
+    assert reader.calibration_set("nobody") is None
+
+
 def test_a_part_of_a_date_finds_the_groups_of_that_time(reader: Reader):
     assert len(reader.groups(text="2025-10-02").items) == 5
     assert len(reader.groups(text="2025-10-02T00:1").items) == 2, "that is no part of a date, but of two ids"
