@@ -30,7 +30,7 @@ class ContimgSite(Block):
     products_db: SecretStr = Field(description="SQLAlchemy URL of the products.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Threads, and the sections of the settings from ingest to housekeeping.",
+        description="Threads, nightly_mosaics, and the sections of the settings from ingest to housekeeping.",
     )
 
     @classmethod
@@ -39,7 +39,10 @@ class ContimgSite(Block):
         told = settings.contimg.model_dump(mode="json")
         options = {
             name: told.pop(name)
-            for name in ("threads", "ingest", "convert", "calibrate", "image", "mosaic", "qa", "housekeeping")
+            for name in (
+                *("threads", "nightly_mosaics", "ingest", "convert", "calibrate", "image", "mosaic", "qa"),
+                "housekeeping",
+            )
         }
         return cls(state_dir=str(settings.state_dir), options=options, **told)
 

@@ -48,8 +48,8 @@ def nightly_mosaic(site: str = "main", night: str | None = None, force: bool = F
         For each night what was done (``built``, ``unchanged``, ``empty``), and its mosaics.
     """
     place = _load(site)
-    if night is None and not place.mosaic.nightly:
-        logger.warning("contimg.mosaic.nightly is off: nothing is made")
+    if night is None and not place.nightly_mosaics:
+        logger.warning("contimg.nightly_mosaics is off: nothing is made")
         return []
     if night is not None:
         Window.of_night(night)  # or it is refused before anything is touched

@@ -114,8 +114,7 @@ def test_what_is_no_night_is_refused_before_anything_is_touched(world):
 
 def test_the_settings_can_switch_the_schedule_off_but_not_a_person(world):
     observe(world, "2025-10-03")
-    off = world.site.mosaic.model_copy(update={"nightly": False})
-    world.site = dataclasses.replace(world.site, mosaic=off)
+    world.site = dataclasses.replace(world.site, nightly_mosaics=False)
     assert module.nightly_mosaic() == []
     assert world.products.mosaics() == []
     assert [one["action"] for one in module.nightly_mosaic(night="2025-10-03")] == ["built"]

@@ -42,6 +42,8 @@ class Site:
         Work in progress.
     queue_url, registry_url, products_url
         SQLAlchemy URLs.
+    nightly_mosaics
+        Whether the schedule of the nightly mosaics makes anything.
     threads
         Of each child process.
     step_timeout_s
@@ -62,6 +64,7 @@ class Site:
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
     qa: QaSettings = field(default_factory=QaSettings)
     housekeeping: HousekeepingSettings = field(default_factory=HousekeepingSettings)
+    nightly_mosaics: bool = True
     threads: int = 1
     step_timeout_s: float = 1800.0
 
@@ -87,6 +90,7 @@ class Site:
             mosaic=c.mosaic,
             qa=c.qa,
             housekeeping=c.housekeeping,
+            nightly_mosaics=c.nightly_mosaics,
             threads=c.threads,
         )
 

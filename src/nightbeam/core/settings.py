@@ -80,7 +80,7 @@ SEED_VARIABLES: Mapping[str, str] = {
     "IMG_ROBUST": "contimg.image.robust",
     "IMG_NITER": "contimg.image.niter",
     "IMG_THRESHOLD": "contimg.image.threshold",
-    "SCHED_MOSAIC_ENABLE": "contimg.mosaic.nightly",
+    "SCHED_MOSAIC_ENABLE": "contimg.nightly_mosaics",
     "SCHED_MOSAIC_OUTPUT_DIR": "contimg.mosaic.output_dir",
     "SCHED_MOSAIC_NAME_PREFIX": "contimg.mosaic.name_prefix",
     "SCHED_MOSAIC_WINDOW_DAYS": "contimg.mosaic.window_days",
@@ -171,7 +171,6 @@ class ImageSettings(_Section):
 class MosaicSettings(_Section):
     """Which tiles make a mosaic, how they are combined, and what is asked of the result."""
 
-    nightly: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     output_dir: Path | None = Field(None, description="Where mosaics go; None: `mosaics` in output_dir.")
     name_prefix: str = Field(
         "night", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="A night is named prefix_YYYY_MM_DD."
@@ -275,6 +274,7 @@ class ContimgSettings(_Section):
     threads: int = Field(
         1, ge=1, description="Threads of each CASA child; more than there are free cores make it slow."
     )
+    nightly_mosaics: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     ingest: IngestSettings = IngestSettings()
     convert: ConvertSettings = ConvertSettings()
     calibrate: CalibrateSettings = CalibrateSettings()

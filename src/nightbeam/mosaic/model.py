@@ -37,7 +37,7 @@ MOSAIC_KINDS: tuple[MosaicKind, ...] = get_args(MosaicKind)
 
 #: Settings that say where mosaics go, when and with how many hands, not what they are.
 _NOT_OPTIONS = frozenset(
-    {"nightly", "output_dir", "name_prefix", "window_days", "catch_up_days", "catalogue", "workers", "block_pixels"}
+    {"output_dir", "name_prefix", "window_days", "catch_up_days", "catalogue", "workers", "block_pixels"}
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,8 +115,11 @@ class TestANight:
         assert make(world).action == "empty"
         assert (everything(world.products), states(world)) == (before, {NIGHT: "done"})
 
-    def test_without_tiles_is_empty_and_said_so_once(self, world: MosaicWorld, caplog: pytest.LogCaptureFixture):
+    def test_without_tiles_is_empty_and_said_so_once(
+        self, world: MosaicWorld, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
         caplog.set_level("INFO", logger="nightbeam")
+        monkeypatch.setattr(logging.getLogger("nightbeam"), "propagate", True)  # a command may have set up its own
         assert due(world) == [NIGHT]
         for _ in range(2):
             assert make(world).action == "empty"

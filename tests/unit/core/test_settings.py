@@ -137,6 +137,6 @@ def test_the_older_schedulers_variables_are_honoured(tmp_path):
         "SCHED_TEMP_AGE": "3600",
     }
     contimg = load(tmp_path, environ=old).contimg
-    assert contimg.mosaic.nightly is False
+    assert contimg.nightly_mosaics is False
     assert (contimg.mosaic.output_dir, contimg.mosaic.name_prefix) == (Path("/data/ms/mosaics"), "strip")
     assert (contimg.mosaic.window_days, contimg.housekeeping.scratch_age_s) == (2, 3600.0)
