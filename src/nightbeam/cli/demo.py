@@ -81,6 +81,7 @@ def demo(
         show(report.stream, title="detector stream: files beside the truth")
         show([_on_mosaic(source) for source in report.mosaic_sources], title="mosaics: sources beside the truth")
         show(report.mosaic, title="mosaics: what is asked of them")
+        show(report.page, title="the page: what it shows of all this")
         if report.real_data:
             show(report.real_data, title="real observations")
         for group in report.groups:
@@ -90,10 +91,15 @@ def demo(
             talk(f"  flow run  {group.flow_run or 'none'}")
     for words in report.left_out:
         talk(f"left out: {words}")
+    talk(f"look at it all: {_page(directory, report.address, keep_running)}")
     for problem in report.problems:
         talk(f"WRONG: {problem}")
     talk(f"{'something is wrong' if report.problems else 'all is right'} after {report.seconds['all']:.0f} s")
     ctx.exit(int(bool(report.problems)))
+
+
+def _page(directory: Path, address: str, running: bool) -> str:
+    return address if running else f"nightbeam monitor serve --state-dir {directory}"
 
 
 def _against_truth(group: GroupCheck) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class DemoReport:
     stream: tuple[RealCheck, ...] = ()
     mosaic: tuple[RealCheck, ...] = ()
     mosaic_sources: tuple[MosaicSource, ...] = ()
+    page: tuple[RealCheck, ...] = ()
+    address: str = ""
     left_out: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,5 +90,5 @@ class DemoReport:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words."""
         wrong = [f"{group.group_id}: {problem}" for group in self.groups for problem in group.problems]
-        rows = (*self.constants, *self.logbook, *self.scans, *self.stream, *self.mosaic, *self.real_data)
+        rows = (*self.constants, *self.logbook, *self.scans, *self.stream, *self.mosaic, *self.page, *self.real_data)
         return wrong + [f"{row.what}: {row.found}, expected {row.expected}" for row in rows if not row.ok]

@@ -28,6 +28,7 @@ from nightbeam.demo.logbook import LogbookDemo, logbook_demo
 from nightbeam.demo.model import DemoReport, GroupCheck, RealCheck
 from nightbeam.demo.mosaic import MosaicDemo
 from nightbeam.demo.night import NightDemo
+from nightbeam.demo.page import PageDemo
 from nightbeam.demo.stream import StreamDemo
 from nightbeam.imaging import measure_sources, product_path
 from nightbeam.simulate import Truth, TruthGroup, read_truth
@@ -147,6 +148,8 @@ def run_demo(
             truth = read_truth(_incoming(settings))
             mosaic, sources = MosaicDemo.of(settings, truth, strips=STRIPS).check(api, say=say)
             seconds["mosaics"] = time.monotonic() - begin - sum(seconds.values())
+            say(f"the page: {started.monitor}")
+            page = PageDemo(started.monitor).check(groups, sources)
         finally:
             if not keep_running:
                 seconds["platform down"] = platform.stop(settings).seconds
@@ -161,7 +164,9 @@ def run_demo(
     else:
         left_out = (*left_out, f"the real observations: there is no folder {real_data}")
     seconds["all"] = time.monotonic() - begin
-    return DemoReport(groups, rows, cached, mirrored, scans, stream, mosaic, sources, left_out, seconds)
+    return DemoReport(
+        groups, rows, cached, mirrored, scans, stream, mosaic, sources, page, started.monitor, left_out, seconds
+    )
 
 
 def _incoming(settings: Settings) -> Path:

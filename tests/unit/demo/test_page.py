@@ -1,0 +1,73 @@
+"""The page in the demo: asked in its own process, on a night that is made up."""
+
+from __future__ import annotations
+
+import runpy
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import requests
+
+from nightbeam.demo import page
+from nightbeam.demo.compute import SourceCheck
+from nightbeam.demo.model import DemoReport, GroupCheck, MosaicSource
+from nightbeam.monitor.app import create_app
+from nightbeam.testing.sample_night import SampleNight, sample_night
+
+ask = runpy.run_path(str(Path(__file__).resolve().parents[2] / "asgi.py"))["ask"]
+ADDRESS = "http://127.0.0.1:8000/"
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> SampleNight:
+    return sample_night(tmp_path_factory.mktemp("night"), now=datetime(2026, 11, 21, 6, 0, tzinfo=UTC))
+
+
+@pytest.fixture
+def looked(night: SampleNight, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    app, paths = create_app(night.settings), []
+
+    def get(url: str, *, timeout: float) -> requests.Response:
+        paths.append(url.removeprefix(ADDRESS.rstrip("/")))
+        found = ask(app, paths[-1])
+        answer = requests.Response()
+        answer.status_code, answer._content, answer.url = found.status, found.body, url
+        answer.headers.update(found.headers)
+        return answer
+
+    monkeypatch.setattr(page.requests, "get", get)
+    return paths
+
+
+def group(name: str, state: str) -> GroupCheck:
+    nothing = [float("nan")] * 3
+    return GroupCheck(name, state, 1, {}, None, "", nothing[0], 0, 0, *nothing, "")
+
+
+def source(mosaic: str) -> MosaicSource:
+    return MosaicSource(mosaic, SourceCheck("S1", True, 1.0, 0.1, 1.0))
+
+
+def test_a_page_that_shows_everything_is_right(night: SampleNight, looked: list[str]):
+    groups = [group(night.group("completed"), "completed"), group(night.group("failed"), "failed")]
+    rows = page.PageDemo(ADDRESS).check(groups, [source(night.mosaic), source(night.mosaic)])
+    assert DemoReport((), page=rows).problems == []
+    assert len(rows) == 4
+    assert {"/", f"/groups/{night.group('failed')}", f"/mosaics/{night.mosaic}"} <= set(looked)
+
+
+def test_what_the_page_does_not_know_or_tells_otherwise_is_a_problem(night: SampleNight, looked: list[str]):
+    groups = [group("2001-01-01T00:00:00", "completed"), group(night.group("failed"), "completed")]
+    problems = DemoReport((), page=page.PageDemo(ADDRESS).check(groups, [source("no-mosaic")])).problems
+    assert [problem.split(":")[0] for problem in problems] == ["the page"] * 3
+    assert "404" in problems[0]
+    assert problems[1].endswith("failed, expected completed")
+
+
+def test_a_page_that_is_not_there_is_a_problem_for_each_thing(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_asked: object, **_options: object) -> requests.Response:
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(page.requests, "get", refuse)
+    assert len(DemoReport((), page=page.PageDemo(ADDRESS).check([group("g", "completed")], [])).problems) == 2
