@@ -299,8 +299,7 @@ def _used(reader: Reader, group: GroupDetail) -> _Used | None:
         )
     for image in group.images:
         if image.calibration_set:
-            known = {one.set_name: one for one in reader.calibration_sets(limit=200).items}
-            found = known.get(image.calibration_set)
+            found = reader.calibration_set(image.calibration_set)
             return _Used(
                 set_name=image.calibration_set,
                 age_days=image.cal_age_days,
