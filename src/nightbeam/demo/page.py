@@ -51,7 +51,7 @@ class PageDemo:
     def _mosaic(self, name: str) -> str:
         self._get(f"/mosaics/{quote(name)}")
         picture = self._get(f"/api/mosaics/{quote(name)}/png").headers["content-type"]
-        return f"{self._json(f'/api/mosaics/{quote(name)}')['status']}, {picture}"
+        return f"{self._json(f'/api/mosaics/{quote(name)}')['mosaic']['status']}, {picture}"
 
     def _json(self, path: str) -> Any:
         return self._get(path).json()
