@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from nightbeam.cxi.tallies import RunTallies
+
 __all__ = ["ODD_PIXELS", "OF_FILES", "UNFIT", "Counts", "Rate"]
 
 _WINDOW_S: Final = 10.0
@@ -80,6 +82,8 @@ class Counts:
         Events in files, and in the writer's memory, as the writer itself says.
     warnings
         Odd things that could be mended, by their text without numbers.
+    runs
+        Events and hits of each run, also those of earlier writers of the same files.
     """
 
     batches_received: int = 0
@@ -98,6 +102,7 @@ class Counts:
     lost: Counter[str] = field(default_factory=Counter)
     lost_batches: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
+    runs: RunTallies = field(default_factory=RunTallies)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def take(self, n_events: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from nightbeam.core.errors import NightbeamError, RejectedError, StorageError
+from nightbeam.core.times import iso_z, utc_now
 from nightbeam.cxi.counts import Counts, Rate
 from nightbeam.cxi.model import Event, ProcessedBatch
 from nightbeam.stream.model import BatchHeader
@@ -256,7 +257,7 @@ class Outlet:
             return
         self._owed = not all_taken
         if self._owed:
-            self._passed_part(taken)
+            self._passed_part(batch, taken)
             parcel.batch = replace(batch, events=batch.events[taken:], misses=())
         else:
             self._passed(batch)
@@ -279,21 +280,29 @@ class Outlet:
         n_events = len(batch.events) + batch.filtered
         with self._counts.lock:
             self._counts.pass_on(n_events, batch.filtered, batch.truncated, **self._written_and_buffered())
+            self._tally(batch, batch.events, batch.filtered)
             self._count_given_up()
         self._done()
         self.rate.add(len(batch.events) + batch.filtered)
         self._look()
 
-    def _passed_part(self, taken: int) -> None:
+    def _tally(self, batch: ProcessedBatch, hits: Sequence[Event], filtered: int) -> None:
+        peaks = sum(len(event.peaks) for event in hits)
+        self._counts.runs.add(
+            batch.batch, events=len(hits) + filtered, hits=len(hits), peaks=peaks, now=iso_z(utc_now())
+        )
+
+    def _passed_part(self, batch: ProcessedBatch, taken: int) -> None:
         self._accepted += taken
         with self._counts.lock:
             self._counts.pass_part(taken, **self._written_and_buffered())
+            self._tally(batch, batch.events[:taken], 0)
             self._count_given_up()
         self._look()
 
     def _refused(self, batch: ProcessedBatch, taken: int, error: Exception) -> None:
         if taken:
-            self._passed_part(taken)
+            self._passed_part(batch, taken)
         left = len(batch.events) - taken + batch.filtered
         if isinstance(error, NightbeamError):
             self.turned_down = error

@@ -209,6 +209,7 @@ class Report:
         health, books, config = self.health(), self._books, self._config
         with books.counts.lock:
             producers, forgotten = books.ledger.to_json(), dict(books.ledger.forgotten)
+            runs = books.counts.runs.to_json()
         return {
             "state": self._standing.state,
             "ended_by": self._standing.ended_by or None,
@@ -222,6 +223,7 @@ class Report:
             "queue": {"name": config.queue.name, "namespace": config.ray.namespace},
             "health_port": self._standing.port,
             "counters": dict(counters),
+            "runs": runs,
             "name_template": config.output.name_template,
             "producers": producers,
             "producers_forgotten": forgotten,

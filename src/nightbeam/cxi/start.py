@@ -13,7 +13,8 @@ from nightbeam.core.errors import BusyError, InputError, MissingError, StorageEr
 from nightbeam.core.files import part_path, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.cxi.config import OutputConfig, WriterConfig
-from nightbeam.cxi.ledger import Range, StreamLedger, lock_path, resume, total_events
+from nightbeam.cxi.ledger import Range, StreamLedger, lock_path, read_status, resume, status_path, total_events
+from nightbeam.cxi.tallies import RunTallies
 from nightbeam.geometry.files import read_geometry
 from nightbeam.geometry.model import Geometry
 from nightbeam.peaks.compute import find_peaks
@@ -101,6 +102,14 @@ def earlier_account(output: OutputConfig) -> tuple[StreamLedger, dict[str, list[
     except InputError as error:
         _log.warning("the account of an earlier writer is not gone on with: %s", error)
         return None
+
+
+def earlier_runs(output: OutputConfig) -> RunTallies:
+    """Return what an earlier writer of these files has counted of each run; nothing where there was none."""
+    try:
+        return RunTallies.from_json(read_status(status_path(output.output_dir, output.file_prefix)).get("runs"))
+    except (MissingError, InputError):  # `earlier_account` says what is wrong with it
+        return RunTallies()
 
 
 def say_abandoned(abandoned: Mapping[str, Sequence[Range]]) -> None:

@@ -26,7 +26,14 @@ from nightbeam.cxi.logs import logged
 from nightbeam.cxi.outlet import Outlet
 from nightbeam.cxi.reception import Reception
 from nightbeam.cxi.report import Parts, Report, Standing
-from nightbeam.cxi.start import compile_kernels, earlier_account, own_directory, say_abandoned, usable_geometry
+from nightbeam.cxi.start import (
+    compile_kernels,
+    earlier_account,
+    earlier_runs,
+    own_directory,
+    say_abandoned,
+    usable_geometry,
+)
 from nightbeam.geometry.model import Geometry
 
 __all__ = ["CxiService", "run_cpu_postprocessing_pipeline"]
@@ -154,6 +161,7 @@ class CxiService:
     def _go_on(self) -> None:
         """Go on with the account of an earlier writer, and say what it had taken and not written."""
         found = earlier_account(self.config.output)
+        self._books.counts.runs = earlier_runs(self.config.output)
         if found is not None:
             self._books.ledger, abandoned = found
             self._report.write(force=True)  # what is said now is not said again

@@ -772,6 +772,21 @@ class CxiProducer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CxiRun:
+    """One run as a writer has counted it: events that were looked at, hits among them, peaks of these."""
+
+    writer: str
+    experiment: str | None
+    run: int | None
+    events: int
+    hits: int
+    peaks: int
+    hit_rate: float | None
+    since: datetime | None
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CxiWriter:
     """One writer of CXI files as its status file has it; ``counters`` are all that it counts."""
 
@@ -815,6 +830,7 @@ class CxiState:
     system: System
     directory: str | None
     writers: list[CxiWriter] = field(default_factory=list)
+    runs: list[CxiRun] = field(default_factory=list)
     newest: list[CxiFile] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 

@@ -21,6 +21,7 @@ from nightbeam.core.errors import MissingError, NightbeamError
 from nightbeam.core.locks import is_held
 from nightbeam.core.settings import Settings
 from nightbeam.cxi.ledger import lock_path, read_status
+from nightbeam.cxi.tallies import RunTallies
 from nightbeam.elogsync.files import snapshots
 from nightbeam.monitor.compute import age_words, instant_of_text, instant_of_time, number, text, whole
 from nightbeam.monitor.model import (
@@ -28,6 +29,7 @@ from nightbeam.monitor.model import (
     ConstantsState,
     CxiFile,
     CxiProducer,
+    CxiRun,
     CxiState,
     CxiWriter,
     ElogExperiment,
@@ -408,7 +410,12 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
         word = Standing.TROUBLE if problems else Standing.OFF
         why = problems[0] if problems else "no writer is configured: set cxi.config or cxi.output_dir"
         return CxiState(system=about(standing=word, reason=why), directory=None, problems=problems)
-    writers = _writers(out, problems)
+    told = _statuses(out, problems)
+    writers = sorted(
+        (_writer(out, prefix, said) for prefix, said in told),
+        key=lambda one: (not one.running, -(one.updated_at.timestamp() if one.updated_at else 0.0)),
+    )
+    runs = [run for prefix, said in told for run in _runs_of(prefix, said)]
     newest = _cxi_files(out)
     since = max((one.updated_at for one in writers if one.updated_at is not None), default=None)
     running = [one for one in writers if one.running]
@@ -452,6 +459,7 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
         system=about(standing=word, reason=why, since=since, facts=facts),
         directory=shown(str(out)),
         writers=writers,
+        runs=sorted(runs, key=lambda one: one.until.timestamp() if one.until else 0.0, reverse=True)[:_MOST_SHOWN],
         newest=newest,
         problems=problems,
     )
@@ -471,19 +479,35 @@ def _cxi_directory(settings: Settings, problems: list[str]) -> Path | None:
         return None
 
 
-def _writers(out: Path, problems: list[str]) -> list[CxiWriter]:
-    found = []
+def _statuses(out: Path, problems: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for entry in _entries(out, problems):
         if not entry.name.endswith("_status.json") or entry.name.startswith("."):
             continue
-        prefix = entry.name.removesuffix("_status.json")
         try:
-            found.append(_writer(out, prefix, read_status(Path(entry.path))))
+            found.append((entry.name.removesuffix("_status.json"), read_status(Path(entry.path))))
         except MissingError:
             continue  # it was removed meanwhile
         except (NightbeamError, OSError) as error:
             problems.append(error.what if isinstance(error, NightbeamError) else str(error))
-    return sorted(found, key=lambda one: (not one.running, -(one.updated_at.timestamp() if one.updated_at else 0.0)))
+    return found
+
+
+def _runs_of(prefix: str, said: Mapping[str, Any]) -> list[CxiRun]:
+    return [
+        CxiRun(
+            writer=shown(prefix),
+            experiment=None if one.experiment is None else shown(one.experiment),
+            run=one.run,
+            events=one.events,
+            hits=one.hits,
+            peaks=one.peaks,
+            hit_rate=one.hit_rate,
+            since=instant_of_text(one.since),
+            until=instant_of_text(one.until),
+        )
+        for one in RunTallies.from_json(said.get("runs")).newest()
+    ]
 
 
 def _writer(out: Path, prefix: str, said: Mapping[str, Any]) -> CxiWriter:

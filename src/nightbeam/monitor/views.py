@@ -36,7 +36,6 @@ _MOST_ATTENTION, _ATTENTION = 12, timedelta(days=7)
 #: As the older pipeline's monitor warns of.
 _SILENT: Final = timedelta(minutes=15)
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
-_RUN_OF_FILE: Final = re.compile(r"(.*?_(?:r\d{4,}|norun))_")
 #: As `Registry.find_set` has it: farther apart in declination is another strip.
 _STRIP_DEG: Final = 1.0
 _GROUP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
@@ -599,25 +598,11 @@ def _cxi(ask: Ask) -> View:
         }
         for one in found.writers
     ]
-    return View("cxi.html", found, {"cxi": found, "writers": writers, "runs": _runs(found.newest)}, "/cxi")
+    return View("cxi.html", found, {"cxi": found, "writers": writers}, "/cxi")
 
 
 def _ratio(above: Any, below: float) -> float | None:
     return float(above) / below if isinstance(above, int | float) and below else None
-
-
-def _runs(files: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return the runs that the newest files are of, by the names of the files."""
-    runs: dict[str, dict[str, Any]] = {}
-    for one in files:
-        found = _RUN_OF_FILE.match(one.name)
-        if found is None:
-            continue
-        run = runs.setdefault(found[1], {"name": found[1], "files": 0, "size_bytes": 0, "written_at": None})
-        run["files"] += 1
-        run["size_bytes"] += one.size_bytes
-        run["written_at"] = max(filter(None, (run["written_at"], one.written_at)), default=None)
-    return list(runs.values())
 
 
 def _platform(ask: Ask) -> View:

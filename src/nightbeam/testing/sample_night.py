@@ -503,7 +503,13 @@ class _Maker:
             "started": iso_z(self.now - timedelta(minutes=31)),
             "last_file": f"peaknet_cxi_{_EXPERIMENT}_r0042_0003.cxi",
         }  # fmt: skip
+        runs = [
+            {"experiment": _EXPERIMENT, "run": run, "events": events, "hits": hits, "peaks": 27 * hits,
+             "since": iso_z(self.now - timedelta(minutes=ago)), "until": iso_z(self.now - timedelta(minutes=ago - 12))}
+            for run, events, hits, ago in ((42, 12984, 1900, 12), (41, 13000, 1220, 31))
+        ]  # fmt: skip
         status = {
+            "runs": runs,
             "state": "running", "ended_by": None, "problems": [f"one batch had no photon energy{self.words}"], "pid": 1,
             "host": "daq-mfx-mon02", "version": "0.1.0", "updated": iso_z(self.now - timedelta(seconds=3)),
             "config": str(self.settings.cxi.config), "config_sha256": "0" * 64,

@@ -74,6 +74,25 @@ def test_files_are_ticked_in_time_although_batches_keep_coming(clock, counts, gi
     assert calls[first : first + 8] == ["submit", "submit", 1000.5, "submit", "submit", 1001.0, "submit", "submit"]
 
 
+def test_events_and_hits_are_counted_for_each_run_also_where_a_batch_is_taken_in_parts(clock, counts, give, make_batch):
+    class Half(FilesInMemory):
+        full = True
+
+        def submit(self, batch):
+            if self.full:
+                self.full = False
+                super().submit(replace(batch, events=batch.events[:1], filtered=0))
+                raise OSError(errno.ENOSPC, "no space left")
+            super().submit(batch)
+
+    out = Outlet(Half(100), counts, clock=clock, tick_s=0.5)
+    give(out, make_batch(0, run=7, hits=[0, 2], places=[(0, 1.0, 2.0)]), make_batch(1, run=8, hits=[]))
+    give(out, make_batch(2, run=7, hits=[1], places=[(0, 1.0, 2.0), (0, 4.0, 4.0)]))
+    out.close()
+    told = [(t.run, t.events, t.hits, t.peaks) for t in counts.runs.newest()]
+    assert told == [(7, 6, 3, 4), (8, 3, 0, 0)]
+
+
 @pytest.mark.parametrize(
     "error",
     [

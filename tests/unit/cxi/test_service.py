@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -183,6 +184,22 @@ def test_the_connection_is_left_after_a_session_and_after_an_error(tmp_path):
             small_config(tmp_path), begin=lambda _: Failing(BusyError("another")), leave=lambda: left.append(1)
         ).loop(threading.Event())
     assert left == [1]
+
+
+def test_the_next_writer_goes_on_with_the_counts_of_each_run(tmp_path):
+    told = []
+    for first in (0, 2):
+        world = World()
+        world.send(first)
+        world.send(first + 1)
+        world.end()
+        service = CxiService(small_config(tmp_path), doors=world.doors(), clock=world.clock)
+        service.loop(threading.Event())
+        (said,) = json.loads((tmp_path / "peaknet_cxi_status.json").read_text())["runs"]
+        told.append((said["events"], said["hits"], said["hit_rate"]))
+    (events, hits, rate), after = told
+    assert 0 < hits <= events
+    assert after == (2 * events, 2 * hits, rate)
 
 
 def test_attempts_without_a_cluster_look_into_no_file_and_say_once_what_an_earlier_writer_lost(

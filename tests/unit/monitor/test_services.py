@@ -173,6 +173,16 @@ def writer(cxi: Settings, **said: Any) -> Path:
     return out
 
 
+def test_runs_have_their_hit_rate_the_one_heard_of_last_first(cxi: Settings):
+    tallies = [
+        {"experiment": "mfx", "run": n, "events": 100, "hits": n, "peaks": 20, "since": ago(900), "until": ago(9 * n)}
+        for n in (2, 1)
+    ]
+    writer(cxi, runs=[*tallies, "no tally"])
+    found = services.cxi_state(cxi, NOW).runs
+    assert [(run.run, run.hit_rate, run.writer) for run in found] == [(1, 0.01, "run"), (2, 0.02, "run")]
+
+
 @pytest.mark.parametrize(
     ("said", "standing", "reason"),
     [
