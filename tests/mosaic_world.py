@@ -46,15 +46,16 @@ def mjd(text: str) -> float:
 class MosaicWorld:
     """A site, its tiles, and what its tools were asked to do."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, databases: dict[str, str] | None = None, **settings: Any) -> None:
+        told = databases or {}
         self.site = Site(
             state_dir=root / "state",
             input_dir=root / "incoming",
             output_dir=root / "out",
             scratch_dir=root / "scratch",
-            queue_url=f"sqlite:///{root}/q.sqlite3",
-            registry_url=f"sqlite:///{root}/r.sqlite3",
-            products_url=f"sqlite:///{root}/p.sqlite3",
+            queue_url=told.get("queue_db", f"sqlite:///{root}/q.sqlite3"),
+            registry_url=told.get("registry_db", f"sqlite:///{root}/r.sqlite3"),
+            products_url=told.get("products_db", f"sqlite:///{root}/p.sqlite3"),
             mosaic=MosaicSettings(**settings),
         )
         self.site.output_dir.mkdir(parents=True)

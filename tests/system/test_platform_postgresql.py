@@ -111,7 +111,7 @@ def _workers_alone_serve_it_and_leave_it_running(settings: Settings, api: platfo
     started = platform.start(settings, schedules=False)
     try:
         assert started.api_url == api.url
-        assert [part.name for part in platform.platform_status(settings).parts] == ["worker-batch"]
+        assert [part.name for part in platform.platform_status(settings).parts] == ["monitor", "worker-batch"]
         run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"]})
         until(lambda: api.flow_run(run["id"])["state_type"] == "COMPLETED", 60.0)
     finally:

@@ -220,13 +220,17 @@ class Products:
         found = self._rows(MosaicRow, sa.select(MosaicTable).where(MosaicTable.name == name))
         return found[0] if found else None
 
-    def mosaics(self, *, plan: str | None = None, limit: int | None = None) -> list[MosaicRow]:
+    def mosaics(
+        self, *, plan: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> list[MosaicRow]:
         """Return the mosaics, the newest data first; those of one plan in the order of its strips."""
         if plan is not None:
             query = sa.select(MosaicTable).where(MosaicTable.plan == plan)
             return self._rows(MosaicRow, query.order_by(MosaicTable.strip, MosaicTable.name).limit(limit))
         newest = sa.func.coalesce(MosaicTable.mid_mjd, 0.0).desc()
         query = sa.select(MosaicTable).order_by(newest, MosaicTable.created_at.desc(), MosaicTable.id.desc())
+        if status is not None:
+            query = query.where(MosaicTable.status == status)
         return self._rows(MosaicRow, query.limit(limit))
 
     # -- nights -------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nightbeam.catalog.model import MosaicRow, QuarantineRow
+from nightbeam.catalog.model import QuarantineRow
 from nightbeam.catalog.remote import Database, upsert
-from nightbeam.catalog.schema import MosaicTable, QuarantineTable
+from nightbeam.catalog.schema import QuarantineTable
 from nightbeam.core.errors import MissingError
 
 __all__ = ["Quarantine"]
@@ -90,13 +90,6 @@ class Quarantine:
         with self.database.write() as connection:
             if not connection.execute(sa.update(_T).where(_T.path == str(path)).values(**values)).rowcount:
                 raise MissingError(f"nothing in quarantine is at {path}", fix="nightbeam housekeeping --held lists it")
-
-    def mosaics(self, status: str = "built") -> list[MosaicRow]:
-        """Return the mosaics that were built, or are planned, oldest first."""
-        names = [f.name for f in dataclasses.fields(MosaicRow)]
-        query = sa.select(MosaicTable).where(MosaicTable.status == status).order_by(MosaicTable.created_at)
-        with self.database.read() as connection:
-            return [MosaicRow(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
 
     def forget(self, path: Path) -> None:
         """Strike the row of something that was never moved."""

@@ -22,6 +22,7 @@ from nightbeam.catalog.model import GroupRow, MsRow, Owner, Stage, State
 from nightbeam.contimg.databases import Databases, open_existing
 from nightbeam.contimg.model import ConvertReceipt
 from nightbeam.contimg.owners import is_dead, owned_scratch, this_process
+from nightbeam.contimg.quality import calibration_use, record_quality
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
@@ -519,6 +520,14 @@ def _calibrate_and_image(
     require_good(site, product, tools)
     image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
     products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
-    for artifact in tools.write_qa(site, group_id, ms=ms, tables=found.tables, product=product):
-        products.put_qa_artifact(group_id, artifact.name, artifact.path)
+    report = tools.write_qa(
+        site,
+        group_id,
+        ms=ms,
+        tables=found.tables,
+        product=product,
+        calibration=calibration_use(site, calibrated),
+        subbands=None,  # nobody knows how many another program had
+    )
+    record_quality(site, group_id, report)
     return BackfillOutcome(group_id, IMAGED, one.ms, image=image.path)

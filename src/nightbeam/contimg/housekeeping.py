@@ -336,7 +336,7 @@ class _Look:
     def _images(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["image"] is None:
             return
-        planned = {tile for row in self.products.quarantine.mosaics("planned") for tile in row.tiles.splitlines()}
+        planned = {tile for row in self.products.mosaics(status="planned") for tile in row.tiles.splitlines()}
         for row in self.products.images():
             stem = image_stem_of(row)
             if not inside(stem, self.site.output_dir) or not item_of(self.products, "image", stem).members:
@@ -352,7 +352,7 @@ class _Look:
     def _mosaics(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["mosaic"] is None:
             return
-        for row in self.products.quarantine.mosaics():
+        for row in self.products.mosaics(status="built"):
             path = Path(row.output_path or "")
             files = [file for file in mosaic_files(row) if file.exists()]
             if files and all(inside(file, self.site.mosaic_dir()) for file in files):

@@ -40,6 +40,7 @@ __all__ = [
     "hold_plan",
     "is_good",
     "is_whole",
+    "judge_once",
     "mosaic_line",
     "mosaic_report",
     "output_stem",
@@ -255,7 +256,7 @@ def build_rows(
     for row in rows:
         stem = _stem(site, row, output)
         if is_whole(row) and not force and (output is None or _is_at(row, stem)):
-            _judge_once(site, row, tools)
+            judge_once(site, row, tools)
             done.append(row)
             continue
         try:
@@ -288,6 +289,7 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
     products = site.products()
     # From here to its end it is not built, whatever happens to this process: its files are replaced one by one.
     products.change_mosaic(row.name, status="planned", error=None)
+    products.put_scores("mosaic", row.name, ())  # what was said of an earlier one does not hold
     try:
         product = _make(site, row, stem, tools, force=force)
         built = products.mosaic_built(row.name, **_built(row, product))
@@ -299,10 +301,10 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
     return built
 
 
-def _judge_once(site: Site, row: MosaicRow, tools: MosaicTools) -> None:
+def judge_once(site: Site, row: MosaicRow, tools: MosaicTools | None = None) -> None:
     """Judge a mosaic that nobody has judged, because its maker was killed or was an older nightbeam."""
     if not site.products().scores("mosaic", row.name):
-        _judge(site, row, tools)
+        _judge(site, row, tools or MOSAIC_TOOLS)
 
 
 def _judge(site: Site, row: MosaicRow, tools: MosaicTools) -> None:

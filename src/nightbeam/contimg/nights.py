@@ -19,7 +19,7 @@ from nightbeam.contimg.mosaic_plan import (
     plan_mosaic,
     tile_identity,
 )
-from nightbeam.contimg.mosaics import build_rows, hold_plan, is_whole, store_plan
+from nightbeam.contimg.mosaics import build_rows, hold_plan, is_whole, judge_once, store_plan
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import NightbeamError, PartialError
 from nightbeam.core.times import utc_now
@@ -153,6 +153,8 @@ def make_night(site: Site, night: str, *, force: bool = False, tools: MosaicTool
             except Exception as error:  # told to the night's row, then raised
                 _failed(products, night, known, len(tiles), error)
                 raise
+        for row in rows:
+            judge_once(site, row, tools)
         products.put_night(night, "done", tiles=len(tiles))
     names = tuple(row.name for row in rows)
     logger.info("night %s: %s, %s of %d tiles", night, action, ", ".join(names), len(tiles))

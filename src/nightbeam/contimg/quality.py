@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nightbeam.catalog.model import CalTableRow, ImageRow, QaScoreRow, State
+from nightbeam.catalog.model import CalTableRow, GroupRow, ImageRow, QaScoreRow, State
 from nightbeam.contimg.model import CalibrateReceipt, ConvertReceipt, Receipt
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -17,6 +17,7 @@ from nightbeam.core.files import storage_errors
 from nightbeam.core.locks import sole_owner
 
 if TYPE_CHECKING:
+    from nightbeam.catalog import Queue
     from nightbeam.imaging import ImageProduct
     from nightbeam.qa import CalibrationUse, QaReport, Unread
 
@@ -72,6 +73,13 @@ def tables_or_reason(site: Site, set_name: str | None, paths: Sequence[str]) -> 
     return tuple(rows[path] for path in paths)
 
 
+def _row_or_none(queue: Queue, group_id: str) -> GroupRow | None:
+    try:
+        return queue.group(group_id)
+    except MissingError:  # a Measurement Set of elsewhere has no group
+        return None
+
+
 def make_quality(site: Site, group_id: str, *, tools: Tools = TOOLS) -> QaReport:
     """Judge a group anew from what is on disk, and draw its figures again.
 
@@ -92,7 +100,7 @@ def make_quality(site: Site, group_id: str, *, tools: Tools = TOOLS) -> QaReport
     from nightbeam.qa import Unread
 
     queue = site.queue()
-    row = next((r for r in queue.groups() if r.group_id == group_id), None)
+    row = _row_or_none(queue, group_id)
     if row is not None and row.state == State.IN_PROGRESS:
         raise BusyError(f"group {group_id} is being worked on", fix="its figures are made when it is done")
     images = site.products().images(group_id=group_id, limit=1)

@@ -62,7 +62,7 @@ def item_of(products: Products, kind: str, original: Path) -> Item:
     if kind == "image":
         found = sorted(original.parent.glob(f"{glob.escape(original.name)}.*"))
         return Item(kind, original, tuple(sorted(found, key=lambda p: p.suffix != ".json")))
-    rows = [row for row in products.quarantine.mosaics() if row.output_path == str(original)]
+    rows = [row for row in products.mosaics(status="built") if row.output_path == str(original)]
     return Item(kind, original, tuple(path for row in rows for path in mosaic_files(row) if path.exists()))
 
 

@@ -95,8 +95,12 @@ class TestTilesAreFoundByWhenTheyWereObserved:
 
     def test_the_index_is_used(self, products: Products):
         window = "mid_mjd >= 60951.0 AND mid_mjd < 60952.0 AND type = '5min'"
+        explain = "EXPLAIN QUERY PLAN"
         with products.database.read() as connection:
-            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN SELECT * FROM images WHERE {window}").all()
+            if connection.dialect.name == "postgresql":  # which reads an empty table whole if it may
+                connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+                explain = "EXPLAIN"
+            steps = connection.exec_driver_sql(f"{explain} SELECT * FROM images WHERE {window}").all()
         assert any("idx_images_mid_mjd" in step[-1] for step in steps)
 
 

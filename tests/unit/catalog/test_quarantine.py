@@ -55,7 +55,3 @@ def test_what_was_never_moved_is_forgotten_and_what_is_not_there_changes_no_stat
     assert quarantine.rows() == []
     with pytest.raises(MissingError, match="nothing in quarantine is at"):
         quarantine.become(HERE, "held")
-
-
-def test_mosaics_are_found_by_their_status(quarantine: Quarantine):
-    assert quarantine.mosaics() == quarantine.mosaics("planned") == []

@@ -28,10 +28,11 @@ FOREIGN = "2025-10-02T03:00:00"
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(tmp_path: Path, contimg_databases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr("nightbeam.catalog.registry.check_table", steps._is_there)
     monkeypatch.setattr(Site, "registry", lambda self: Registry(self.registry_url, check=steps._is_there))
-    settings = Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+    contimg = {"ingest": {"settle_s": 0}, **contimg_databases}
+    settings = Settings.model_validate({"state_dir": tmp_path / "state", "contimg": contimg})
     site = Site.from_settings(settings)
     site.input_dir.mkdir(parents=True)
     return site

@@ -32,8 +32,8 @@ A, B, C = (tidy.group_name(n) for n in range(3))
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return tidy.new_site(tmp_path / "state", housekeeping={"log_days": 90.0})
+def site(tmp_path: Path, contimg_databases: dict[str, str]) -> Site:
+    return tidy.new_site(tmp_path / "state", housekeeping={"log_days": 90.0}, **contimg_databases)
 
 
 def go(site: Site, **more):

@@ -38,8 +38,8 @@ NIGHT = Window.of_night("2025-10-03")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> MosaicWorld:
-    return MosaicWorld(tmp_path)
+def world(tmp_path: Path, contimg_databases: dict[str, str]) -> MosaicWorld:
+    return MosaicWorld(tmp_path, contimg_databases)
 
 
 def plan(world: MosaicWorld, name: str = "night", window: Window = NIGHT) -> MosaicPlan:

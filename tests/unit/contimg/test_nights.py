@@ -28,8 +28,8 @@ MORNING = at("2025-10-04T03:15:00")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> MosaicWorld:
-    return MosaicWorld(tmp_path)
+def world(tmp_path: Path, contimg_databases: dict[str, str]) -> MosaicWorld:
+    return MosaicWorld(tmp_path, contimg_databases)
 
 
 def observe(world: MosaicWorld, night: str = NIGHT, n: int = 3, *, hour: int = 4, **values: object) -> None:
