@@ -33,7 +33,10 @@ A, B, C = (tidy.group_name(n) for n in range(3))
 
 @pytest.fixture
 def site(tmp_path: Path, contimg_databases: dict[str, str]) -> Site:
-    return tidy.new_site(tmp_path / "state", housekeeping={"log_days": 90.0}, **contimg_databases)
+    site = tidy.new_site(tmp_path / "state", housekeeping={"log_days": 90.0}, **contimg_databases)
+    for make in (site.queue, site.registry, site.products):  # in a server, nobody has made their tables yet
+        make()
+    return site
 
 
 def go(site: Site, **more):

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from nightbeam.catalog.model import MosaicRow
 from nightbeam.contimg.mosaic_plan import MosaicPlan, Window, check_name, options_of, plan_mosaic, reference_sources
@@ -280,9 +281,9 @@ class TestBuilding:
     def test_a_plan_of_the_older_pipeline_is_built_of_its_paths(self, world: MosaicWorld):
         paths = strip_of(world, 3, 2)
         with world.products.database.write() as connection:
-            columns, values = "name, created_at, status, method, tiles", "'old', 1.0, 'planned', 'mean', ?"
+            columns, values = "name, created_at, status, method, tiles", "'old', 1.0, 'planned', 'mean', :tiles"
             lines = "\n".join(map(str, paths))
-            connection.exec_driver_sql(f"INSERT INTO mosaics ({columns}) VALUES ({values})", (lines,))
+            connection.execute(text(f"INSERT INTO mosaics ({columns}) VALUES ({values})"), {"tiles": lines})
         world.errors["old"] = InputError("as far as this")
         with pytest.raises(InputError, match="as far as this"):
             build(world, "old")
