@@ -494,7 +494,8 @@ def _mosaic(ask: Ask) -> View:
         "tiles": _tiles(detail),
         "checks": _checks(detail.checks),
         "issues": _lines(detail.validation_issues),
-        "scores": _by_verdict(detail.scores),
+        # The checks have a table of their own.
+        "scores": _by_verdict(s for s in detail.scores if not s.name.startswith("check_")),
         "figures": [a for a in detail.qa if a.url and a.name.lower().endswith(_PICTURES)],
     }
     return View("mosaic.html", detail, context, "/mosaics")

@@ -312,5 +312,6 @@ def _catalogue_checks(against: CatalogueFigures, options: MosaicOptions) -> Iter
         words = f"arcsec is the median offset of {against.found} sources"
         text = f"{offset:.2f} +- {error:.2f} {words}, at most {most:g} is wanted"
         yield Check("astrometry_arcsec", offset, most, offset - 3.0 * error <= most, text)
-    words = f"of {against.looked_for} sources that should show at 10 sigma were found"
-    yield _least("completeness", against.found / against.looked_for, options.min_completeness, words)
+    share, least = against.found / against.looked_for, options.min_completeness
+    words = f"{against.found} of {against.looked_for} sources that should show at 10 sigma were found"
+    yield Check("completeness", share, least, share >= least, f"{words}, at least {100.0 * least:g} % is wanted")
