@@ -295,7 +295,11 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
         built = products.mosaic_built(row.name, **_built(row, product))
     except Exception as error:  # told to the row, then raised
         text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-        _judge(site, products.mosaic_failed(row.name, text), tools)
+        failed = products.mosaic_failed(row.name, text)
+        try:
+            _judge(site, failed, tools)
+        except NightbeamError as other:  # must not hide why the mosaic failed
+            logger.warning("the scores of %s could not be recorded: %s", row.name, other.what)
         raise
     _judge(site, built, tools)
     return built

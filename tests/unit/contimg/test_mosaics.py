@@ -278,6 +278,19 @@ class TestBuilding:
         build(world, output=tmp_path / "mine" / "sky.img")
         assert len(world.built) == 2
 
+    def test_why_it_failed_is_not_hidden_by_scores_that_cannot_be_recorded(self, world: MosaicWorld, monkeypatch):
+        strip_of(world, 3, 2)
+        store_plan(world.site, plan(world))
+        world.errors["night"] = InputError("tile 2 is truncated")
+
+        def full(*_asked: object, **_more: object) -> None:
+            raise StorageError("no space left")
+
+        monkeypatch.setattr("nightbeam.contimg.mosaics.record_quality", full)
+        with pytest.raises(InputError, match="tile 2 is truncated"):
+            build(world, "night")
+        assert world.products.mosaics()[0].error == "tile 2 is truncated"
+
     def test_a_plan_of_the_older_pipeline_is_built_of_its_paths(self, world: MosaicWorld):
         paths = strip_of(world, 3, 2)
         with world.products.database.write() as connection:
