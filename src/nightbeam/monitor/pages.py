@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
 from nightbeam.monitor.auth import COOKIE, CSRF_FIELD, Auth, Session, local_path
 from nightbeam.monitor.read import Reader
-from nightbeam.monitor.render import STATIC, plain, static_file, templates
+from nightbeam.monitor.render import STATIC, as_json, static_file, templates
 from nightbeam.monitor.views import ONCE, VIEWS, Ask, View, address
 
 __all__ = ["install", "router"]
@@ -150,7 +150,7 @@ def _json(build: Callable[[Ask], View]) -> Callable[[Request], Response]:
         except NightbeamError as error:
             status, _ = _status_of(error)
             return JSONResponse({"error": error.what, "fix": error.fix}, status_code=status)
-        return JSONResponse(plain(view.answer))
+        return Response(as_json(view.answer), media_type="application/json")
 
     return page
 

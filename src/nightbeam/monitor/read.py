@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.kept import KeptDatabase
@@ -207,16 +207,13 @@ class Reader:
         measured, page = about.performance, self.prefect_page()
         qa = [compute.artifact_of(one) for one in made.artifacts]
         short = compute.group_of(row)
-        said = {one.name: getattr(short, one.name) for one in fields(short)}
         return GroupDetail(
-            **said,
+            **_fields(short),
             qa=qa or [_listed(path) for path in files.qa_files(self.site.qa_dir(), group_id=group_id, limit=200)],
             perf_total_time=compute.number(measured.total_time) if measured else None,
             writer_type=compute.text(measured.writer_type) if measured else None,
             performance={
-                name: compute.number(value)
-                for name, value in (asdict(measured) if measured else {}).items()
-                if name.endswith("_time")
+                name: compute.number(value) for name, value in _fields(measured).items() if name.endswith("_time")
             },
             files=compute.files_of(compute.whole(row.expected_subbands), about.subbands, about.duplicates),
             steps=compute.steps_of(STEPS, row, about.receipts),
@@ -604,6 +601,11 @@ def _or(empty: T, problems: list[str], ask: Callable[[], T]) -> T:
         if error.what not in problems:
             problems.append(error.what)
         return empty
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    """Return the fields of a row by name, as they are; nothing of None."""
+    return {} if row is None else {one.name: getattr(row, one.name) for one in fields(row)}
 
 
 def _listed(path: Path) -> Artifact:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import math
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import TypeAdapter
 
 from nightbeam import __version__
-from nightbeam.monitor import show
+from nightbeam.monitor import show, tags
 from nightbeam.monitor.views import address, group_state, is_silent
 
-__all__ = ["STATIC", "plain", "static_file", "templates"]
+__all__ = ["STATIC", "as_json", "static_file", "templates"]
 
+_ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 _LIMITS: Final = (20, 50, 100, 200)
 #: Files that come with the pages.
 STATIC: Final = {
@@ -65,6 +63,7 @@ def templates() -> Environment:
         "beam": lambda one: show.beam(one.beam_major_arcsec, one.beam_minor_arcsec, one.beam_pa_deg),
     }  # fmt: skip
     found.globals |= {
+        "icon": tags.icon, "state": tags.state, "when": tags.when, "since": tags.since,
         "mark": show.mark, "address": address, "static": static, "version": __version__, "limits": _LIMITS,
         "group_state": group_state, "is_silent": is_silent, "group_mark": lambda group: show.mark(group_state(group)),
         "between": lambda a, b: None if a is None or b is None else (b - a).total_seconds(),
@@ -73,16 +72,6 @@ def templates() -> Environment:
     return found
 
 
-def plain(value: Any) -> Any:
-    """Return an answer as what JSON can hold: times as text with Z, numbers that JSON has not as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def as_json(answer: Any) -> bytes:
+    """Return an answer as JSON: times as text with Z, null for numbers that JSON has not."""
+    return _ANY.dump_json(answer)

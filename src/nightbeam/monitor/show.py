@@ -161,7 +161,7 @@ def of_mjd(mjd: float | None) -> datetime | None:
 
 def iso(when: datetime) -> str:
     """Return a time for a program: ``2026-11-21T03:15:02Z``."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def utc(when: datetime | None) -> str:
