@@ -461,7 +461,7 @@ def _complaints(product: ImageProduct, least: float) -> Iterable[str]:
     if product.deepest_jy < -6.0 * product.noise_jy and -product.deepest_jy > 0.5 * product.peak_jy:
         yield (
             f"its deepest hole of {product.deepest_jy:.4g} Jy is more than half its peak of {product.peak_jy:.4g} Jy: "
-            "the data hold no coherent source"
+            "its calibration is wrong, or a bright source lies outside of it"
         )
 
 

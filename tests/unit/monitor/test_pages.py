@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from nightbeam.core.errors import UnavailableError
-from nightbeam.core.settings import Settings
+from nightbeam.core.settings import Settings, load_settings
 from nightbeam.monitor import render
 from nightbeam.monitor.app import create_app
 from nightbeam.monitor.auth import COOKIE, Auth
@@ -28,6 +28,8 @@ from nightbeam.monitor.model import Reprocessed
 from nightbeam.monitor.read import Reader
 from nightbeam.monitor.render import STATIC
 from nightbeam.monitor.views import VIEWS, address
+from nightbeam.monitor.watch import PlatformWatch
+from nightbeam.platform import PoolStatus
 from nightbeam.testing.sample_night import HOSTILE, SampleNight, sample_night, sample_settings
 
 TOKEN = "the-word-of-this-very-site"
@@ -400,6 +402,22 @@ def test_the_services_say_how_they_do(site):
     assert "Nothing runs" in platform
     assert "over 1, 5 and 15 minutes" in platform
     assert "older than 30 days" in platform
+
+
+def test_every_work_pool_says_how_it_is(tmp_path):
+    told = {"state_dir": tmp_path / "state", "platform.api_url": "http://127.0.0.1:9/api"}
+    site = _site(load_settings(overrides=told, environ={}).resolved())
+    pools = (
+        PoolStatus("ready-pool", False, 1, 2, 0, 0, 0),
+        PoolStatus("paused-pool", True, 1, 0, 0, 0, 0),
+        PoolStatus("bare-pool", False, 0, 0, 0, 0, 0),
+        PoolStatus("late-pool", False, 1, 0, 0, 0, 4),
+    )
+    reader = site.app.state.reader
+    reader._platform = PlatformWatch(reader.settings, now=lambda: NOW, ask=lambda *_, **__: ("healthy", pools))
+    rows = {line.partition("</th>")[0]: line for line in site.page("/platform").split('<th scope="row">')}
+    said = {"ready-pool": "ready", "paused-pool": "paused", "bare-pool": "no worker", "late-pool": "behind"}
+    assert {name: word for name, word in said.items() if f"<span>{word}</span>" in rows[name]} == said
 
 
 def test_a_writer_that_is_gone_is_not_said_to_run(site):
