@@ -43,13 +43,25 @@ _ADVISORY_LOCK = 0x6E62_0001
 #: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
 #: How a database that is not there is made.
-_MADE_WITH: dict[DatabaseName, str] = {"elog": "nightbeam elog update"}
+_MADE_WITH: dict[DatabaseName, str] = {
+    "queue": "nightbeam groups list",
+    "registry": "nightbeam registry init",
+    "products": "nightbeam mosaic plan",
+    "elog": "nightbeam elog update",
+}
 #: By which a server's database is known to hold each of the four, also where the older pipeline made it.
 _MAIN_TABLE: dict[DatabaseName, str] = {
     "queue": "ingest_queue",
     "registry": "caltables",
     "products": "images",
     "elog": "experiments",
+}
+#: By which a file that is adopted is known; what else it holds stays beside ours.
+_OLDER_TABLES: dict[DatabaseName, frozenset[str]] = {
+    "queue": frozenset({"ingest_queue", "subband_files", "performance_metrics"}),
+    "registry": frozenset({"caltables"}),
+    "products": frozenset({"images", "mosaics", "ms_index", "qa_artifacts"}),
+    "elog": frozenset({"experiments", "logbook_entries"}),
 }
 #: What libpq does so that a connection on which nothing is said is neither forgotten on the way nor mourned too late.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -120,9 +132,8 @@ class Database:
         )
         self._head = self._script.get_current_head() or ""
         if self.file is not None and not (create and migrate and not read_only) and not self.file.exists():
-            made = _MADE_WITH.get(name, "init")
             raise MissingError(
-                f"there is no {name} database {self.file}", fix=f"correct its name, or make it with {made}"
+                f"there is no {name} database {self.file}", fix=f"correct its name, or make it with {_MADE_WITH[name]}"
             )
         with self.errors():
             if read_only or not migrate:
@@ -298,9 +309,10 @@ class Database:
 
     def _refuse_foreign(self, connection: Connection) -> None:
         """Refuse to make tables among those of another program; the other three adopt what an older pipeline made."""
-        if self.name != "elog":
-            return
         there = set(sa.inspect(connection).get_table_names())
+        if self.name != "elog":
+            self._refuse_another_kind(there)
+            return
         if connection.dialect.name != "sqlite":  # one PostgreSQL database can hold much besides
             there &= {table.lower() for table in _OLDER_MIRROR} | {"experiments", "logbook_entries"}
         there = {name for name in there if not name.startswith("nightbeam_")}
@@ -315,6 +327,17 @@ class Database:
                 f"{self.shown} is a database of something else: it has {', '.join(sorted(there)[:5])}",
                 fix="name another file, or correct the setting",
             )
+
+    def _refuse_another_kind(self, there: set[str]) -> None:
+        """Refuse a file that holds tables, and none of those that the older pipeline had in a database of this kind."""
+        if self.file is None or not there or there & _OLDER_TABLES[self.name]:
+            return
+        kinds = [kind for kind, tables in _OLDER_TABLES.items() if there & tables]
+        is_a = f"the {kinds[0]} database" if len(kinds) == 1 else "a database of something else"
+        raise InputError(
+            f"{self.shown} is {is_a}, not the {self.name} database: it has {', '.join(sorted(there)[:5])}",
+            fix="correct the setting or the option that names it, or name a file that is not there yet",
+        )
 
     def _prepare_sqlite(self, file: Path) -> None:
         # Outside any transaction, as the journal mode demands; it is a property of the file and stays.

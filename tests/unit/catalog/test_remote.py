@@ -185,7 +185,7 @@ def test_a_password_after_the_question_mark_is_not_shown(tmp_path: Path):
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "made"), [("elog", "nightbeam elog update"), ("queue", "init")])
+@pytest.mark.parametrize(("name", "made"), [("elog", "nightbeam elog update"), ("queue", "nightbeam groups list")])
 def test_who_misses_a_database_hears_how_it_is_made(tmp_path: Path, name: Any, made: str):
     for options in ({"create": False}, {"read_only": True}):
         with pytest.raises(MissingError, match=rf"there is no {name} database(.|\n)*make it with {made}$"):
@@ -311,3 +311,26 @@ def test_many_threads_may_open_a_new_database_at_once(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+@pytest.mark.parametrize("name", ["queue", "registry", "products"])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, name):
+    file = tmp_path / "foreign.sqlite3"
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("CREATE TABLE mine (x)")
+        raw.commit()
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=f"a database of something else, not the {name} database: it has mine"):
+        Database(f"sqlite:///{file}", name)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "taken_for"), [("queue", "products"), ("products", "queue"), ("registry", "queue")])
+def test_one_of_our_files_that_is_named_for_another_is_refused(tmp_path, name, taken_for):
+    file = tmp_path / "ours.sqlite3"
+    Database(f"sqlite:///{file}", name).engine.dispose()
+    with pytest.raises(InputError, match=f"is the {name} database, not the {taken_for} database"):
+        Database(f"sqlite:///{file}", taken_for)
+    with closing(sqlite3.connect(file)) as raw:
+        tables = {row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert f"nightbeam_{taken_for}_version" not in tables
