@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nightbeam.cli.output import dry_run_option, json_option, settings_of, show, talk
+
+if TYPE_CHECKING:
+    from nightbeam.catalog.model import QuarantineRow
 
 __all__ = ["housekeeping"]
 
@@ -70,7 +75,7 @@ def housekeeping(
     }
     site = Site.from_settings(settings_of(ctx, **{name: v for name, v in given.items() if v is not None}))
     if held:
-        show(held_in_quarantine(site), as_json=as_json, title="in quarantine")
+        show(map(_held, held_in_quarantine(site)), as_json=as_json, title="in quarantine")
         return
     if restore is not None:
         show([{"restored": put_back(site, restore.expanduser())}], as_json=as_json)
@@ -85,3 +90,15 @@ def housekeeping(
     else:
         show(report.lines(), title="would be done" if dry_run else "done")
     report.raise_failures()
+
+
+def _held(row: QuarantineRow) -> dict[str, Any]:
+    return {
+        "original_path": row.original_path,
+        "kind": row.kind,
+        "state": row.state,
+        "moved_at": datetime.fromtimestamp(row.moved_at, UTC),
+        "size_bytes": row.size_bytes,
+        "reason": row.reason,
+        "path": row.path,
+    }

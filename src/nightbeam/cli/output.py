@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -17,6 +17,9 @@ from nightbeam.core.settings import Settings, load_settings
 from nightbeam.core.times import iso_z
 
 __all__ = ["dry_run_option", "json_option", "plain", "printable", "settings_of", "show", "talk"]
+
+#: So many times as wide as the terminal: folded, such a table can be neither read nor copied from.
+_TOO_WIDE: Final = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,13 +41,19 @@ def settings_of(ctx: click.Context, **overrides: Any) -> Settings:
 
 
 def show(rows: Iterable[Any], *, as_json: bool = False, title: str = "") -> None:
-    """Print rows (mappings or dataclasses) as JSON lines, or as one table."""
+    """Print rows (mappings or dataclasses) as JSON lines, or as one table.
+
+    Rows that are much too long for the terminal are printed below each other, a value a line, so that what one has to
+    copy is not broken. Where there is no row, that is said on stderr.
+    """
     items = [plain(row) for row in rows]
     if as_json:
         for item in items:
             click.echo(json.dumps(item, allow_nan=False))
-        return
-    _table(items, title)
+    elif items:
+        _table(items, title)
+    else:
+        talk(f"{title or 'found'}: none")
 
 
 def talk(message: str) -> None:
@@ -103,13 +112,33 @@ def _table(items: list[Any], title: str) -> None:
         seen = printable(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
         return Text(seen, style=style)
 
-    table = Table(title=shown(title, "table.title") if title else None)
     names = list(dict.fromkeys(name for item in items for name in item))
+    heads = {name: shown(name.replace("_", " ")) for name in names}
+    cells = [{name: shown(_cell(item.get(name))) for name in names} for item in items]
+    if len(names) > 2 and _width(heads, cells) > _TOO_WIDE * console.width:
+        left = max(head.cell_len for head in heads.values())
+        for number, row in enumerate(cells):
+            head = shown(f"{title} {number + 1} of {len(cells)}".strip(), "table.title")
+            console.print(head, soft_wrap=True)
+            for name in names:
+                console.print(
+                    Text.assemble("  ", heads[name], " " * (left - heads[name].cell_len + 2), row[name]), soft_wrap=True
+                )
+        return
+    table = Table(title=shown(title, "table.title") if title else None)
     for name in names:
-        table.add_column(shown(name.replace("_", " ")), overflow="fold")
-    for item in items:
-        table.add_row(*(shown(_cell(item.get(name))) for name in names))
+        table.add_column(heads[name], overflow="fold")
+    for row in cells:
+        table.add_row(*row.values())
     console.print(table)
+
+
+def _width(heads: Mapping[str, Any], cells: list[dict[str, Any]]) -> int:
+    """Return how wide a table is in which no cell is broken."""
+    rows = [heads, *cells]
+    return sum(
+        3 + max(max((len(line) for line in row[name].plain.split("\n")), default=0) for row in rows) for name in heads
+    )
 
 
 def _cell(value: Any) -> str:
@@ -117,6 +146,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, dict | list):
-        return json.dumps(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(one)}" for name, one in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "-"
     return str(value)

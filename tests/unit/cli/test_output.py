@@ -53,3 +53,30 @@ def test_letters_that_the_terminal_has_not_are_no_error(monkeypatch, encoding):
     show([{"name": "μ"}])
     sys.stdout.flush()
     assert ("μ" if encoding == "utf-8" else r"\u03bc") in raw.getvalue().decode(encoding)
+
+
+def test_where_there_is_nothing_that_is_said_to_the_person_and_not_to_the_program(capsys):
+    show([], title="mosaics")
+    assert capsys.readouterr() == ("", "mosaics: none\n")
+    show([], as_json=True, title="mosaics")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_much_wider_than_the_terminal_can_still_be_copied_from(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/data/" + "deep/" * 30 + "one.ms"
+    show(
+        [{"path": path, "kind": "ms", "size_bytes": 5}, {"path": path + "x", "kind": "image", "size_bytes": None}],
+        title="held",
+    )
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines()] == [
+        ["held", "1", "of", "2"], ["path", path], ["kind", "ms"], ["size", "bytes", "5"],
+        ["held", "2", "of", "2"], ["path", path + "x"], ["kind", "image"], ["size", "bytes", "-"],
+    ]  # fmt: skip
+
+
+def test_lists_and_facts_are_words_and_not_json(capsys):
+    show([{"tiles": ["a", "b"], "seconds": {"convert": 8.25, "image": None}, "none": [], "empty": {}}])
+    row = capsys.readouterr().out.splitlines()[3]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["a, b", "convert 8.25, image -", "-", "-"]
