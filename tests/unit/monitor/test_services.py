@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -292,6 +293,22 @@ LOST = PartStatus("worker-casa", PartState.GIVEN_UP, last_exit="exit code 3")
         ({"problem": "no space"}, ("healthy", ()), Standing.TROUBLE, "no space"),
         ({"phase": Phase.STARTING}, ("healthy", ()), Standing.WAITING, "starting"),
         ({}, ("healthy", (PoolStatus("casa", True, 1, 0, 0, 0, 0),)), Standing.WAITING, "paused: casa"),
+        ({}, ("healthy", (PoolStatus("casa", True, 0, 0, 0, 0, 0),)), Standing.WAITING, "paused: casa"),
+        ({}, ("healthy", (PoolStatus("casa", False, 0, 0, 0, 3, 0),)), Standing.TROUBLE, "nobody works for casa"),
+        ({}, ("healthy", (POOL, PoolStatus("theirs", False, 0, 0, 0, 0, 0))), Standing.OK, "2 runs"),
+        (
+            {"phase": Phase.STARTING},
+            ("healthy", (PoolStatus("casa", False, 0, 0, 0, 0, 0),)),
+            Standing.WAITING,
+            "starting",
+        ),
+        (
+            {"parts": (PartStatus("worker-casa", PartState.WAITING),)},
+            ("healthy", (PoolStatus("casa", False, 0, 0, 0, 0, 0),)),
+            Standing.WAITING,
+            "worker-casa starts again",
+        ),
+        ({}, ("healthy", (PoolStatus("casa", False, 1, 2, 0, 3, 2),)), Standing.WAITING, "2 runs are late"),
     ],
 )
 def test_a_platform_that_runs(settings: Settings, told: Any, answer: Any, standing: Standing, reason: str):
@@ -328,4 +345,52 @@ def test_a_server_that_refuses_us_is_said(settings: Settings):
     watch = PlatformWatch(settings, now=lambda: NOW, ask=refuse)
     with sole_owner(layout.lock):
         assert "overloaded" in watch.state().system.reason
+    watch.close()
+
+
+def test_a_server_that_answers_what_nobody_expects_harms_nothing_and_is_asked_again(settings: Settings, caplog: Any):
+    answers: list[Any] = [KeyError("is_paused"), ("healthy", (POOL,))]
+
+    def say(*_: Any, **__: Any) -> Any:
+        said = answers.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    layout, clock = report(settings), [0.0]
+    watch = PlatformWatch(settings, now=lambda: NOW, ask=say, clock=lambda: clock[0])
+    with sole_owner(layout.lock):
+        first = watch.state()
+        assert (first.system.standing, "is_paused" in first.server) == (Standing.TROUBLE, True)
+        assert watch.state().server == first.server
+        clock[0] = 20.0
+        assert watch.state().system.standing is Standing.OK
+    watch.close()
+    assert "could not be asked" in caplog.text
+
+
+def test_what_the_server_said_long_ago_is_not_taken_for_the_present(settings: Settings, monkeypatch: Any):
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def say(*_: Any, **__: Any) -> Any:
+        if hangs.is_set():
+            goes_on.wait(30.0)
+            return "unreachable", ()
+        return "healthy", (POOL,)
+
+    layout, clock = report(settings), [0.0]
+    watch = PlatformWatch(settings, now=lambda: NOW, ask=say, clock=lambda: clock[0])
+    monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 30.0)
+    with sole_owner(layout.lock):
+        assert watch.state().server == "healthy"
+        hangs.set()
+        clock[0] = 6.0
+        assert watch.state().server == "healthy", "it is asked in the background"
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 0.01)
+        clock[0] = 16.0
+        found = watch.state()
+        assert (found.server, found.pools, found.system.standing) == ("asking", [], Standing.WAITING)
+        goes_on.set()
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 30.0)
+        assert watch.state().server == "unreachable"
     watch.close()
