@@ -85,10 +85,21 @@ class KeptDatabase:
         except NightbeamError:
             self._forget(database)
             raise
-        except (sa.exc.SQLAlchemyError, ValueError, OverflowError) as error:
+        except (sa.exc.SQLAlchemyError, TypeError, ValueError, OverflowError) as error:
             # SQLite keeps anything in any column, and this is not what ours hold.
             said = str(error).splitlines()[0][:200]
             raise InputError(f"{self.shown} holds something else than it should: {said}") from error
+
+    def must_answer(self) -> None:
+        """Ask for nothing, and have it answered: a server is not spoken to before the first statement.
+
+        Raises
+        ------
+        NightbeamError
+            As `read` does.
+        """
+        with self.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
 
     def close(self) -> None:
         """Close its connections; it is opened again when it is read."""

@@ -78,6 +78,8 @@ MOST: Final = 1000
 #: Counts and times of all rows; directories.
 _COUNTS_S: Final = 1.0
 _SCAN_S: Final = 2.0
+#: Times of the data have passed through a Julian Date, which keeps 40 us; no group begins within this of another.
+_JD_NOISE_DAYS: Final = 0.5e-3 / 86400.0
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
 #: In this order, worst first.
 _WORST: Final = list(Standing)
@@ -168,27 +170,36 @@ class Reader:
         since, until
             Only with data from this time on, and before this time.
         text
-            A year, month, day, hour or minute of the data, such as ``2025-10-03``; or what the id, the error, the
-            owner or a calibrator contains, among the newest `nightbeam.catalog.pages.SEARCHED` of the others.
+            The id of a group; a year, month, day, hour or minute of the data, such as ``2025-10-03``; or what the id,
+            the error, the owner or a calibrator contains, among the newest `nightbeam.catalog.pages.SEARCHED` of the
+            others.
         limit
             At most so many.
         before
-            Only older than the group of this id, to go on from the last one seen.
+            Only older than the group of this id, to go on from the last one seen; one that is gone is a problem.
         """
         problems: list[str] = []
         begin, end = _mjd(since), _mjd(until)
         period = compute.period_of_text(text) if text else None
-        if period is not None:
-            begin, end, text = _latest(begin, period[0]), _earliest(end, period[1]), None
+        if text is not None and period is not None:
+            named = _one(problems, lambda: self._queue.group(text)) if before is None else None
+            if named is not None and _is_asked_for(named, state, begin, end):
+                return Groups(items=[compute.group_of(named)], problems=problems)
+            begin, end = _latest(begin, period[0] - _JD_NOISE_DAYS), _earliest(end, period[1] - _JD_NOISE_DAYS)
+        searched = SEARCHED if text and period is None else None
         wanted = _least(limit)
         rows = _many(
             problems,
             lambda: self._queue.groups(
-                state=state, since_mjd=begin, until_mjd=end, text=text, before=before, limit=wanted + 1
+                state=state,
+                since_mjd=begin,
+                until_mjd=end,
+                text=text if searched else None,
+                before=before,
+                limit=wanted + 1,
             ),
         )
         more = rows[wanted - 1].group_id if len(rows) > wanted else None
-        searched = SEARCHED if text else None
         return Groups(
             items=[compute.group_of(row) for row in rows[:wanted]], before=more, searched=searched, problems=problems
         )
@@ -538,8 +549,8 @@ class Reader:
         problems: list[str] = []
         for name, kept in self._databases().items():
             try:
-                with kept.read():
-                    said[name] = "ok"
+                kept.must_answer()
+                said[name] = "ok"
             except MissingError:
                 said[name] = "not there yet"
             except NightbeamError as error:
@@ -578,6 +589,7 @@ class Reader:
             working=lambda: self._queue.in_state(State.IN_PROGRESS, limit=50),
             collecting=lambda: self._queue.in_state(State.COLLECTING, limit=50),
             failed=lambda: self._queue.failed_since(day, limit=50),
+            failures=lambda: self._queue.failures_since(day),
             finished=self._finished.get,
             platform_runs=self._platform.runs(),
         )
@@ -629,6 +641,15 @@ def _least(limit: int) -> int:
 
 def _mjd(when: datetime | None) -> float | None:
     return None if when is None else mjd_from_datetime(when if when.tzinfo else when.replace(tzinfo=UTC))
+
+
+def _is_asked_for(row: GroupRow, state: str | None, begin: float | None, end: float | None) -> bool:
+    """Say whether a group is among those of a state and a time."""
+    start = compute.number(row.start_mjd)
+    if (begin is not None or end is not None) and start is None:
+        return False
+    after = begin is None or (start is not None and start >= begin)
+    return state in (None, row.state) and after and (end is None or (start is not None and start < end))
 
 
 def _latest(one: float | None, other: float) -> float:

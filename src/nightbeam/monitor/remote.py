@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from nightbeam.catalog.model import Dispatch, State
+from nightbeam.catalog.model import Dispatch
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError, UnavailableError
 from nightbeam.core.files import write_text
@@ -100,18 +100,16 @@ class Reprocessing:
             # Opening it for writing would make one, or change the schema of one that others use.
             missing = problems[0].startswith("there is no ")
             raise UnavailableError("queue_db not found" if missing else problems[0], fix="see /api/health")
-        row = self._reader.queue_row(group_id)
-        if row is None:
+        if self._reader.queue_row(group_id) is None:
             raise MissingError("group not found", fix="/api/status lists groups")
-        force = partial and row.state in (State.COLLECTING, State.FAILED, State.COMPLETED)
         server = self._server(self._reader.prefect_api())
         self._must_have_deployment(server)
         queue = self._site.queue()
-        dispatch, new = queue.reprocess_and_dispatch(group_id, force=force)
+        dispatch, new = queue.reprocess_and_dispatch(group_id, partial=partial)
         run = self._run(server, dispatch)
         if not new and run.get("state_type") in FINAL and queue.forget_dispatch(dispatch):
             # That run ended without taking the group: it was cancelled, or died before.
-            dispatch, new = queue.reprocess_and_dispatch(group_id)
+            dispatch, new = queue.reprocess_and_dispatch(group_id, partial=partial)
             run = self._run(server, dispatch)
         run_id, page = str(run.get("id", "")), self._reader.prefect_page()
         _log.info("group %s is done again by run %s", group_id, run_id)

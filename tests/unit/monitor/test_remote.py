@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nightbeam.catalog import Owner, Queue
+from nightbeam.catalog import FileFact, GroupFact, Owner, Queue
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UnavailableError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.read import Reader
@@ -149,6 +149,25 @@ def test_not_even_then_is_a_group_taken_from_whoever_works_on_it(again: Reproces
     with pytest.raises(BusyError):
         again.start(WORKING, partial=True)
     assert queue.group(WORKING).state == "in_progress"
+
+
+def test_nor_where_it_became_whole_and_was_claimed_while_prefect_was_asked(
+    again: Reprocessing, queue: Queue, prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch
+):
+    worker = Owner("worker", "here", 2, 1.0)
+
+    def meanwhile(_name: str) -> dict[str, Any]:
+        rest = [FileFact(k, Path(f"/in/{PART}_sb{k:02d}.hdf5")) for k in range(3, 16)]
+        row = queue.group(PART)
+        queue.record(GroupFact(PART, row.start_mjd), rest)
+        queue.claim(PART, worker)
+        return {"id": "d"}
+
+    monkeypatch.setattr(prefect, "deployment", meanwhile)
+    with pytest.raises(BusyError):
+        again.start(PART, partial=True)
+    row = queue.group(PART)
+    assert (row.state, row.owner) == ("in_progress", "worker")
 
 
 def test_a_group_that_lacks_subbands_is_not_begun(again: Reprocessing, queue: Queue):

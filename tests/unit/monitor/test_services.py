@@ -43,7 +43,7 @@ def contimg(settings: Settings, **told: Any) -> Any:
     at = NOW.timestamp()
     usual: dict[str, Any] = {
         "counts": QueueCounts(total=5, completed=5), "last_update": at - 60, "last_received": at - 300, "working": [],
-        "collecting": [], "failed": [], "finished": 5,
+        "collecting": [], "failed": [], "failures": len(told.get("failed", [])), "finished": 5,
     }  # fmt: skip
     runs = told.pop("platform_runs", True)
     asked = {name: (lambda value=value: value) for name, value in (usual | told).items()}
@@ -59,6 +59,23 @@ def contimg(settings: Settings, **told: Any) -> Any:
         ({"counts": QueueCounts(total=10, pending=10)}, Standing.OK, "0 in work, 10 waiting"),
         ({"counts": QueueCounts()}, Standing.WAITING, "no group has come yet"),
         ({"failed": [row(error="disk full\nand more")]}, Standing.TROUBLE, "1 group failed in 24 h, last g: disk full"),
+        (
+            {"failed": [row(error="disk full")], "failures": 240},
+            Standing.TROUBLE,
+            "240 groups failed in 24 h, last g: disk full",
+        ),
+        ({}, Standing.OK, "the last began to arrive 5 min ago"),
+        (
+            {"counts": QueueCounts(total=3, pending=3), "last_update": NOW.timestamp() - 1200},
+            Standing.WAITING,
+            "3 groups wait and nobody works on one; the last change was 20 min ago",
+        ),
+        ({"counts": QueueCounts(total=3, pending=3), "last_update": NOW.timestamp() - 600}, Standing.OK, "3 waiting"),
+        (
+            {"counts": QueueCounts(total=3, pending=2, in_progress=1), "last_update": NOW.timestamp() - 1200},
+            Standing.OK,
+            "1 in work",
+        ),
         ({"working": [row(heartbeat_at=NOW.timestamp() - 1200)]}, Standing.TROUBLE, "g has been silent for 20 min"),
         ({"working": [row(heartbeat_at=NOW.timestamp() - 800)]}, Standing.OK, "all groups done"),
         (
@@ -72,6 +89,16 @@ def contimg(settings: Settings, **told: Any) -> Any:
             {"platform_runs": False, "counts": QueueCounts(total=2, pending=2)},
             Standing.OFF,
             "the platform is stopped, 2 groups wait",
+        ),
+        (
+            {"platform_runs": False, "counts": QueueCounts(total=4, pending=1, in_progress=3)},
+            Standing.OFF,
+            "the platform is stopped, 1 group waits and 3 groups were in work",
+        ),
+        (
+            {"platform_runs": False, "counts": QueueCounts(total=4, in_progress=1)},
+            Standing.OFF,
+            "the platform is stopped, 1 group was in work",
         ),
     ],
 )
@@ -87,7 +114,9 @@ def test_imaging_without_a_queue_is_off_and_with_a_damaged_one_in_trouble(settin
 
         return ask
 
-    usual = dict.fromkeys(("last_update", "last_received", "working", "collecting", "failed", "finished"), lambda: [])
+    usual = dict.fromkeys(
+        ("last_update", "last_received", "working", "collecting", "failed", "failures", "finished"), lambda: []
+    )
     for error, standing in ((MissingError("none"), Standing.OFF), (InputError("damaged"), Standing.TROUBLE)):
         found = services.contimg_system(settings, NOW, counts=raising(error), **usual, platform_runs=True)  # type: ignore[arg-type]
         assert found.standing is standing
@@ -109,7 +138,9 @@ def beat(settings: Settings, **said: Any) -> Path:
     ("said", "standing", "reason"),
     [
         ({}, Standing.OK, "12 scans calibrated"),
-        ({"backlog": 4}, Standing.WAITING, "4 scans wait"),
+        ({"backlog": 4}, Standing.WAITING, "4 scans wait for their turn"),
+        ({"backlog": 1}, Standing.WAITING, "1 scan waits for its turn"),
+        ({"at": None}, Standing.UNKNOWN, "it runs and has not said how it does"),
         ({"failed": 2, "last_error": "no loads"}, Standing.TROUBLE, "2 scans cannot be calibrated: no loads"),
         ({"problems": ["the disk is full"]}, Standing.TROUBLE, "the disk is full"),
         ({"at": ago(900)}, Standing.TROUBLE, "silent for 15 min"),
@@ -122,6 +153,18 @@ def test_a_scan_calibrator_that_runs(settings: Settings, said: dict[str, Any], s
         found = services.scans_state(settings, NOW)
     assert (found.running, found.system.standing) == (True, standing)
     assert reason in found.system.reason
+
+
+@pytest.mark.parametrize("written", [None, "", "{", "[]"])
+def test_one_that_runs_and_whose_heartbeat_cannot_be_read_is_not_well(settings: Settings, written: str | None):
+    out = beat(settings)
+    if written is None:
+        (out / "scan-calibrator.json").unlink()
+    else:
+        (out / "scan-calibrator.json").write_text(written)
+    with sole_owner(out / "scan-calibrator.lock"):
+        found = services.scans_state(settings, NOW).system
+    assert (found.standing, found.reason) == (Standing.UNKNOWN, "it runs and has not said how it does")
 
 
 def test_one_that_does_not_run_is_off_unless_something_waits(settings: Settings):
@@ -191,6 +234,7 @@ def test_runs_have_their_hit_rate_the_one_heard_of_last_first(cxi: Settings):
         ({"counters": {}}, Standing.WAITING, "nothing has come yet"),
         ({"problems": ["no file can be written"]}, Standing.TROUBLE, "no file can be written"),
         ({"updated": ago(90)}, Standing.TROUBLE, "silent for 90 s"),
+        ({"updated": None}, Standing.TROUBLE, "run runs and does not say when it last did"),
     ],
 )
 def test_a_writer_that_runs(cxi: Settings, said: dict[str, Any], standing: Standing, reason: str):
@@ -204,7 +248,7 @@ def test_one_that_ended_and_one_that_was_killed(cxi: Settings):
     writer(cxi, state="ended", counters={"total_events_written": 6})
     assert services.cxi_state(cxi, NOW).system.standing is Standing.OFF
     writer(cxi, state="ended")
-    assert "lost 1 events" in services.cxi_state(cxi, NOW).system.reason
+    assert "lost 1 event" in services.cxi_state(cxi, NOW).system.reason
     writer(cxi)
     found = services.cxi_state(cxi, NOW)
     assert (found.system.standing, "is gone" in found.system.reason) == (Standing.TROUBLE, True)
