@@ -1,7 +1,8 @@
 """The one place that the page and the API read from: databases, status files and directories, never for writing.
 
-No method raises because something is not there, is damaged or is of another version: what is missing is empty, and
-``problems`` says why. What needs a directory to be looked at, or all rows to be counted, is kept for a second or two.
+No list raises because something is not there, is damaged or is of another version: what is missing is empty, and
+``problems`` says why. What is asked for by its name raises where nobody can tell whether it is there. What needs a
+directory to be looked at, or all rows to be counted, is kept for a second or two.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nightbeam.catalog.pages import (
 )
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.site import Site
-from nightbeam.core.errors import MissingError, NightbeamError
+from nightbeam.core.errors import MissingError, NightbeamError, UnavailableError
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import compute, files, services
@@ -201,16 +202,22 @@ class Reader:
         )
         more = rows[wanted - 1].group_id if len(rows) > wanted else None
         return Groups(
-            items=[compute.group_of(row) for row in rows[:wanted]], before=more, searched=searched, problems=problems
+            items=[compute.group_of(row) for row in rows[:wanted]],
+            before=more,
+            searched=searched if searched and self._known(state) > searched else None,
+            problems=problems,
         )
 
     def group(self, group_id: str) -> GroupDetail | None:
-        """Return everything that is known of a group; None where the queue has none of that name, or cannot be read.
+        """Return everything that is known of a group; None where the queue has none of that name.
 
-        `problems_of_queue` tells the two apart.
+        Raises
+        ------
+        UnavailableError
+            If the queue cannot be read, so that nobody can tell.
         """
         problems: list[str] = []
-        row = _one(problems, lambda: self._queue.group(group_id))
+        row = _told("queue", lambda: self._queue.group(group_id))
         if row is None:
             return None
         about = _one(problems, lambda: self._queue.about(row)) or _NOTHING_ABOUT
@@ -342,8 +349,14 @@ class Reader:
         return Images(items=[compute.image_of(row) for row in rows[:wanted]], before=more, problems=problems)
 
     def image(self, image_id: int) -> Image | None:
-        """Return one image; None where there is none of that number, or the products cannot be read."""
-        row = _one([], lambda: self._products.image(image_id))
+        """Return one image; None where there is none of that number.
+
+        Raises
+        ------
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
+        """
+        row = _told("products", lambda: self._products.image(image_id))
         return None if row is None else compute.image_of(row)
 
     def image_png(self, image_id: int) -> Path:
@@ -353,8 +366,10 @@ class Reader:
         ------
         MissingError
             If there is none, or it does not lie where pictures of this site are.
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
         """
-        row: ImageRow | None = _one([], lambda: self._products.image(image_id))
+        row: ImageRow | None = _told("products", lambda: self._products.image(image_id))
         named = compute.files_named(row.files) if row is not None else {}
         return files.picture(named.get("png"), self._roots())
 
@@ -374,9 +389,14 @@ class Reader:
         return Mosaics(items=[compute.mosaic_of(row) for row in rows], problems=problems)
 
     def mosaic(self, name: str) -> MosaicDetail | None:
-        """Return a mosaic with its tiles and what was said of each; None where there is none of that name."""
-        problems: list[str] = []
-        row: MosaicRow | None = _one(problems, lambda: self._products.mosaic(name))
+        """Return a mosaic with its tiles and what was said of each; None where there is none of that name.
+
+        Raises
+        ------
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
+        """
+        row: MosaicRow | None = _told("products", lambda: self._products.mosaic(name))
         if row is None:
             return None
         scores, qa = self.scores(kind="mosaic", subject=name), self.qa(group_id=name, limit=200)
@@ -391,7 +411,7 @@ class Reader:
             files=dict(compute.files_named(row.files)),
             scores=scores.items,
             qa=qa.items,
-            problems=list(dict.fromkeys([*problems, *scores.problems, *qa.problems])),
+            problems=list(dict.fromkeys([*scores.problems, *qa.problems])),
         )
 
     def mosaic_png(self, name: str) -> Path:
@@ -401,8 +421,10 @@ class Reader:
         ------
         MissingError
             If there is none, or it does not lie where pictures of this site are.
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
         """
-        row: MosaicRow | None = _one([], lambda: self._products.mosaic(name))
+        row: MosaicRow | None = _told("products", lambda: self._products.mosaic(name))
         named = compute.files_named(row.files) if row is not None else {}
         return files.picture(named.get("png"), self._roots())
 
@@ -440,11 +462,8 @@ class Reader:
         problems: list[str] = []
         rows = _many(problems, lambda: self._products.newest_artifacts(endings=_PICTURES, limit=_least(limit)))
         if not rows:
-            newest: dict[str, Path] = {}
-            for path in files.qa_files(self.site.qa_dir(), group_id=None, limit=MOST):
-                newest.setdefault(path.parent.name, path)
-            items = [_listed(path) for path in list(newest.values())[: _least(limit)]]
-            return Artifacts(items=items, problems=problems)
+            found = files.newest_pictures(self.site.qa_dir(), limit=_least(limit))
+            return Artifacts(items=[_listed(path) for path in found], problems=problems)
         return Artifacts(items=[compute.artifact_of(row) for row in rows], problems=problems)
 
     def qa_file(self, group_id: str, name: str) -> Path:
@@ -572,6 +591,11 @@ class Reader:
         known = {state.value: found.get(state.value, 0) for state in State}
         return QueueCounts(total=sum(found.values()), **known)
 
+    def _known(self, state: str | None) -> int:
+        """Return how many groups there are of a state, or of all."""
+        counts = self.counts()
+        return counts.total if state is None else getattr(counts, state, 0)
+
     def _about(self, group_id: str) -> tuple[GroupRow, AboutGroup] | None:
         row = self.queue_row(group_id)
         about = None if row is None else _one([], lambda: self._queue.about(row))
@@ -603,6 +627,18 @@ def _many(problems: list[str], ask: Callable[[], list[T]]) -> list[T]:
 def _one(problems: list[str], ask: Callable[[], T | None]) -> T | None:
     """Return the row that is asked for, if there is one; where the database says no, none, and why."""
     return _or(None, problems, ask)
+
+
+def _told(database: str, ask: Callable[[], T | None]) -> T | None:
+    """Return the row that is asked for, or None where there is none; what cannot be read may hold it."""
+    try:
+        return ask()
+    except MissingError:  # nobody has made the database yet
+        return None
+    except NightbeamError as error:
+        raise UnavailableError(
+            f"the {database} cannot be read: {error.what}", fix="see Platform, and the monitor's log"
+        ) from error
 
 
 def _or(empty: T, problems: list[str], ask: Callable[[], T]) -> T:

@@ -219,12 +219,12 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
                 experiment_id=text(one.experiment_id) or "",
                 name=text(one.name) or "",
                 instrument=text(one.instrument),
-                start_time=text(one.start_time),
-                end_time=text(one.end_time),
+                start_time=_in_utc(one.start_time),
+                end_time=_in_utc(one.end_time),
                 status=str(one.status),
                 run_count=whole(one.run_count),
                 last_run=whole(one.last_run),
-                updated_at=text(one.updated_at),
+                updated_at=_in_utc(one.updated_at),
             )
             for one in newest
         ],
@@ -241,6 +241,12 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
         ],
         snapshots=copies,
     )
+
+
+def _in_utc(written: Any) -> str | None:
+    """Return a time with Z; what the service has written and is none, as it is."""
+    found = instant_of_text(written)
+    return text(written) if found is None else found.isoformat().replace("+00:00", "Z")
 
 
 def _snapshots(directory: Path) -> list[ElogSnapshot]:

@@ -204,6 +204,26 @@ def test_where_the_run_cannot_be_asked_for_the_group_is_pending_and_asked_for_la
     assert prefect.asked[0]["idempotency_key"] == f"main/{key}"
 
 
+def test_the_run_that_could_not_be_asked_for_is_started_by_who_asks_again(again: Reprocessing, prefect: FakePrefect):
+    prefect.fails_at_run = True
+    with pytest.raises(UnavailableError, match="the group is pending"):
+        again.start(DONE)
+    prefect.fails_at_run = False
+    assert [again.start(DONE).started for _ in range(2)] == [True, False]
+
+
+def test_a_queue_that_is_locked_is_not_a_group_that_is_worked_on(
+    again: Reprocessing, filled: Settings, queue: Queue, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("nightbeam.monitor.remote._BUSY_TIMEOUT_S", 0.01)
+    with closing(sqlite3.connect(str(filled.contimg.queue_db).removeprefix("sqlite:///"))) as raw:
+        raw.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="cannot be written now"):
+            again.start(DONE)
+        raw.rollback()
+    assert again.start(DONE).started
+
+
 def test_a_key_gives_its_run_even_after_that_has_taken_the_group_and_after_a_restart(
     again: Reprocessing, filled: Settings, reader: Reader, queue: Queue, prefect: FakePrefect
 ):

@@ -301,10 +301,14 @@ def test_a_mirror_says_what_it_holds_when_it_was_updated_and_what_failed(setting
     assert services.elog_state(settings, pages, NOW).system.standing is Standing.WAITING
     early = datetime(2025, 10, 3, 11, 0, tzinfo=UTC)
     book.put_experiment({"_id": "x1", "name": "x1", "instrument": "MFX"}, now=early)
+    with book.database.write() as connection:
+        connection.exec_driver_sql("UPDATE experiments SET start_time = '2025-10-01T12:30:00-07:00', end_time = 'soon'")
     book.set_metadata(last_update="2025-10-03T11:00:00+00:00")
     found = services.elog_state(settings, pages, NOW)
     assert (found.system.standing, found.experiments, found.lists_failed) == (Standing.OK, 1, 0)
     assert [one.experiment_id for one in found.newest] == ["x1"]
+    (one,) = found.newest
+    assert (one.start_time, one.end_time, one.updated_at) == ("2025-10-01T19:30:00Z", "soon", "2025-10-03T11:00:00Z")
     book.failed("x1", Resource.RUNS, "the service said 500", now=early)
     found = services.elog_state(settings, pages, NOW)
     assert (found.system.standing, "the service said 500" in found.system.reason) == (Standing.TROUBLE, True)

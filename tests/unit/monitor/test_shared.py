@@ -261,3 +261,17 @@ def test_what_was_made_long_ago_is_not_given_to_those_who_come_while_it_is_made_
     for one in both:
         one.join(10.0)
     assert found == [3600.0, 3600.0]
+
+
+@pytest.mark.parametrize(("method", "status", "asked"), [
+    ("POST", 303, 3), ("POST", 200, 3), ("POST", 403, 2), ("POST", 500, 2), ("HEAD", 200, 2), ("OPTIONS", 405, 2),
+])  # fmt: skip
+def test_only_what_changed_something_has_all_answers_made_anew(method: str, status: int, asked: int):
+    app = Counting()
+    shared = Shared(app)
+    ask(shared, "/page")
+    app.status = status
+    ask(shared, "/do", method=method)
+    app.status = 200
+    ask(shared, "/page")
+    assert app.asked == asked
