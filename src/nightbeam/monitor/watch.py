@@ -213,7 +213,10 @@ class PlatformWatch:
             with self._lock:
                 self._take()
         answer = self._answer
-        return ("asking", (), None) if answer is None or self._is_old() else answer
+        # One that was in trouble and still says nothing is not taken for better.
+        if answer is None or (answer[0] == "healthy" and self._is_old()):
+            return "asking", (), None
+        return answer
 
     def _is_old(self) -> bool:
         """Say whether what the server last said is no longer the present."""

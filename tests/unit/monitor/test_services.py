@@ -441,4 +441,9 @@ def test_what_the_server_said_long_ago_is_not_taken_for_the_present(settings: Se
         goes_on.set()
         monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 30.0)
         assert watch.state().server == "unreachable"
+        goes_on.clear()
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 0.01)
+        clock[0] = 40.0
+        assert watch.state().server == "unreachable", "it has said nothing better since"
+        goes_on.set()
     watch.close()
