@@ -130,6 +130,39 @@ def test_what_changes_is_seen_without_a_reload_unless_the_page_is_held_still(tmp
         assert browser.complaints == []
 
 
+def test_a_page_that_is_brought_up_to_date_keeps_a_tick_and_says_when_its_monitor_is_gone(tmp_path, browser, until):
+    with serving(tmp_path) as served:
+        token = (served.night.settings.state_dir / "monitor.token").read_text().strip()
+        group = served.night.group("collecting")
+        browser.open(f"{served.url}/login?next=/groups/{group}", shows="Token")
+        browser.call("Input.insertText", text=token)
+        _press_enter(browser)
+        until(lambda: "subbands are missing" in browser.text(), 20.0)
+        browser.run("document.getElementById('partial').checked = true; 0")
+        browser.run("document.getElementById('made').textContent = 'long ago'; 0")
+        browser.run("document.querySelector('#log-panel h2').textContent = 'older'; 0")
+        browser.run("document.querySelector('#fresh h1').textContent = 'older'; 0")
+        refresh = "htmx.trigger('#fresh', 'seen'); 0"
+        browser.run(refresh)
+        until(lambda: f"Group {group}" in browser.text(), 20.0)
+        assert "long ago" not in browser.text()
+        assert "older" not in browser.text().lower()
+        assert browser.run("document.getElementById('partial').checked") is True
+        assert browser.run("document.querySelectorAll('#made, #log-panel, #fresh, #partial').length") == 4
+        assert browser.complaints == []
+        # As where the monitor has died, and has come back.
+        browser.call("Network.enable")
+        browser.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1,
+                     uploadThroughput=-1)  # fmt: skip
+        browser.run(refresh)
+        until(lambda: "The monitor does not answer" in browser.text(), 20.0)
+        assert browser.run("document.getElementById('silent').getAttribute('role')") == "alert"
+        browser.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1,
+                     uploadThroughput=-1)  # fmt: skip
+        browser.run(refresh)
+        until(lambda: "The monitor does not answer" not in browser.text(), 20.0)
+
+
 def test_a_page_that_nobody_looks_at_asks_for_nothing(served, browser, until):
     browser.open(f"{served.url}/groups", shows="Attempts")
     seen = "Object.defineProperty(document, 'hidden', {configurable: true, value: %s}); "

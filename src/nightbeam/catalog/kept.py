@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -48,7 +48,8 @@ class KeptDatabase:
 
     Notes
     -----
-    Safe to be used by many threads. A file that was moved away or replaced is noticed by its inode.
+    Safe to be used by many threads. A file that was moved away or replaced is noticed by its inode. A server that does
+    not answer is waited for once; then it is tried in the background, and meanwhile its last error is raised at once.
     """
 
     def __init__(self, url: str, name: DatabaseName, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,6 +62,8 @@ class KeptDatabase:
         self._file: _File | None = None
         self._failure: NightbeamError | None = None
         self._failed_s = self._checked_s = -float("inf")
+        self._is_server = self._url.startswith("postgresql")
+        self._trying: threading.Thread | None = None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -82,14 +85,26 @@ class KeptDatabase:
         except NightbeamError:
             self._forget(database)
             raise
-        except (sa.exc.SQLAlchemyError, ValueError, OverflowError) as error:
+        except (sa.exc.SQLAlchemyError, TypeError, ValueError, OverflowError) as error:
             # SQLite keeps anything in any column, and this is not what ours hold.
             said = str(error).splitlines()[0][:200]
             raise InputError(f"{self.shown} holds something else than it should: {said}") from error
 
+    def must_answer(self) -> None:
+        """Ask for nothing, and have it answered: a server is not spoken to before the first statement.
+
+        Raises
+        ------
+        NightbeamError
+            As `read` does.
+        """
+        with self.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
     def close(self) -> None:
         """Close its connections; it is opened again when it is read."""
         with self._lock:
+            self._failure = None
             self._drop()
 
     # -- opening ------------------------------------------------------------------------------------------------
@@ -98,8 +113,15 @@ class KeptDatabase:
         found = self._open
         if found is not None and self._clock() < self._checked_s + _CHECK_S and _file_of(found) == self._file:
             return found
-        with self._lock:
+        failure = self._failure
+        # While somebody tries what has failed before, the others do not wait for it to fail again.
+        if not self._lock.acquire(blocking=failure is None):
+            assert failure is not None
+            raise failure
+        try:
             return self._checked()
+        finally:
+            self._lock.release()
 
     def _checked(self) -> Database:
         now = self._clock()
@@ -110,19 +132,38 @@ class KeptDatabase:
                 self._open.check_current()
             except NightbeamError as error:
                 self._drop()
-                self._failure, self._failed_s = error, now
-            self._checked_s = now
+                self._failure, self._failed_s = error, self._clock()
+            self._checked_s = self._clock()
         if self._open is not None:
             return self._open
-        if self._failure is not None and now < self._failed_s + _TRY_AGAIN_S:
-            raise self._failure
+        if self._failure is not None:
+            if now < self._failed_s + _TRY_AGAIN_S:
+                raise self._failure
+            if self._is_server and threading.current_thread() is not self._trying:
+                self._try_meanwhile()
+                raise self._failure
+        return self._tried()
+
+    def _tried(self) -> Database:
         try:
             self._open = self._opened()
         except NightbeamError as error:
-            self._failure, self._failed_s = error, now
+            # From now on: to find out may have taken longer than it is to be remembered.
+            self._failure, self._failed_s = error, self._clock()
             raise
-        self._failure, self._checked_s = None, now
+        self._failure, self._checked_s = None, self._clock()
         return self._open
+
+    def _try_meanwhile(self) -> None:
+        """Try a server that was away once more, while everybody goes on without it."""
+        if self._trying is None or not self._trying.is_alive():
+            self._trying = threading.Thread(target=self._try, name=f"try-{self.name}", daemon=True)
+            self._trying.start()
+
+    def _try(self) -> None:
+        with self._lock, suppress(NightbeamError):
+            if self._failure is not None:  # nobody has closed it since
+                self._checked()
 
     def _opened(self) -> Database:
         try:

@@ -55,6 +55,7 @@ from nightbeam.catalog.schema import (
     ReceiptTable,
     SubbandTable,
 )
+from nightbeam.core.errors import MissingError
 from nightbeam.elog.model import Resource
 
 __all__ = [
@@ -151,7 +152,7 @@ class QueuePages:
         matched
             Only with a calibrator.
         before
-            Only older than this group.
+            Only older than this group; `MissingError` where there is none of this id any more.
         limit
             At most so many.
         """
@@ -160,7 +161,7 @@ class QueuePages:
         with self.kept.read() as connection:
             after = self._place_of(connection, before) if before is not None else None
             if before is not None and after is None:
-                return []
+                raise _gone()
             ids = self._timed(connection, where, since_mjd, until_mjd, text, after, limit)
             if len(ids) < limit and since_mjd is None and until_mjd is None:
                 ids += self._untimed(connection, where, text, after, limit - len(ids))
@@ -184,8 +185,7 @@ class QueuePages:
         if after is not None:
             same = sa.and_(_Q.c.start_mjd == after.start_mjd, _Q.c.group_id >= after.group_id)
             here += [_Q.c.start_mjd <= after.start_mjd, sa.not_(same)]
-        order = (_Q.c.start_mjd.desc(), _Q.c.group_id.desc())
-        return _ids(connection, here, order, text, limit)
+        return _ids(connection, here, "start_mjd", text, limit)
 
     def _untimed(
         self, connection: Connection, where: Sequence[Any], text: str | None, after: sa.Row[Any] | None, limit: int
@@ -194,7 +194,7 @@ class QueuePages:
         if after is not None and after.start_mjd is None:
             same = sa.and_(_Q.c.received_at == after.received_at, _Q.c.group_id >= after.group_id)
             here += [_Q.c.received_at <= after.received_at, sa.not_(same)]
-        return _ids(connection, here, (_Q.c.received_at.desc(), _Q.c.group_id.desc()), text, limit)
+        return _ids(connection, here, "received_at", text, limit)
 
     def _place_of(self, connection: Connection, group_id: str) -> sa.Row[Any] | None:
         query = sa.select(_Q.c.group_id, _Q.c.start_mjd, _Q.c.received_at).where(_Q.c.group_id == group_id)
@@ -266,6 +266,12 @@ class QueuePages:
         query = _GROUPS_BARE.where(_Q.c.last_update >= since, _failed()).order_by(_Q.c.last_update.desc())
         return self._read(GroupRow, query.limit(limit))
 
+    def failures_since(self, since: float) -> int:
+        """Return how many groups failed since a time (epoch seconds)."""
+        query = sa.select(sa.func.count()).where(_Q.c.last_update >= since, _failed())
+        with self.kept.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def finished_since(self, since: float) -> int:
         """Return how many groups were completed since a time (epoch seconds)."""
         # By its time, not by its state, which most rows share.
@@ -310,10 +316,10 @@ class RegistryPages:
             of = table.c.set_name.in_(names)
             rows = _rows(connection, CalTableRow, _all(CalTableRow, table).where(of).order_by(table.c.order_index))
             known = {r.set_name: r for r in connection.execute(sa.select(sets).where(sets.c.set_name.in_(names)))}
-        by_set: dict[str, list[CalTableRow]] = {name: [] for name in names}
-        for row in rows:
-            by_set[row.set_name].append(row)
-        found = [_in_short(name, tables, known.get(name)) for name, tables in by_set.items()]
+            by_set: dict[str, list[CalTableRow]] = {name: [] for name in names}
+            for row in rows:
+                by_set[row.set_name].append(row)
+            found = [_in_short(name, tables, known.get(name)) for name, tables in by_set.items()]
         return sorted(found, key=lambda one: (-_sortable(one[0].created_at), one[0].set))[:limit]
 
     def named(self, name: str) -> tuple[CalSetSummary, str | None, float | None, list[CalTableRow]] | None:
@@ -322,7 +328,7 @@ class RegistryPages:
         with self.kept.read() as connection:
             rows = _rows(connection, CalTableRow, _TABLES_OF, this)
             known = connection.execute(_SET, this).first()
-        return _in_short(name, rows, known) if rows or known is not None else None
+            return _in_short(name, rows, known) if rows or known is not None else None
 
 
 class ProductPages:
@@ -351,7 +357,7 @@ class ProductPages:
             if before is not None:
                 last = connection.execute(sa.select(order).where(_IMAGES.c.id == before)).scalar()
                 if last is None:
-                    return []
+                    raise _gone()
                 same = sa.and_(order == last, _IMAGES.c.id >= before)
                 query = query.where(order <= last, sa.not_(same))
             return _rows(connection, ImageRow, query.order_by(order.desc(), _IMAGES.c.id.desc()).limit(limit))
@@ -535,7 +541,13 @@ class ElogPages:
             return [dict(row) for row in found]
 
 
-def _ids(connection: Connection, where: Sequence[Any], order: Sequence[Any], text: str | None, limit: int) -> list[str]:
+def _gone() -> MissingError:
+    return MissingError("the row to go on from is gone: begin again", fix="leave out `before`")
+
+
+def _ids(connection: Connection, where: Sequence[Any], by: str, text: str | None, limit: int) -> list[str]:
+    """Return ids, the newest by a column first and of equal ones the last id: as `before` goes on from a row."""
+    order = (_Q.c[by].desc(), _Q.c.group_id.desc())
     if not text:
         return list(connection.execute(sa.select(_Q.c.group_id).where(*where).order_by(*order).limit(limit)).scalars())
     newest = sa.select(_Q.c.group_id, _Q.c.start_mjd, _Q.c.received_at, *(_Q.c[name] for name in _WORDS))
@@ -544,7 +556,7 @@ def _ids(connection: Connection, where: Sequence[Any], order: Sequence[Any], tex
     columns = (some.c.group_id, *(some.c[name] for name in _WORDS))
     holds = [sa.func.lower(column).like(wanted, escape="\\") for column in columns]
     found = sa.select(some.c.group_id).where(sa.or_(*holds))
-    in_order = found.order_by(some.c.start_mjd.desc(), some.c.received_at.desc(), some.c.group_id.desc())
+    in_order = found.order_by(some.c[by].desc(), some.c.group_id.desc())
     return list(connection.execute(in_order.limit(limit)).scalars())
 
 

@@ -461,7 +461,7 @@ class Queue:
         """
         now = _now(now)
         with self.database.write() as connection:
-            self._reprocess(connection, self._locked(connection, group_id), force, now)
+            self._reprocess(connection, self._locked(connection, group_id), now, force=force, partial=force)
         return self.group(group_id)
 
     def requeue(self, group_id: str, *, now: float | None = None) -> GroupRow:
@@ -498,11 +498,20 @@ class Queue:
         return row
 
     def reprocess_and_dispatch(
-        self, group_id: str, *, force: bool = False, now: float | None = None
+        self, group_id: str, *, partial: bool = False, now: float | None = None
     ) -> tuple[Dispatch, bool]:
         """Make a group pending again as `reprocess` does, and take it to be started, in one.
 
         One that is pending already is not asked for twice: whoever asks again gets the dispatch of the first.
+
+        Parameters
+        ----------
+        group_id
+            The group; it is never taken from whoever works on it.
+        partial
+            Also one that is not full (it becomes partial).
+        now
+            Epoch seconds.
 
         Returns
         -------
@@ -524,7 +533,7 @@ class Queue:
                 if row["dispatch_key"] is not None:
                     return Dispatch(group_id, row["dispatches"], row["dispatch_key"]), False
             else:
-                self._reprocess(connection, row, force, now)
+                self._reprocess(connection, row, now, partial=partial)
             number = row["dispatches"] + 1
             dispatch = Dispatch(group_id, number, f"{group_id}#{number}")
             values = {"dispatched_at": now, "dispatch_key": dispatch.idempotency_key, "dispatches": number}
@@ -537,11 +546,13 @@ class Queue:
             raise self._missing(group_id)
         return row
 
-    def _reprocess(self, connection: Connection, row: sa.RowMapping, force: bool, now: float) -> None:
+    def _reprocess(
+        self, connection: Connection, row: sa.RowMapping, now: float, *, force: bool = False, partial: bool = False
+    ) -> None:
         group_id = str(row["group_id"])
         present = _present(connection, group_id)
         lacking = present < (row["expected_subbands"] or 0)
-        self._may_reprocess(row, present, force)
+        self._may_reprocess(row, present, force=force, partial=partial)
         if row["state"] == State.IN_PROGRESS.value:
             self._end_attempt(connection, group_id, "released", "taken away by a request to reprocess", now)
         connection.execute(sa.delete(ReceiptTable).where(ReceiptTable.group_id == group_id))
@@ -558,15 +569,13 @@ class Queue:
         }
         connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
 
-    def _may_reprocess(self, row: sa.RowMapping, present: int, force: bool) -> None:
-        if force:
-            return
-        if row["state"] == State.IN_PROGRESS.value:
+    def _may_reprocess(self, row: sa.RowMapping, present: int, *, force: bool, partial: bool) -> None:
+        if row["state"] == State.IN_PROGRESS.value and not force:
             raise BusyError(
                 f"group {row['group_id']} is being worked on by {row['owner']}",
                 fix="wait for it to end, or take it away with --force",
             )
-        if present < (row["expected_subbands"] or 0):
+        if present < (row["expected_subbands"] or 0) and not partial:
             raise InputError(
                 f"group {row['group_id']} has {present} of {row['expected_subbands']} subbands",
                 fix="wait for the rest, or process it as partial with --force",

@@ -25,6 +25,8 @@ __all__ = ["compile_kernels", "earlier_account", "own_directory", "say_abandoned
 _log = logging.getLogger(__name__)
 
 _RANGES_SAID: Final = 20
+#: Whoever looks whether somebody holds the lock holds it for a moment.
+_LOOK_S: Final = 0.5
 
 
 def usable_geometry(config: WriterConfig) -> Geometry | None:
@@ -61,7 +63,7 @@ def own_directory(output: OutputConfig) -> Iterator[None]:
     _require_writable(output)
     with ExitStack() as held:
         try:
-            held.enter_context(sole_owner(lock_path(output.output_dir, output.file_prefix)))
+            held.enter_context(sole_owner(lock_path(output.output_dir, output.file_prefix), wait_s=_LOOK_S))
         except BusyError as error:
             raise BusyError(
                 f"another writer writes {output.file_prefix!r} in {output.output_dir}: {error.what}",

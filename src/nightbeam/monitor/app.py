@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 MOST_BODY_BYTES: Final = 64 << 10
 #: Requests that are worked on at a time. More threads only get in each other's way: most of the work is Python's.
 _THREADS: Final = 4
+#: To listen at one of these is to listen at all that the machine has.
+_ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})
 #: Of these besides that speak to Prefect.
 _SLOW: Final = 2
 
@@ -107,7 +109,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _plainly)
     pages.install(app)
-    hosts = {*told.allowed_hosts, "127.0.0.1", "localhost", "::1"} if "*" not in told.allowed_hosts else {"*"}
+    ours = {"127.0.0.1", "localhost", "::1", *({told.host} - _ANY_ADDRESS)}
+    hosts = {"*"} if "*" in told.allowed_hosts else {*told.allowed_hosts, *ours}
     app.add_middleware(Shared, keep_s=share_s)
     # The last that is added stands first.
     app.add_middleware(Manners, allowed_hosts=hosts, most_bytes=MOST_BODY_BYTES, observe=instruments.observe)

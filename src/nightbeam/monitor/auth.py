@@ -104,10 +104,10 @@ class Auth:
         ForbiddenError
             If the token is another one, or the request was made by a page of another site.
         """
-        said = headers.get("authorization", "")
-        if said:
-            kind, _, word = said.partition(" ")
-            if kind.lower() != "bearer" or not self.knows(word.strip()):
+        kind, _, word = headers.get("authorization", "").partition(" ")
+        # Another scheme is meant for a server that stands before us.
+        if kind.lower() == "bearer":
+            if not self.knows(word.strip()):
                 raise ForbiddenError("this is not the token", fix="nightbeam monitor token shows it")
             return
         session = self.session(cookie)

@@ -44,6 +44,7 @@ from nightbeam.monitor.model import (
 
 __all__ = [
     "age_words",
+    "are_blind",
     "artifact_of",
     "attempt_of",
     "files_named",
@@ -174,6 +175,19 @@ def _end_of(begin: datetime, parts: int) -> datetime:
     return (
         begin + {3: timedelta(days=1), 4: timedelta(hours=1), 5: timedelta(minutes=1), 6: timedelta(seconds=1)}[parts]
     )
+
+
+def are_blind(problems: Iterable[str]) -> bool:
+    """Say whether one of some problems keeps us from telling what there is.
+
+    A database that nobody has made yet is empty, and that can be told.
+
+    Examples
+    --------
+    >>> are_blind(["there is no queue database /data/ingest.sqlite3"]), are_blind(["it is locked"])
+    (False, True)
+    """
+    return any(not one.startswith("there is no ") for one in problems)
 
 
 def age_words(seconds: float) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "address_path",
     "content_of",
     "forget_address",
+    "newest_pictures",
     "picture",
     "qa_file",
     "qa_files",
@@ -103,6 +104,23 @@ def qa_files(qa_dir: Path, *, group_id: str | None, limit: int) -> list[Path]:
         if len(found) >= limit:
             break
     return found[:limit]
+
+
+def newest_pictures(qa_dir: Path, *, limit: int) -> list[Path]:
+    """Return the newest picture of each group under ``qa_dir``, the newest first."""
+    try:
+        names = sorted((one.name for one in os.scandir(qa_dir)), reverse=True)
+    except OSError:
+        return []
+    newest = [max(map(_written, found)) for name in names[:_MOST_DIRECTORIES] if (found := _pictures_of(qa_dir / name))]
+    return [path for _, path in sorted(newest, reverse=True)[:limit]]
+
+
+def _written(path: Path) -> tuple[float, Path]:
+    try:
+        return path.stat().st_mtime, path
+    except OSError:  # it was removed meanwhile
+        return 0.0, path
 
 
 def _pictures_of(directory: Path) -> list[Path]:

@@ -11,6 +11,9 @@ __all__ = ["Fresh"]
 
 T = TypeVar("T")
 
+#: What is older than so many times its age is not given to those who do not want to wait.
+_MOST_TIMES = 5
+
 
 class Fresh(Generic[T]):
     """One value.
@@ -31,11 +34,12 @@ class Fresh(Generic[T]):
         self._found: tuple[float, T] | None = None
 
     def get(self) -> T:
-        """Return the value; while another thread makes it, the one before, however old."""
+        """Return the value; while another thread makes it, the one before, unless nobody has asked for long."""
         found = self._found
         if found is not None and self._clock() < found[0] + self._keep_s:
             return found[1]
-        if not self._lock.acquire(blocking=found is None):
+        old = found is None or self._clock() > found[0] + _MOST_TIMES * self._keep_s
+        if not self._lock.acquire(blocking=old):
             assert found is not None
             return found[1]
         try:

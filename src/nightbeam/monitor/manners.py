@@ -74,11 +74,15 @@ class Manners:
                 message["headers"] = [*message.get("headers", ()), *(one for one in _HEADERS if one[0] not in there)]
             await send(message)
 
+        method = scope["method"]
+        if method == "HEAD":  # as GET, but for the body
+            scope["method"] = "GET"
         try:
-            await self._guarded(scope, receive, answer, said)
+            await self._guarded(scope, receive, _without_body(answer) if method == "HEAD" else answer, said)
         finally:
+            scope["method"] = method
             route = getattr(scope.get("route"), "path", None) or "none"
-            self._observe(scope["method"], route, said[0] or 500, time.perf_counter() - begin)
+            self._observe(method, route, said[0] or 500, time.perf_counter() - begin)
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: Send, said: list[int]) -> None:
         headers = scope["headers"]
@@ -120,6 +124,13 @@ class Manners:
         host = told[0].decode("latin-1").lower()
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return name in self._hosts
+
+
+def _without_body(send: Send) -> Send:
+    async def told(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return told
 
 
 async def _refuse(send: Send, status: int, why: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
+from nightbeam.monitor.compute import are_blind
 from nightbeam.monitor.fresh import Fresh
 from nightbeam.monitor.model import Standing, SystemMetrics
 
@@ -44,6 +45,7 @@ class Machine:
         self._directory, self._clock = directory, clock
         self._ring: deque[SystemMetrics] = deque(maxlen=_REMEMBERED)
         self._last = Fresh(self._look, keep_s=1.0)
+        self._times = psutil.cpu_times()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,7 +69,6 @@ class Machine:
         return list(self._ring)[-limit:]
 
     def _loop(self) -> None:
-        psutil.cpu_percent(interval=None)  # the first one means nothing
         while not self._stop.wait(_EVERY_S):
             with suppress(psutil.Error, OSError):
                 self._last.get()
@@ -75,7 +76,7 @@ class Machine:
     def _look(self) -> SystemMetrics:
         found: dict[str, Any] = {}
         with suppress(psutil.Error, OSError):
-            found["cpu_percent"] = psutil.cpu_percent(interval=None)
+            found["cpu_percent"] = self._busy_percent()
         with suppress(psutil.Error, OSError):
             memory = psutil.virtual_memory()
             found |= {"mem_percent": memory.percent, "mem_total": memory.total, "mem_used": memory.used}
@@ -87,6 +88,19 @@ class Machine:
         moment = SystemMetrics(ts=datetime.fromtimestamp(self._clock(), UTC), **found)
         self._ring.append(moment)
         return moment
+
+    def _busy_percent(self) -> float | None:
+        """Return what part of the time since the last look the processors were at work; None where no time has passed.
+
+        psutil keeps the last look of each thread by itself, and any thread may be the one that looks.
+        """
+        before, self._times = self._times, psutil.cpu_times()
+        spent = [max(0.0, now - then) for now, then in zip(self._times, before, strict=True)]
+        by_name = dict(zip(self._times._fields, spent, strict=True))
+        # A guest's time is counted among its host's, too.
+        total = sum(spent) - by_name.get("guest", 0.0) - by_name.get("guest_nice", 0.0)
+        idle = by_name["idle"] + by_name.get("iowait", 0.0)
+        return round(100.0 * max(0.0, total - idle) / total, 1) if total > 0 else None
 
     def _existing(self) -> Path:
         return next((path for path in (self._directory, *self._directory.parents) if path.exists()), Path("/"))
@@ -143,8 +157,9 @@ class _State:
         groups = GaugeMetricFamily("nightbeam_groups", "Groups of subbands, by state.", labels=["state"])
         for state in ("collecting", "pending", "in_progress", "completed", "failed"):
             groups.add_metric([state], getattr(tonight.queue, state))
-        yield groups
-        yield GaugeMetricFamily("nightbeam_backlog_groups", "Groups that wait.", value=tonight.queue.pending)
+        if not are_blind(tonight.problems):  # zero would be a number like any other
+            yield groups
+            yield GaugeMetricFamily("nightbeam_backlog_groups", "Groups that wait.", value=tonight.queue.pending)
         known = GaugeMetricFamily(
             "nightbeam_system_standing", "1 for how a system does.", labels=["system", "standing"]
         )

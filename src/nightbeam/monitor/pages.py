@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -34,6 +35,8 @@ router = APIRouter(include_in_schema=False)
 
 #: Seconds between two looks of a page at itself.
 _REFRESH_S: Final = 10
+#: What is brought up to date besides.
+_BESIDE: Final = "#made, #log-panel"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -85,8 +88,8 @@ def _as_html(ask: Ask, view: View) -> Response:
 
 
 def _polling(url: str) -> Markup:
-    text = ' hx-get="{}" hx-trigger="every {}s, seen" hx-select="#fresh" hx-swap="outerHTML"'
-    return Markup(text).format(url, _REFRESH_S)
+    text = ' hx-get="{}" hx-trigger="every {}s, seen" hx-select="#fresh" hx-swap="outerHTML" hx-select-oob="{}"'
+    return Markup(text).format(url, _REFRESH_S, _BESIDE)
 
 
 #: What a page says after something was done, by the word in its address.
@@ -244,6 +247,12 @@ async def _log_in(request: Request) -> Response:
 
 @router.post("/logout")
 async def _log_out(request: Request) -> Response:
+    state = request.app.state
+    try:
+        state.auth.demand_origin(request.headers, scheme=request.url.scheme)
+    except AuthError as error:
+        refused = partial(problem, status=403, title="You are still logged in", what=error.what, fix=error.fix)
+        return await run_in_threadpool(refused, request, state.reader)
     answer = RedirectResponse(_saying("/", "out"), 303)
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return answer

@@ -1,7 +1,8 @@
 """The one place that the page and the API read from: databases, status files and directories, never for writing.
 
-No method raises because something is not there, is damaged or is of another version: what is missing is empty, and
-``problems`` says why. What needs a directory to be looked at, or all rows to be counted, is kept for a second or two.
+No list raises because something is not there, is damaged or is of another version: what is missing is empty, and
+``problems`` says why. What is asked for by its name raises where nobody can tell whether it is there. What needs a
+directory to be looked at, or all rows to be counted, is kept for a second or two.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nightbeam.catalog.pages import (
 )
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.site import Site
-from nightbeam.core.errors import MissingError, NightbeamError
+from nightbeam.core.errors import MissingError, NightbeamError, UnavailableError
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import compute, files, services
@@ -78,6 +79,8 @@ MOST: Final = 1000
 #: Counts and times of all rows; directories.
 _COUNTS_S: Final = 1.0
 _SCAN_S: Final = 2.0
+#: Times of the data have passed through a Julian Date, which keeps 40 us; no group begins within this of another.
+_JD_NOISE_DAYS: Final = 0.5e-3 / 86400.0
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
 #: In this order, worst first.
 _WORST: Final = list(Standing)
@@ -168,38 +171,53 @@ class Reader:
         since, until
             Only with data from this time on, and before this time.
         text
-            A year, month, day, hour or minute of the data, such as ``2025-10-03``; or what the id, the error, the
-            owner or a calibrator contains, among the newest `nightbeam.catalog.pages.SEARCHED` of the others.
+            The id of a group; a year, month, day, hour or minute of the data, such as ``2025-10-03``; or what the id,
+            the error, the owner or a calibrator contains, among the newest `nightbeam.catalog.pages.SEARCHED` of the
+            others.
         limit
             At most so many.
         before
-            Only older than the group of this id, to go on from the last one seen.
+            Only older than the group of this id, to go on from the last one seen; one that is gone is a problem.
         """
         problems: list[str] = []
         begin, end = _mjd(since), _mjd(until)
         period = compute.period_of_text(text) if text else None
-        if period is not None:
-            begin, end, text = _latest(begin, period[0]), _earliest(end, period[1]), None
+        if text is not None and period is not None:
+            named = _one(problems, lambda: self._queue.group(text)) if before is None else None
+            if named is not None and _is_asked_for(named, state, begin, end):
+                return Groups(items=[compute.group_of(named)], problems=problems)
+            begin, end = _latest(begin, period[0] - _JD_NOISE_DAYS), _earliest(end, period[1] - _JD_NOISE_DAYS)
+        searched = SEARCHED if text and period is None else None
         wanted = _least(limit)
         rows = _many(
             problems,
             lambda: self._queue.groups(
-                state=state, since_mjd=begin, until_mjd=end, text=text, before=before, limit=wanted + 1
+                state=state,
+                since_mjd=begin,
+                until_mjd=end,
+                text=text if searched else None,
+                before=before,
+                limit=wanted + 1,
             ),
         )
         more = rows[wanted - 1].group_id if len(rows) > wanted else None
-        searched = SEARCHED if text else None
         return Groups(
-            items=[compute.group_of(row) for row in rows[:wanted]], before=more, searched=searched, problems=problems
+            items=[compute.group_of(row) for row in rows[:wanted]],
+            before=more,
+            searched=searched if searched and self._known(state) > searched else None,
+            problems=problems,
         )
 
     def group(self, group_id: str) -> GroupDetail | None:
-        """Return everything that is known of a group; None where the queue has none of that name, or cannot be read.
+        """Return everything that is known of a group; None where the queue has none of that name.
 
-        `problems_of_queue` tells the two apart.
+        Raises
+        ------
+        UnavailableError
+            If the queue cannot be read, so that nobody can tell.
         """
         problems: list[str] = []
-        row = _one(problems, lambda: self._queue.group(group_id))
+        row = _told("queue", lambda: self._queue.group(group_id))
         if row is None:
             return None
         about = _one(problems, lambda: self._queue.about(row)) or _NOTHING_ABOUT
@@ -331,8 +349,14 @@ class Reader:
         return Images(items=[compute.image_of(row) for row in rows[:wanted]], before=more, problems=problems)
 
     def image(self, image_id: int) -> Image | None:
-        """Return one image; None where there is none of that number, or the products cannot be read."""
-        row = _one([], lambda: self._products.image(image_id))
+        """Return one image; None where there is none of that number.
+
+        Raises
+        ------
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
+        """
+        row = _told("products", lambda: self._products.image(image_id))
         return None if row is None else compute.image_of(row)
 
     def image_png(self, image_id: int) -> Path:
@@ -342,8 +366,10 @@ class Reader:
         ------
         MissingError
             If there is none, or it does not lie where pictures of this site are.
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
         """
-        row: ImageRow | None = _one([], lambda: self._products.image(image_id))
+        row: ImageRow | None = _told("products", lambda: self._products.image(image_id))
         named = compute.files_named(row.files) if row is not None else {}
         return files.picture(named.get("png"), self._roots())
 
@@ -363,9 +389,14 @@ class Reader:
         return Mosaics(items=[compute.mosaic_of(row) for row in rows], problems=problems)
 
     def mosaic(self, name: str) -> MosaicDetail | None:
-        """Return a mosaic with its tiles and what was said of each; None where there is none of that name."""
-        problems: list[str] = []
-        row: MosaicRow | None = _one(problems, lambda: self._products.mosaic(name))
+        """Return a mosaic with its tiles and what was said of each; None where there is none of that name.
+
+        Raises
+        ------
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
+        """
+        row: MosaicRow | None = _told("products", lambda: self._products.mosaic(name))
         if row is None:
             return None
         scores, qa = self.scores(kind="mosaic", subject=name), self.qa(group_id=name, limit=200)
@@ -380,7 +411,7 @@ class Reader:
             files=dict(compute.files_named(row.files)),
             scores=scores.items,
             qa=qa.items,
-            problems=list(dict.fromkeys([*problems, *scores.problems, *qa.problems])),
+            problems=list(dict.fromkeys([*scores.problems, *qa.problems])),
         )
 
     def mosaic_png(self, name: str) -> Path:
@@ -390,8 +421,10 @@ class Reader:
         ------
         MissingError
             If there is none, or it does not lie where pictures of this site are.
+        UnavailableError
+            If the products cannot be read, so that nobody can tell.
         """
-        row: MosaicRow | None = _one([], lambda: self._products.mosaic(name))
+        row: MosaicRow | None = _told("products", lambda: self._products.mosaic(name))
         named = compute.files_named(row.files) if row is not None else {}
         return files.picture(named.get("png"), self._roots())
 
@@ -429,11 +462,8 @@ class Reader:
         problems: list[str] = []
         rows = _many(problems, lambda: self._products.newest_artifacts(endings=_PICTURES, limit=_least(limit)))
         if not rows:
-            newest: dict[str, Path] = {}
-            for path in files.qa_files(self.site.qa_dir(), group_id=None, limit=MOST):
-                newest.setdefault(path.parent.name, path)
-            items = [_listed(path) for path in list(newest.values())[: _least(limit)]]
-            return Artifacts(items=items, problems=problems)
+            found = files.newest_pictures(self.site.qa_dir(), limit=_least(limit))
+            return Artifacts(items=[_listed(path) for path in found], problems=problems)
         return Artifacts(items=[compute.artifact_of(row) for row in rows], problems=problems)
 
     def qa_file(self, group_id: str, name: str) -> Path:
@@ -538,8 +568,8 @@ class Reader:
         problems: list[str] = []
         for name, kept in self._databases().items():
             try:
-                with kept.read():
-                    said[name] = "ok"
+                kept.must_answer()
+                said[name] = "ok"
             except MissingError:
                 said[name] = "not there yet"
             except NightbeamError as error:
@@ -561,6 +591,11 @@ class Reader:
         known = {state.value: found.get(state.value, 0) for state in State}
         return QueueCounts(total=sum(found.values()), **known)
 
+    def _known(self, state: str | None) -> int:
+        """Return how many groups there are of a state, or of all."""
+        counts = self.counts()
+        return counts.total if state is None else getattr(counts, state, 0)
+
     def _about(self, group_id: str) -> tuple[GroupRow, AboutGroup] | None:
         row = self.queue_row(group_id)
         about = None if row is None else _one([], lambda: self._queue.about(row))
@@ -578,6 +613,7 @@ class Reader:
             working=lambda: self._queue.in_state(State.IN_PROGRESS, limit=50),
             collecting=lambda: self._queue.in_state(State.COLLECTING, limit=50),
             failed=lambda: self._queue.failed_since(day, limit=50),
+            failures=lambda: self._queue.failures_since(day),
             finished=self._finished.get,
             platform_runs=self._platform.runs(),
         )
@@ -591,6 +627,18 @@ def _many(problems: list[str], ask: Callable[[], list[T]]) -> list[T]:
 def _one(problems: list[str], ask: Callable[[], T | None]) -> T | None:
     """Return the row that is asked for, if there is one; where the database says no, none, and why."""
     return _or(None, problems, ask)
+
+
+def _told(database: str, ask: Callable[[], T | None]) -> T | None:
+    """Return the row that is asked for, or None where there is none; what cannot be read may hold it."""
+    try:
+        return ask()
+    except MissingError:  # nobody has made the database yet
+        return None
+    except NightbeamError as error:
+        raise UnavailableError(
+            f"the {database} cannot be read: {error.what}", fix="see Platform, and the monitor's log"
+        ) from error
 
 
 def _or(empty: T, problems: list[str], ask: Callable[[], T]) -> T:
@@ -629,6 +677,15 @@ def _least(limit: int) -> int:
 
 def _mjd(when: datetime | None) -> float | None:
     return None if when is None else mjd_from_datetime(when if when.tzinfo else when.replace(tzinfo=UTC))
+
+
+def _is_asked_for(row: GroupRow, state: str | None, begin: float | None, end: float | None) -> bool:
+    """Say whether a group is among those of a state and a time."""
+    start = compute.number(row.start_mjd)
+    if (begin is not None or end is not None) and start is None:
+        return False
+    after = begin is None or (start is not None and start >= begin)
+    return state in (None, row.state) and after and (end is None or (start is not None and start < end))
 
 
 def _latest(one: float | None, other: float) -> float:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from nightbeam.catalog import Queue
 from nightbeam.catalog.model import Dispatch, State
 from nightbeam.contimg.site import Site
-from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError, UnavailableError
+from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, StorageError, UnavailableError
 from nightbeam.core.files import write_text
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.model import Reprocessed
@@ -27,6 +29,8 @@ DEPLOYMENT: Final = "group-imaging/default"
 SITE: Final = "main"
 _ASK_S: Final = 5.0
 _WAIT_S: Final = 20.0
+#: How long a queue that somebody has locked is waited for; a person waits for the answer.
+_BUSY_TIMEOUT_S: Final = 3.0
 #: Answers that are remembered by the key of their request.
 _REMEMBERED: Final = 1000
 
@@ -61,6 +65,8 @@ class Reprocessing:
         self._site = Site.from_settings(self._settings)
         self._server = server or self._prefect
         self._lock = threading.Lock()
+        #: Runs that we were to ask for and could not.
+        self._unasked: set[str] = set()
         self._answers = _Answers(self._settings.state_dir / "monitor" / "requests.json")
 
     def start(self, group_id: str, *, key: str | None = None, partial: bool = False) -> Reprocessed:
@@ -100,23 +106,41 @@ class Reprocessing:
             # Opening it for writing would make one, or change the schema of one that others use.
             missing = problems[0].startswith("there is no ")
             raise UnavailableError("queue_db not found" if missing else problems[0], fix="see /api/health")
-        row = self._reader.queue_row(group_id)
-        if row is None:
+        if self._reader.queue_row(group_id) is None:
             raise MissingError("group not found", fix="/api/status lists groups")
-        force = partial and row.state in (State.COLLECTING, State.FAILED, State.COMPLETED)
         server = self._server(self._reader.prefect_api())
         self._must_have_deployment(server)
-        queue = self._site.queue()
-        dispatch, new = queue.reprocess_and_dispatch(group_id, force=force)
+        with self._writing(group_id):
+            queue = Queue(
+                self._site.queue_url, max_retries=self._site.ingest.max_retries, busy_timeout_s=_BUSY_TIMEOUT_S
+            )
+            dispatch, new = queue.reprocess_and_dispatch(group_id, partial=partial)
         run = self._run(server, dispatch)
-        if not new and run.get("state_type") in FINAL and queue.forget_dispatch(dispatch):
+        if not new and run.get("state_type") in FINAL:
             # That run ended without taking the group: it was cancelled, or died before.
-            dispatch, new = queue.reprocess_and_dispatch(group_id)
-            run = self._run(server, dispatch)
+            with self._writing(group_id):
+                ended = queue.forget_dispatch(dispatch)
+                if ended:
+                    dispatch, new = queue.reprocess_and_dispatch(group_id, partial=partial)
+            if ended:
+                run = self._run(server, dispatch)
+        new = new or dispatch.idempotency_key in self._unasked
+        self._unasked.discard(dispatch.idempotency_key)
         run_id, page = str(run.get("id", "")), self._reader.prefect_page()
         _log.info("group %s is done again by run %s", group_id, run_id)
         url = f"{page}/runs/flow-run/{run_id}" if page and run_id else None
         return Reprocessed(ok=True, group_id=group_id, run_id=run_id or None, run_url=url, started=new)
+
+    @contextmanager
+    def _writing(self, group_id: str) -> Iterator[None]:
+        """Tell a queue that is locked from a group that somebody works on."""
+        try:
+            yield
+        except BusyError as error:
+            row = self._reader.queue_row(group_id)
+            if row is not None and row.state == State.IN_PROGRESS:
+                raise
+            raise UnavailableError(f"the queue cannot be written now: {error.what}", fix="try again") from error
 
     def _must_have_deployment(self, server: Server) -> None:
         try:
@@ -134,6 +158,7 @@ class Reprocessing:
                 run_name=dispatch.group_id,
             )
         except NightbeamError as error:
+            self._unasked.add(dispatch.idempotency_key)
             raise UnavailableError(
                 f"the group is pending, but its run could not be asked for: {error.what}",
                 fix="the platform asks again by itself when it runs",

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from nightbeam import __version__
 from nightbeam.monitor import show, tags
+from nightbeam.monitor.compute import are_blind
 from nightbeam.monitor.views import address, group_state, is_silent
 
 __all__ = ["STATIC", "as_json", "static_file", "templates"]
@@ -64,7 +65,8 @@ def templates() -> Environment:
     }  # fmt: skip
     found.globals |= {
         "icon": tags.icon, "state": tags.state, "when": tags.when, "since": tags.since,
-        "mark": show.mark, "address": address, "static": static, "version": __version__, "limits": _LIMITS,
+        "mark": show.mark, "are_blind": are_blind,
+        "address": address, "static": static, "version": __version__, "limits": _LIMITS,
         "group_state": group_state, "is_silent": is_silent, "group_mark": lambda group: show.mark(group_state(group)),
         "between": lambda a, b: None if a is None or b is None else (b - a).total_seconds(),
         "boosted": Markup('hx-boost="true"'),

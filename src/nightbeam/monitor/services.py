@@ -59,6 +59,8 @@ __all__ = [
 
 #: Groups that wait before it is said that the chain is behind: 50 minutes of data.
 _BEHIND: Final = 10
+#: Groups that wait and are not taken for so long have nobody who would take them: three groups come meanwhile.
+_IDLE_S: Final = 3 * 309.0
 #: A sign of life that is this far ahead of the clock: one of the two is wrong.
 _AHEAD_S: Final = 120.0
 _STALE_BEAT_S: Final = 120.0
@@ -83,6 +85,7 @@ def contimg_system(
     working: Callable[[], Sequence[GroupRow]],
     collecting: Callable[[], Sequence[GroupRow]],
     failed: Callable[[], Sequence[GroupRow]],
+    failures: Callable[[], int],
     finished: Callable[[], int],
     platform_runs: bool,
 ) -> System:
@@ -97,6 +100,7 @@ def contimg_system(
         ]
         stale = [row for row in collecting() if _age(now, row.received_at) > ingest.collecting_warn_s]
         lost, done = list(failed()), finished()
+        losses = failures() if lost else 0
     except MissingError:
         return about(standing=Standing.OFF, reason="no group has come yet: there is no queue")
     except NightbeamError as error:
@@ -106,7 +110,7 @@ def contimg_system(
         "in_progress": n.in_progress,
         "collecting": n.collecting,
         "completed_24h": done,
-        "failed_24h": len(lost),
+        "failed_24h": losses,
         "last_arrival": None if newest is None else newest.isoformat().replace("+00:00", "Z"),
     }
     if silent:
@@ -114,11 +118,19 @@ def contimg_system(
         word, why = Standing.TROUBLE, f"{silent[0].group_id} has been silent for {quiet / 60:.0f} min"
     elif lost:
         word = Standing.TROUBLE
-        why = f"{len(lost)} {_groups(len(lost))} failed in 24 h, last {lost[0].group_id}: {first_line(lost[0].error)}"
+        why = f"{_many(losses, 'group')} failed in 24 h, last {lost[0].group_id}: {first_line(lost[0].error)}"
     elif (ahead := _ahead(now, since)) is not None:
         word, why = Standing.TROUBLE, ahead
     elif not platform_runs and (n.pending or n.in_progress):
-        word, why = Standing.OFF, f"the platform is stopped, {n.pending + n.in_progress} {_groups(n.pending)} wait"
+        left = [f"{_many(n.pending, 'group')} {_wait(n.pending)}"] if n.pending else []
+        left += [f"{_many(n.in_progress, 'group')} {_was(n.in_progress)} in work"] if n.in_progress else []
+        word, why = Standing.OFF, f"the platform is stopped, {' and '.join(left)}"
+    elif n.pending and not n.in_progress and since is not None and _age_of(now, since) > _IDLE_S:
+        asleep = age_words(_age_of(now, since))
+        word, why = (
+            Standing.WAITING,
+            f"{_many(n.pending, 'group')} {_wait(n.pending)} and nobody works on one; the last change was {asleep}",
+        )
     elif n.pending > _BEHIND:
         word, why = Standing.WAITING, f"{n.pending} groups behind"
     elif stale:
@@ -134,12 +146,21 @@ def contimg_system(
     elif n.in_progress or n.pending or n.collecting:
         word, why = Standing.OK, f"{n.in_progress} in work, {n.pending} waiting, {n.collecting} arriving"
     else:
-        word, why = Standing.OK, f"all groups done, {done} in 24 h"
+        came = "" if newest is None else f"; the last began to arrive {age_words(_age_of(now, newest))}"
+        word, why = Standing.OK, f"all groups done, {done} in 24 h{came}"
     return about(standing=word, reason=why, since=since, facts=facts)
 
 
-def _groups(n: int) -> str:
-    return "group" if n == 1 else "groups"
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _wait(n: int) -> str:
+    return "waits" if n == 1 else "wait"
+
+
+def _was(n: int) -> str:
+    return "was" if n == 1 else "were"
 
 
 # -- the logbook --------------------------------------------------------------------------------------------------
@@ -174,7 +195,10 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
     elif now - since > _STALE_MIRROR:
         word, why = Standing.WAITING, f"the last update was {age_words((now - since).total_seconds())}"
     else:
-        word, why = Standing.OK, f"{said.experiments} experiments, updated {age_words((now - since).total_seconds())}"
+        word, why = (
+            Standing.OK,
+            f"{_many(said.experiments, 'experiment')}, updated {age_words((now - since).total_seconds())}",
+        )
     return ElogState(
         system=about(
             standing=word,
@@ -195,12 +219,12 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
                 experiment_id=text(one.experiment_id) or "",
                 name=text(one.name) or "",
                 instrument=text(one.instrument),
-                start_time=text(one.start_time),
-                end_time=text(one.end_time),
+                start_time=_in_utc(one.start_time),
+                end_time=_in_utc(one.end_time),
                 status=str(one.status),
                 run_count=whole(one.run_count),
                 last_run=whole(one.last_run),
-                updated_at=text(one.updated_at),
+                updated_at=_in_utc(one.updated_at),
             )
             for one in newest
         ],
@@ -217,6 +241,12 @@ def elog_state(settings: Settings, pages: ElogPages, now: datetime) -> ElogState
         ],
         snapshots=copies,
     )
+
+
+def _in_utc(written: Any) -> str | None:
+    """Return a time with Z; what the service has written and is none, as it is."""
+    found = instant_of_text(written)
+    return text(written) if found is None else found.isoformat().replace("+00:00", "Z")
 
 
 def _snapshots(directory: Path) -> list[ElogSnapshot]:
@@ -267,7 +297,7 @@ def constants_state(settings: Settings, now: datetime) -> ConstantsState:
         word, why = Standing.OFF, "no experiment is named, and nothing is cached"
     else:
         best = ours[0] if ours else items[0]
-        word, why = Standing.OK, f"{best.experiment} up to run {best.run}, {best.constants} constants"
+        word, why = Standing.OK, f"{best.experiment} up to run {best.run}, {_many(best.constants or 0, 'constant')}"
     facts: dict[str, int | float | str | None] = {
         "files": len(items),
         "bytes": sum({line.inode: line.bytes for line in lines}.values()),
@@ -311,13 +341,18 @@ def scans_state(settings: Settings, now: datetime) -> ScansState:
         if problems:
             word, why = Standing.UNKNOWN, problems[0]
         elif stores:
-            word, why = Standing.OFF, f"not running; {len(stores)} stores of results"
+            word, why = Standing.OFF, f"not running; {_many(len(stores), 'store')} of results"
         else:
             word, why = Standing.OFF, "nobody has started it"
     elif not runs:
         word, why = Standing.OFF, f"not running, last seen {age_words(silent_s)}"
         if backlog or waits:
-            word, why = Standing.TROUBLE, f"not running, and {backlog} scans wait" if backlog else first_line(waits[0])
+            word, why = (
+                Standing.TROUBLE,
+                f"not running, and {_many(backlog, 'scan')} {_wait(backlog)}" if backlog else first_line(waits[0]),
+            )
+    elif at is None:
+        word, why = Standing.UNKNOWN, "it runs and has not said how it does"
     elif silent_s > max(_STALE_BEAT_S, 20 * settings.scans.interval_s):
         word, why = Standing.TROUBLE, f"it runs and has been silent for {silent_s / 60:.0f} min"
     elif (ahead := _ahead(now, at)) is not None:
@@ -325,11 +360,17 @@ def scans_state(settings: Settings, now: datetime) -> ScansState:
     elif waits:
         word, why = Standing.TROUBLE, first_line(waits[0])
     elif failed:
-        word, why = Standing.TROUBLE, f"{failed} scans cannot be calibrated: {first_line(beat.get('last_error'))}"
+        word, why = (
+            Standing.TROUBLE,
+            f"{_many(failed, 'scan')} cannot be calibrated: {first_line(beat.get('last_error'))}",
+        )
     elif backlog:
-        word, why = Standing.WAITING, f"{backlog} scans wait for their turn"
+        word, why = (
+            Standing.WAITING,
+            f"{_many(backlog, 'scan')} {_wait(backlog)} for {'its' if backlog == 1 else 'their'} turn",
+        )
     else:
-        word, why = Standing.OK, f"{whole(beat.get('done')) or 0} scans calibrated, none wait"
+        word, why = Standing.OK, f"{_many(whole(beat.get('done')) or 0, 'scan')} calibrated, none waits"
     changed = max((store.changed_at for store in stores if store.changed_at is not None), default=None)
     facts: dict[str, int | float | str | None] = {"backlog": backlog, "failed": failed, "stores": len(stores)}
     return ScansState(
@@ -419,12 +460,13 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
     newest = _cxi_files(out)
     since = max((one.updated_at for one in writers if one.updated_at is not None), default=None)
     running = [one for one in writers if one.running]
-    silent = [one for one in running if _age_of(now, one.updated_at) > _STALE_STATUS_S]
+    silent = [one for one in running if one.updated_at is None or _age_of(now, one.updated_at) > _STALE_STATUS_S]
     ill = [one for one in running if one.problems]
     last = max(writers, key=lambda one: one.updated_at.timestamp() if one.updated_at else 0.0, default=None)
     if silent:
-        quiet = _age_of(now, silent[0].updated_at)
-        word, why = Standing.TROUBLE, f"{silent[0].prefix} runs and has been silent for {quiet:.0f} s"
+        quiet = silent[0].updated_at
+        said = "does not say when it last did" if quiet is None else f"has been silent for {_age_of(now, quiet):.0f} s"
+        word, why = Standing.TROUBLE, f"{silent[0].prefix} runs and {said}"
     elif ill:
         word, why = Standing.TROUBLE, f"{ill[0].prefix}: {first_line(ill[0].problems[0])}"
     elif (ahead := _ahead(now, since)) is not None:
@@ -434,16 +476,18 @@ def cxi_state(settings: Settings, now: datetime) -> CxiState:
         written = sum(one.events_written for one in running)
         word = Standing.OK if any(one.events_received for one in running) else Standing.WAITING
         why = (
-            f"{written} events written, {rate:.1f} events/s" if word is Standing.OK else "running, nothing has come yet"
+            f"{_many(written, 'event')} written, {rate:.1f} events/s"
+            if word is Standing.OK
+            else "running, nothing has come yet"
         )
     elif last is not None and last.state not in ("ended",):
         word, why = Standing.TROUBLE, f"{last.prefix} is gone and has not ended: its last word was {last.state}"
     elif last is not None and last.events_lost:
-        word, why = Standing.TROUBLE, f"{last.prefix} has ended and lost {last.events_lost} events"
+        word, why = Standing.TROUBLE, f"{last.prefix} has ended and lost {_many(last.events_lost, 'event')}"
     elif last is not None:
         word, why = (
             Standing.OFF,
-            f"ended{f' ({last.ended_by})' if last.ended_by else ''}, {last.events_written} events written",
+            f"ended{f' ({last.ended_by})' if last.ended_by else ''}, {_many(last.events_written, 'event')} written",
         )
     elif problems:
         word, why = Standing.UNKNOWN, problems[0]

@@ -62,13 +62,22 @@ class Shared:
         """Answer one request."""
         if scope["type"] != "http" or self._keep_s <= 0:
             await self._app(scope, receive, send)
-        elif scope["method"] != "GET":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._forget_all()
-        else:
+        elif scope["method"] == "GET":
             await self._shared(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._changing(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _changing(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what may change something; where it was refused, nothing has."""
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._forget_all()
+            await send(message)
+
+        await self._app(scope, receive, told)
 
     async def _shared(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = tuple(sorted((name, value) for name, value in scope["headers"] if name in _ASKED))

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request
 
-from nightbeam.core.errors import InputError, MissingError, NightbeamError, UnavailableError
+from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.times import mjd_from_datetime
 from nightbeam.monitor import show
 from nightbeam.monitor.logs import log_tail, steps_with_logs
@@ -33,6 +33,8 @@ _PAGES: Final = {
 }  # fmt: skip
 #: Of what failed, no more and nothing older is put before people.
 _MOST_ATTENTION, _ATTENTION = 12, timedelta(days=7)
+#: Mosaics that are looked through for a state or a text: some years.
+_MOST_MOSAICS: Final = 500
 #: As the older pipeline's monitor warns of.
 _SILENT: Final = timedelta(minutes=15)
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".svg")
@@ -158,6 +160,8 @@ def _tonight(ask: Ask) -> View:
     valid = sorted((s for s in sets.items if s.set_name in holding), key=lambda s: (s.dec_deg is None, s.dec_deg))
     context = {
         "tonight": tonight,
+        "problems": list(dict.fromkeys([*tonight.problems, *groups.problems, *mosaics.problems])),
+        "mosaic_problems": mosaics.problems,
         "systems": show.worst_first(tonight.systems, lambda one: show.mark(one.standing.value).tone),
         "attention": attention[:_MOST_ATTENTION],
         "attention_left": len(attention[_MOST_ATTENTION:]),
@@ -234,7 +238,9 @@ def _group(ask: Ask) -> View:
     group_id = ask.request.path_params["group_id"]
     group = ask.reader.group(group_id)
     if group is None:
-        raise _no_group(ask.reader, group_id)
+        raise MissingError(
+            f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02"
+        )
     cells = show.arrival_cells(group.files)
     bar = show.stage_bar([(step.step, step.seconds) for step in group.steps])
     log_dir = ask.reader.site.log(group.group_id, "any").parent if plain_name(group.group_id) else None
@@ -257,16 +263,6 @@ def _group(ask: Ask) -> View:
     }
     working = group.state in ("collecting", "pending", "in_progress")
     return View("group.html", group, context, "/groups", refreshes=working)
-
-
-def _no_group(reader: Reader, group_id: str) -> NightbeamError:
-    """Return why a group cannot be shown: there is none, or nobody can tell."""
-    problems = [one for one in reader.problems_of_queue() if not one.startswith("there is no ")]
-    if problems:
-        return UnavailableError(f"the queue cannot be read: {problems[0]}", fix="see Platform, and the monitor's log")
-    return MissingError(
-        f"there is no group {group_id}", fix="look for it among the groups; ids are like 2026-11-21T03:15:02"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +322,10 @@ def _calibration(ask: Ask) -> View:
     status, text = ask.one_of("status", ("active", "retired", "failed")), ask.text("text")
     # The present stands at two thirds of the line, so that one sees what ends soon.
     end = ask.end("until") or ask.now + timedelta(days=days / 3)
-    start = end - timedelta(days=days)
+    try:
+        start = end - timedelta(days=days)
+    except OverflowError as error:
+        raise InputError(f"until={ask.text('until')} is too early", fix="give a later day") from error
     sets = ask.reader.calibration_sets(since=start, until=end, limit=500)
     shown = [one for one in sets.items if _matches(one, status, text)]
     groups = ask.reader.groups(since=start, until=end, limit=MOST)
@@ -443,7 +442,7 @@ def _images(ask: Ask) -> View:
         "images": found,
         "verdicts": _verdicts(ask.reader, "group", (image.group_id for image in found.items)),
         "filters": {"view": view, "limit": limit, **days},
-        "filtered": any(days.values()),
+        "filtered": any(days.values()) or before is not None,
         **_turning(ask, found.before, before),
     }
     return View("images.html", found, context, "/images")
@@ -466,7 +465,8 @@ def _image(ask: Ask) -> View:
 def _mosaics(ask: Ask) -> View:
     status, text = ask.one_of("status", ("failed", "planned", "built")), ask.text("text")
     limit = ask.whole("limit", 50)
-    found = ask.reader.mosaics(limit=500)
+    found = ask.reader.mosaics(limit=_MOST_MOSAICS)
+    whole = len(found.items) < _MOST_MOSAICS
     items = [
         one
         for one in found.items
@@ -477,6 +477,7 @@ def _mosaics(ask: Ask) -> View:
     context = {
         "mosaics": found,
         "nights": nights,
+        "looked_through": None if whole else _MOST_MOSAICS,
         "filters": {"status": status, "text": text, "limit": limit},
         "filtered": any((status, text)),
     }

@@ -23,7 +23,7 @@ from nightbeam.platform.files import read_report, write_flow_settings
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PlatformStatus, PoolStatus, Report
 from nightbeam.platform.processes import Process, flow_processes
 from nightbeam.platform.ray_head import ray_processes
-from nightbeam.platform.remote import PrefectApi
+from nightbeam.platform.remote import NonsenseError, PrefectApi
 from nightbeam.platform.worker import APPLY_S, Supervisor, supervise
 
 __all__ = [
@@ -233,7 +233,7 @@ def _lost(part: PartStatus) -> bool:
 
 
 def ask_server(api_url: str, auth_string: str | None, *, timeout_s: float = 10.0) -> tuple[str, tuple[PoolStatus, ...]]:
-    """Return how the server does (``healthy``, ``unreachable``, ``none`` or why it refuses us), and its pools.
+    """Return how the server does (``healthy``, ``unreachable``, ``none`` or what else it says), and its pools.
 
     Parameters
     ----------
@@ -251,8 +251,12 @@ def ask_server(api_url: str, auth_string: str | None, *, timeout_s: float = 10.0
         return "healthy", tuple(_pool(api, pool) for pool in api.pools())
     except AuthError:
         return "refuses us: set platform.auth_string", ()
+    except NonsenseError as error:
+        return f"answers nonsense: {error.what}", ()
     except UnavailableError:
         return "unreachable", ()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"answers nonsense: {type(error).__name__} {error}", ()
 
 
 def _pool(api: PrefectApi, pool: dict[str, Any]) -> PoolStatus:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from nightbeam.core.errors import BusyError, ToolError
+from nightbeam.core.errors import BusyError, InputError, ToolError
 from nightbeam.platform.model import Program
 
 __all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives", "stop_all"]
@@ -191,7 +191,7 @@ def is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that cannot be one
             return False
         return True
 
@@ -203,7 +203,11 @@ def free_port(host: str, first: int, *, tries: int = 200) -> int:
     ------
     BusyError
         If none of ``tries`` ports is free.
+    InputError
+        If this machine has no such address.
     """
+    if not is_free(host, 0):  # any port at all
+        raise InputError(f"nothing can listen at {host!r}: it is no address of this machine", fix="name one of its own")
     for port in range(first, first + tries):
         if is_free(host, port):
             return port

@@ -11,7 +11,7 @@ import requests
 
 from nightbeam.core.errors import AuthError, InputError, MissingError, UnavailableError
 
-__all__ = ["ACTIVE", "FINAL", "PrefectApi"]
+__all__ = ["ACTIVE", "FINAL", "NonsenseError", "PrefectApi"]
 
 #: Types of state of a run that has, or may have, a process.
 ACTIVE = ("PENDING", "RUNNING", "CANCELLING")
@@ -22,6 +22,10 @@ _PAGE = 200
 #: SQLite answers "locked" at once where a transaction that has read finds that another has written.
 _OVERLOADED = (429, 500, 502, 503, 504)
 _RETRY_AFTER_S = (0.2, 0.5, 1.0, 2.0)
+
+
+class NonsenseError(UnavailableError):
+    """Something answers where the Prefect server should, and it is another one."""
 
 
 class PrefectApi:
@@ -158,7 +162,12 @@ class PrefectApi:
             raise UnavailableError(f"the Prefect server answers {answer.status_code} to {path}", fix="read its log")
         if not answer.ok:
             raise InputError(f"the Prefect server does not take {method} {path}: {answer.text[:300]}")
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise NonsenseError(
+                f"what answers at {self.url} gives no JSON to {path}", fix="see whether it is Prefect's API"
+            ) from error
 
     def _ask(self, method: str, path: str, body: Any) -> requests.Response:
         """Ask once, and again where a server on SQLite found its database locked.

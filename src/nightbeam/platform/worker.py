@@ -161,6 +161,7 @@ class Supervisor:
         self._ray_port: int | None = None
         self._monitor: Part | None = None
         self._monitor_port: int | None = None
+        self._no_monitor: PartStatus | None = None
         self._silent_since: float | None = None
         self._next_health = 0.0
 
@@ -207,7 +208,7 @@ class Supervisor:
         self._apply(env)
         self._resume_pools()
         self._start_workers(env, before)
-        self._start_monitor(env, before)
+        self._try_to_start_monitor(env, before)
         self._await_workers()
         self._start_ray(before)
         if not self._stop.is_set():
@@ -303,6 +304,18 @@ class Supervisor:
                 part.start()
             self._workers.append(part)
         self._report()
+
+    def _try_to_start_monitor(self, env: dict[str, str], before: Report | None) -> None:
+        """Start the page; where that cannot be, all else goes on without it."""
+        try:
+            self._start_monitor(env, before)
+        except (NightbeamError, OSError) as error:
+            logger.error("no page: %s", error)
+            self._monitor, self._monitor_port = None, None
+            said = error.what if isinstance(error, NightbeamError) else str(error)
+            self._no_monitor = PartStatus(
+                "monitor", PartState.GIVEN_UP, last_exit=said, log=str(self._layout.supervisor_log)
+            )
 
     def _start_monitor(self, env: dict[str, str], before: Report | None) -> None:
         """Start the page, at the port that it had; nothing waits for it, and nothing else depends on it."""
@@ -463,7 +476,7 @@ class Supervisor:
             if last is not None:
                 last.stop(grace_s=20.0)
         self._workers = []
-        self._ray = self._monitor = self._server = None
+        self._ray = self._monitor = self._server = self._no_monitor = None
         self._phase = Phase.FAILED if failed else Phase.STOPPED
         self._report()
         logger.info("down")
@@ -505,7 +518,7 @@ class Supervisor:
             port=self._port,
             problem=self._problem,
             schedules=self._schedules,
-            parts=tuple(part.status() for part in self._parts()),
+            parts=(*(part.status() for part in self._parts()), *([self._no_monitor] if self._no_monitor else [])),
             ray=address_of(self._ray_port) if self._ray_port is not None else "",
             monitor=self._monitor_address(),
         )

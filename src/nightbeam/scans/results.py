@@ -31,6 +31,8 @@ __all__ = ["CHUNK_PIXELS", "L1_SCHEMA", "ResultStore", "StagedScan", "arrays_of"
 
 L1_SCHEMA: Final = "scal-l1"
 _VERSION: Final = 1
+#: Whoever looks whether somebody holds the lock holds it for a moment.
+_LOOK_S: Final = 0.5
 _COMPLETE: Final = "complete"
 _CHUNK_BYTES: Final = 8 << 20
 #: Of a chunk of spectra, at most; blocks of pixels are whole chunks.
@@ -140,7 +142,7 @@ class ResultStore:
             Naming who is at it.
         """
         lock = self.path.with_name(f"{self.path.name}.lock")
-        with storage_errors(self.path), sole_owner(lock, what=f"the results {self.path}"):
+        with storage_errors(self.path), sole_owner(lock, wait_s=_LOOK_S, what=f"the results {self.path}"):
             self._tidy()
             try:
                 yield

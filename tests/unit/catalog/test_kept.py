@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from nightbeam.catalog import FileFact, GroupFact, Queue
 from nightbeam.catalog.kept import KeptDatabase
-from nightbeam.core.errors import InputError, MissingError, NightbeamError
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, UnavailableError
 
 
 class Clock:
@@ -140,6 +142,61 @@ def test_a_database_that_could_not_be_opened_is_not_tried_with_each_request(
         with pytest.raises(InputError):
             groups(kept)
     assert tried == [0.0, 2.0]
+
+
+def test_one_whose_opening_took_long_is_not_tried_again_at_once(
+    kept: KeptDatabase, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    tried = []
+
+    def refuse(self: KeptDatabase) -> None:
+        tried.append(clock.now)
+        clock.now += 3.0
+        raise InputError("no")
+
+    monkeypatch.setattr(KeptDatabase, "_opened", refuse)
+    for _ in range(5):
+        with pytest.raises(InputError):
+            groups(kept)
+    assert tried == [0.0]
+    clock.now = 5.0
+    with pytest.raises(InputError):
+        groups(kept)
+    assert tried == [0.0, 5.0]
+
+
+def test_a_server_that_was_away_is_tried_in_the_background_and_nobody_waits_for_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, url: str
+):
+    kept = KeptDatabase("postgresql://127.0.0.1:1/nightbeam", "queue", clock=clock)
+    tried: list[str] = []
+    begun, back = threading.Event(), threading.Event()
+    opened = KeptDatabase._opened
+
+    def away(self: KeptDatabase) -> Any:
+        tried.append(threading.current_thread().name)
+        if len(tried) == 1:
+            raise UnavailableError("no answer")
+        begun.set()
+        assert back.wait(30.0)
+        self._url = url
+        return opened(self)
+
+    monkeypatch.setattr(KeptDatabase, "_opened", away)
+    with pytest.raises(UnavailableError):
+        groups(kept)
+    clock.now = 2.0
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="no answer"):
+            groups(kept)
+        assert begun.wait(30.0)
+    record(url, "a")
+    back.set()
+    assert kept._trying is not None
+    kept._trying.join(30.0)
+    assert groups(kept) == 1
+    assert tried == ["MainThread", "try-queue"]
+    kept.close()
 
 
 def test_a_password_is_not_shown_and_a_server_that_is_away_is_waited_for_a_moment_only():

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from nightbeam.catalog import FileFact, GroupFact, Owner, Products, Queue, Registry, SetSpec, TableSpec
 from nightbeam.catalog.kept import KeptDatabase
 from nightbeam.catalog.pages import ProductPages, QueuePages, RegistryPages
-from nightbeam.core.errors import BusyError, MissingError
+from nightbeam.core.errors import BusyError, InputError, MissingError
 
 ME = Owner("me", "here", 1, 1.0)
 
@@ -85,9 +85,20 @@ def test_page_after_page_has_every_group_once_also_where_times_are_equal(queue: 
     assert found == ["late", "g3", "g2", "g1", "g0", "s3", "s2", "s1", "s0"]
 
 
-def test_there_is_nothing_before_a_group_that_is_not_there(queue: Queue, pages: QueuePages):
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pages_of_a_search_too_have_every_group_once_where_times_are_equal(queue: Queue, pages: QueuePages, size: int):
+    for number, received in enumerate((30.0, 10.0, 20.0, 40.0)):
+        record(queue, f"group{number}", 60950.0, now=received)
+    found: list[str] = []
+    while page := pages.groups(text="group", limit=size, before=found[-1] if found else None):
+        found += names(page)
+    assert found == ["group3", "group2", "group1", "group0"]
+
+
+def test_a_group_to_go_on_from_that_is_gone_is_said(queue: Queue, pages: QueuePages):
     record(queue, "a", 60950.0)
-    assert pages.groups(before="nobody") == []
+    with pytest.raises(MissingError, match="begin again"):
+        pages.groups(before="nobody")
 
 
 def test_groups_of_a_time_from_and_to(queue: Queue, pages: QueuePages):
@@ -145,6 +156,7 @@ def test_what_has_failed_and_was_finished_since_a_time(queue: Queue, pages: Queu
     queue.fail("g1", ME, "bad", final=True, now=200.0)
     queue.complete("g2", ME, now=200.0)
     assert names(pages.failed_since(150.0, limit=5)) == ["g1"]
+    assert (pages.failures_since(50.0), pages.failures_since(150.0), pages.failures_since(250.0)) == (2, 1, 0)
     assert (pages.finished_since(150.0), pages.finished_since(300.0)) == (1, 0)
     assert pages.last_update() == 200.0
 
@@ -189,6 +201,24 @@ def test_sets_come_newest_first_and_so_do_those_that_only_have_tables(url: str, 
     kept.close()
 
 
+def test_a_window_that_is_no_number_is_said(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/registry.sqlite3"
+    registry = Registry(url, check=lambda _path: None)
+    tables = []
+    for name in ("a_0", "a_1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+        tables.append(TableSpec(tmp_path / name, "BP", 30 + len(tables)))
+    registry.register_set(SetSpec("a", tuple(tables), 60950.0, 60950.5), now=100.0)
+    with registry.database.write() as connection:
+        connection.execute(sa.text("UPDATE caltables SET valid_start_mjd = 'soon' WHERE order_index = 30"))
+    kept = KeptDatabase(url, "registry")
+    for ask in (RegistryPages(kept).sets, lambda: RegistryPages(kept).named("a")):
+        with pytest.raises(InputError, match="something else than it should"):
+            ask()
+    kept.close()
+
+
 def test_images_come_newest_first_page_after_page(products: Products, made: ProductPages):
     for number in range(5):
         products.upsert_image(
@@ -198,7 +228,8 @@ def test_images_come_newest_first_page_after_page(products: Products, made: Prod
     rest = made.images(limit=9, before=first[-1].id)
     assert [row.path for row in [*first, *rest]] == ["/i/4", "/i/3", "/i/2", "/i/1", "/i/0"]
     assert [row.path for row in made.images(since_mjd=60951.0, until_mjd=60953.0)] == ["/i/2", "/i/1"]
-    assert made.images(before=10**9) == []
+    with pytest.raises(MissingError, match="begin again"):
+        made.images(before=10**9)
 
 
 def test_sets_of_a_stage_come_by_its_time_and_those_without_one_last(products: Products, made: ProductPages):

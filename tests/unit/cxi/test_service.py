@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import BusyError, MissingError, StorageError, UnavailableError
+from nightbeam.core.locks import is_held
 from nightbeam.cxi import start
+from nightbeam.cxi.ledger import lock_path
 from nightbeam.cxi.service import StreamWriter
 from nightbeam.cxi.worker import CxiService
 from nightbeam.testing.cxi_world import World, small_config
@@ -251,3 +254,15 @@ class Failing:
 
     def counters(self) -> dict[str, Any]:
         return {"batches_received": 0}
+
+
+def test_who_only_looks_at_the_lock_keeps_no_writer_from_starting(tmp_path, monkeypatch):
+    output = small_config(tmp_path).output
+    with start.own_directory(output):
+        pass
+    lock = lock_path(output.output_dir, output.file_prefix)
+    with lock.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("nightbeam.core.locks.time.sleep", lambda _s: fcntl.flock(looking, fcntl.LOCK_UN))
+        with start.own_directory(output):
+            assert is_held(lock)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +20,7 @@ from nightbeam.core.errors import StorageError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.app import create_app
 from nightbeam.monitor.auth import COOKIE, Auth
+from nightbeam.monitor.metrics import Instruments, Machine
 from nightbeam.monitor.model import Reprocessed
 from nightbeam.monitor.read import Reader
 
@@ -128,6 +131,17 @@ def test_tonight_has_every_system_those_in_trouble_first(get: Get):
     found = get("/api/tonight").json()
     assert {one["key"] for one in found["systems"]} == {"contimg", "elog", "constants", "scans", "cxi", "platform"}
     assert (found["standing"], found["systems"][0]["key"]) == ("trouble", "contimg"), "a group failed"
+
+
+def test_the_processors_are_measured_whichever_thread_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Times = namedtuple("Times", "user system idle iowait guest")
+    looks = iter([Times(100.0, 10.0, 500.0, 5.0, 50.0), Times(130.0, 20.0, 555.0, 10.0, 70.0)])
+    monkeypatch.setattr("nightbeam.monitor.metrics.psutil.cpu_times", lambda: next(looks))
+    machine, found = Machine(tmp_path), []
+    other = threading.Thread(target=lambda: found.append(machine.now().cpu_percent))
+    other.start()
+    other.join(10.0)
+    assert found == [40.0], "of 100 s in all 30 and 10 at work; a guest's 20 are among the first 30"
 
 
 def test_prometheus_can_read_its_numbers(get: Get):
@@ -284,8 +298,8 @@ def test_whoever_shows_the_token_has_a_group_done_again(post: Get, fake: Fake):
         ({}, 401),
         ({"cookie": f"{COOKIE}=forged"}, 401),
         ({"authorization": "Bearer wrong"}, 403),
-        ({"authorization": "Basic " + TOKEN}, 403),
-        ({"authorization": TOKEN}, 403),
+        ({"authorization": "Basic " + TOKEN}, 401),
+        ({"authorization": TOKEN}, 401),
     ],
 )
 def test_nobody_else_does(post: Get, fake: Fake, headers: dict[str, str], status: int):
@@ -330,6 +344,64 @@ def test_looking_changes_nothing_with_any_other_method(ask: Callable[..., Any], 
 
 
 # -- health -------------------------------------------------------------------------------------------------------
+
+
+def damage(settings: Settings, *names: str) -> None:
+    for name in names:
+        Path(str(getattr(settings.contimg, f"{name}_db")).removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("database", "path"),
+    [
+        ("queue", f"/api/groups/{FIRST}"),
+        ("queue", f"/groups/{FIRST}.json"),
+        ("products", "/api/mosaics/m"),
+        ("products", "/api/mosaics/m/png"),
+        ("products", "/api/images/1/png"),
+        ("products", "/images/1.json"),
+        ("products", "/mosaics/m.json"),
+    ],
+)
+def test_what_cannot_be_read_is_not_said_to_be_missing(get: Get, filled: Settings, database: str, path: str):
+    assert get(path).status in (200, 404)
+    damage(filled, database)
+    found = get(path)
+    said = found.json()
+    assert (found.status, f"the {database} cannot be read" in said.get("detail", said.get("error"))) == (503, True)
+
+
+def test_a_queue_that_cannot_be_read_has_no_numbers_for_prometheus(filled: Settings):
+    def names() -> set[str]:
+        reader = Reader(filled)
+        told = Instruments(reader, Machine(filled.state_dir)).text().decode()
+        reader.close()
+        return {one.name for one in text_string_to_metric_families(told)}
+
+    counted = {"nightbeam_groups", "nightbeam_backlog_groups"}
+    assert counted <= names()
+    damage(filled, "queue")
+    assert not counted & names()
+
+
+def test_a_site_that_listens_at_an_address_answers_there(filled: Settings, ask: Any):
+    def status(host: str, asked: str) -> int:
+        monitor = filled.monitor.model_copy(update={"host": host})
+        app = create_app(filled.model_copy(update={"monitor": monitor}), auth=Auth(TOKEN))
+        return int(ask(app, "/api/openapi.json", headers={"host": asked}).status)
+
+    assert status("192.168.7.5", "192.168.7.5:8000") == 200
+    assert status("192.168.7.5", "192.168.7.6:8000") == 400
+    assert status("0.0.0.0", "0.0.0.0") == 400
+    assert status("fe80::1", "[fe80::1]:8000") == 200
+
+
+def test_a_head_is_a_get_without_its_body(get: Get, app: Any, ask: Any):
+    for path in ("/api/status", "/groups", "/metrics"):
+        found = ask(app, path, method="HEAD")
+        assert (found.status, found.body) == (200, b"")
+        assert int(found.headers["content-length"]) > 0
+    assert ask(app, "/api/none", method="HEAD").status == 404
 
 
 def test_health_is_200_where_all_can_be_read_and_503_with_the_reason_where_not(get: Get, filled: Settings, ask: Any):

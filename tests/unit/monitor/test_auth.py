@@ -34,9 +34,7 @@ def test_who_shows_the_token_may(auth: Auth):
     auth.demand({**HOST, "authorization": f"bearer  {TOKEN} "}, None, scheme="http")
 
 
-@pytest.mark.parametrize(
-    "said", ["Bearer other", f"Basic {TOKEN}", TOKEN, "Bearer", f"Bearer {TOKEN}x", "Bearer \u00e9"]
-)
+@pytest.mark.parametrize("said", ["Bearer other", "Bearer", f"bearer {TOKEN}x", "Bearer \u00e9"])
 def test_another_word_is_refused_even_with_a_good_cookie(auth: Auth, said: str):
     session = auth.new_session()
     with pytest.raises(ForbiddenError):
@@ -71,6 +69,17 @@ def test_a_page_of_another_site_may_not_whatever_it_knows(auth: Auth, more: dict
     session = auth.new_session()
     with pytest.raises(ForbiddenError, match="another site"):
         auth.demand({**HOST, **more}, session.value, scheme="http", csrf=session.csrf)
+
+
+@pytest.mark.parametrize("said", ["Basic dXNlcjpwYXNz", f"Basic {TOKEN}", TOKEN, "Negotiate x"])
+def test_what_is_said_to_a_server_before_us_is_nothing_to_us(auth: Auth, said: str):
+    session, headers = auth.new_session(), {**HOST, "authorization": said}
+    auth.demand(headers, session.value, scheme="http", csrf=session.csrf)
+    with pytest.raises(ForbiddenError, match="another site"):
+        auth.demand(headers | {"origin": "http://evil"}, session.value, scheme="http", csrf=session.csrf)
+    with pytest.raises(AuthError, match="needs the token") as refused:
+        auth.demand(headers, None, scheme="http")
+    assert not isinstance(refused.value, ForbiddenError)
 
 
 def test_the_cookie_alone_is_worth_nothing(auth: Auth):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -137,3 +138,17 @@ def test_an_address_is_taken_back_only_by_who_gave_it(tmp_path: Path):
     assert files.read_address(tmp_path) == "http://127.0.0.1:8000"
     files.forget_address(tmp_path, "http://127.0.0.1:8000")
     assert files.read_address(tmp_path) is None
+
+
+def test_of_each_group_the_newest_picture_is_found_however_many_another_has(tmp_path: Path):
+    for number, (group, name) in enumerate((("b", "z.png"), ("a", "c.png"), ("b", "a.png"), ("a", "x.json"))):
+        (tmp_path / group).mkdir(exist_ok=True)
+        (tmp_path / group / name).write_bytes(b"x")
+        os.utime(tmp_path / group / name, (1000.0 + number, 1000.0 + number))
+    for number in range(1200):
+        (tmp_path / "b" / f"m{number:04d}.png").write_bytes(b"")
+        os.utime(tmp_path / "b" / f"m{number:04d}.png", (5.0, 5.0))
+    found = files.newest_pictures(tmp_path, limit=10)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["b/a.png", "a/c.png"]
+    assert files.newest_pictures(tmp_path, limit=1) == found[:1]
+    assert files.newest_pictures(tmp_path / "none", limit=1) == []

@@ -441,6 +441,35 @@ def test_a_database_that_is_none_is_said_on_the_page_which_comes_all_the_same(tm
     assert re.search(r'class="banner tone-warn".*?sqlite3', page, re.DOTALL)
 
 
+@pytest.mark.parametrize(
+    ("database", "path", "words"),
+    [
+        ("products", "/", "No mosaic has been built yet"),
+        ("products", "/images", "No image has been made yet"),
+        ("products", "/mosaics", "No mosaic has been planned yet"),
+        ("cal_registry", "/", "No set of tables holds now"),
+        ("ingest", "/groups", "No group has come yet"),
+    ],
+)
+def test_of_what_cannot_be_read_it_is_not_said_that_there_is_none(tmp_path, database, path, words):
+    settings = sample_settings(tmp_path / "state")
+    assert words in _site(settings).page(path), "nobody has made it yet"
+    settings.state_dir.mkdir()
+    (settings.state_dir / f"{database}.sqlite3").write_bytes(b"this is no database" * 100)
+    page = _site(settings).page(path)
+    assert words not in page
+    assert "cannot be told" in page
+    assert re.search(r'class="banner tone-warn".*?sqlite3', page, re.DOTALL)
+
+
+def test_why_groups_cannot_be_read_is_brought_up_to_date_with_them(tmp_path):
+    settings = sample_settings(tmp_path / "state")
+    settings.state_dir.mkdir()
+    (settings.state_dir / "ingest.sqlite3").write_bytes(b"this is no database" * 100)
+    page = _site(settings).page("/groups")
+    assert page.index('id="fresh"') < page.index("banner tone-warn")
+
+
 def test_a_group_in_a_queue_that_cannot_be_read_is_not_said_to_be_missing(tmp_path):
     settings = sample_settings(tmp_path / "state")
     settings.state_dir.mkdir()
@@ -486,6 +515,29 @@ def test_rows_that_hold_next_to_nothing_are_shown_as_far_as_they_go(tmp_path):
         site.page(path)
         if path != "/images?view=table":
             site.json("/tonight.json" if path == "/" else f"{path}.json")
+
+
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-30", "9999-12-31"])
+def test_the_ends_of_all_time_are_days_like_others_or_refused(site, path, day):
+    for query in (f"since={day}", f"until={day}", f"until={day}&days=30", f"since={day}&until={day}"):
+        assert site.ask(f"{path}?{query}").status_code in (200, 400), query
+
+
+def test_how_many_were_looked_through_is_said_only_where_there_are_more(site, monkeypatch):
+    assert "Looked through" not in site.page("/groups?text=imager")
+    assert "Looked through" not in site.page("/mosaics?text=tonight")
+    monkeypatch.setattr("nightbeam.monitor.read.SEARCHED", 3)
+    monkeypatch.setattr("nightbeam.monitor.views._MOST_MOSAICS", 1)
+    assert "Looked through the newest 3 groups" in site.page("/groups?text=imager")
+    assert "Looked through the newest 1 mosaics" in site.page("/mosaics?text=tonight")
+
+
+def test_a_page_that_goes_on_from_a_row_that_is_gone_says_so(site):
+    for path in ("/groups?before=2000-01-01T00:00:00", "/images?before=99999"):
+        page = site.page(path)
+        assert "begin again" in page
+        assert "has been made yet" not in page
 
 
 # -- hostile values -----------------------------------------------------------------------------------------------
@@ -697,6 +749,12 @@ def test_after_the_log_out_the_page_says_so_and_the_cookie_is_gone(site):
     answer = site.ask("/logout", method="POST", headers=site.log_in())
     assert answer.headers["location"] == "/?said=out"
     assert "Max-Age=0" in answer.headers["set-cookie"]
+
+
+def test_a_page_of_another_site_cannot_log_anybody_out(site):
+    headers = site.log_in() | {"origin": "https://evil.example"}
+    answer = site.ask("/logout", method="POST", headers=headers)
+    assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
 
 
 def test_a_message_in_an_address_is_one_of_ours_or_none(site):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from nightbeam.catalog import FileFact, GroupFact, Logbook, Products, Queue, Registry
 from nightbeam.core.settings import Settings
@@ -88,6 +89,64 @@ def test_a_part_of_a_date_finds_the_groups_of_that_time(reader: Reader):
     assert [one.group_id[11:] for one in reader.groups(text="2025-10-02T00:10").items] == ["00:10:18"]
     assert reader.groups(text="2025-10-03").items == []
     assert [one.group_id for one in reader.groups(text="3c48").items] == [FIRST]
+
+
+def test_a_group_is_found_by_its_own_id_though_its_time_has_passed_through_a_julian_date(filled: Settings):
+    ids = []
+    with closing(sqlite3.connect(file_of(filled, "queue"))) as raw:
+        raw.execute("PRAGMA foreign_keys=OFF")
+        raw.execute("DELETE FROM ingest_queue")
+        for number in range(40):
+            at = datetime(2025, 10, 2, tzinfo=UTC).timestamp() + 309.0 * number
+            ids.append(datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+            mjd = (at / 86400.0 + 40587.0 + 2400000.5) - 2400000.5
+            raw.execute(
+                "INSERT INTO ingest_queue (group_id, state, received_at, last_update, start_mjd)"
+                " VALUES (?, 'completed', 0, 0, ?)",
+                (ids[-1], mjd if number else None),
+            )
+        raw.commit()
+    reader = Reader(filled)
+    assert [[one.group_id for one in reader.groups(text=name).items] for name in ids] == [[name] for name in ids]
+    minutes = [[one.group_id for one in reader.groups(text=name[:16]).items] for name in ids[1:]]
+    assert minutes == [[name] for name in ids[1:]]
+    assert reader.groups(text=ids[3], state="failed").items == []
+    assert reader.groups(text=ids[0], since=datetime(2025, 10, 2, tzinfo=UTC)).items == []
+    assert reader.groups(text=ids[3], until=datetime(2025, 10, 2, tzinfo=UTC)).items == []
+    reader.close()
+
+
+def test_a_row_to_go_on_from_that_is_gone_is_said(reader: Reader):
+    for found in (reader.groups(before="2025-10-01T00:00:00"), reader.images(before=99)):
+        assert (found.items, "begin again" in found.problems[0]) == ([], True)
+
+
+def test_health_has_each_database_answer_something(reader: Reader):
+    asked: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    for kept in reader._databases().values():
+        if kept.name != "elog":
+            sa.event.listen(kept._database().engine, "before_cursor_execute", note)
+    assert reader.health().status == "ok"
+    assert [one for one in asked if one != "BEGIN"] == ["SELECT 1"] * 3
+
+
+def test_of_many_failures_all_are_counted(filled: Settings):
+    with closing(sqlite3.connect(file_of(filled, "queue"))) as raw:
+        for number in range(60):
+            raw.execute(
+                "INSERT INTO ingest_queue (group_id, state, received_at, last_update) VALUES (?, 'failed', 0, ?)",
+                (f"f{number}", 1_759_363_200.0 + number),
+            )
+        raw.execute("UPDATE ingest_queue SET state = 'completed' WHERE state = 'in_progress'")
+        raw.commit()
+    reader = Reader(filled, clock=lambda: 1_759_363_200.0 + 1000.0)
+    system = reader.contimg()
+    assert (system.facts["failed_24h"], "61 groups failed" in system.reason) == (61, True), system.reason
+    reader.close()
 
 
 def test_groups_go_on_where_they_ended(reader: Reader):

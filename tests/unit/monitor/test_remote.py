@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nightbeam.catalog import Owner, Queue
+from nightbeam.catalog import FileFact, GroupFact, Owner, Queue
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError, UnavailableError
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.read import Reader
@@ -151,6 +151,25 @@ def test_not_even_then_is_a_group_taken_from_whoever_works_on_it(again: Reproces
     assert queue.group(WORKING).state == "in_progress"
 
 
+def test_nor_where_it_became_whole_and_was_claimed_while_prefect_was_asked(
+    again: Reprocessing, queue: Queue, prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch
+):
+    worker = Owner("worker", "here", 2, 1.0)
+
+    def meanwhile(_name: str) -> dict[str, Any]:
+        rest = [FileFact(k, Path(f"/in/{PART}_sb{k:02d}.hdf5")) for k in range(3, 16)]
+        row = queue.group(PART)
+        queue.record(GroupFact(PART, row.start_mjd), rest)
+        queue.claim(PART, worker)
+        return {"id": "d"}
+
+    monkeypatch.setattr(prefect, "deployment", meanwhile)
+    with pytest.raises(BusyError):
+        again.start(PART, partial=True)
+    row = queue.group(PART)
+    assert (row.state, row.owner) == ("in_progress", "worker")
+
+
 def test_a_group_that_lacks_subbands_is_not_begun(again: Reprocessing, queue: Queue):
     with pytest.raises(InputError, match="3 of 16 subbands"):
         again.start(PART)
@@ -183,6 +202,26 @@ def test_where_the_run_cannot_be_asked_for_the_group_is_pending_and_asked_for_la
     prefect.fails_at_run = False
     again.start(DONE)
     assert prefect.asked[0]["idempotency_key"] == f"main/{key}"
+
+
+def test_the_run_that_could_not_be_asked_for_is_started_by_who_asks_again(again: Reprocessing, prefect: FakePrefect):
+    prefect.fails_at_run = True
+    with pytest.raises(UnavailableError, match="the group is pending"):
+        again.start(DONE)
+    prefect.fails_at_run = False
+    assert [again.start(DONE).started for _ in range(2)] == [True, False]
+
+
+def test_a_queue_that_is_locked_is_not_a_group_that_is_worked_on(
+    again: Reprocessing, filled: Settings, queue: Queue, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("nightbeam.monitor.remote._BUSY_TIMEOUT_S", 0.01)
+    with closing(sqlite3.connect(str(filled.contimg.queue_db).removeprefix("sqlite:///"))) as raw:
+        raw.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="cannot be written now"):
+            again.start(DONE)
+        raw.rollback()
+    assert again.start(DONE).started
 
 
 def test_a_key_gives_its_run_even_after_that_has_taken_the_group_and_after_a_restart(

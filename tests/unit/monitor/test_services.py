@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ def contimg(settings: Settings, **told: Any) -> Any:
     at = NOW.timestamp()
     usual: dict[str, Any] = {
         "counts": QueueCounts(total=5, completed=5), "last_update": at - 60, "last_received": at - 300, "working": [],
-        "collecting": [], "failed": [], "finished": 5,
+        "collecting": [], "failed": [], "failures": len(told.get("failed", [])), "finished": 5,
     }  # fmt: skip
     runs = told.pop("platform_runs", True)
     asked = {name: (lambda value=value: value) for name, value in (usual | told).items()}
@@ -58,6 +59,23 @@ def contimg(settings: Settings, **told: Any) -> Any:
         ({"counts": QueueCounts(total=10, pending=10)}, Standing.OK, "0 in work, 10 waiting"),
         ({"counts": QueueCounts()}, Standing.WAITING, "no group has come yet"),
         ({"failed": [row(error="disk full\nand more")]}, Standing.TROUBLE, "1 group failed in 24 h, last g: disk full"),
+        (
+            {"failed": [row(error="disk full")], "failures": 240},
+            Standing.TROUBLE,
+            "240 groups failed in 24 h, last g: disk full",
+        ),
+        ({}, Standing.OK, "the last began to arrive 5 min ago"),
+        (
+            {"counts": QueueCounts(total=3, pending=3), "last_update": NOW.timestamp() - 1200},
+            Standing.WAITING,
+            "3 groups wait and nobody works on one; the last change was 20 min ago",
+        ),
+        ({"counts": QueueCounts(total=3, pending=3), "last_update": NOW.timestamp() - 600}, Standing.OK, "3 waiting"),
+        (
+            {"counts": QueueCounts(total=3, pending=2, in_progress=1), "last_update": NOW.timestamp() - 1200},
+            Standing.OK,
+            "1 in work",
+        ),
         ({"working": [row(heartbeat_at=NOW.timestamp() - 1200)]}, Standing.TROUBLE, "g has been silent for 20 min"),
         ({"working": [row(heartbeat_at=NOW.timestamp() - 800)]}, Standing.OK, "all groups done"),
         (
@@ -71,6 +89,16 @@ def contimg(settings: Settings, **told: Any) -> Any:
             {"platform_runs": False, "counts": QueueCounts(total=2, pending=2)},
             Standing.OFF,
             "the platform is stopped, 2 groups wait",
+        ),
+        (
+            {"platform_runs": False, "counts": QueueCounts(total=4, pending=1, in_progress=3)},
+            Standing.OFF,
+            "the platform is stopped, 1 group waits and 3 groups were in work",
+        ),
+        (
+            {"platform_runs": False, "counts": QueueCounts(total=4, in_progress=1)},
+            Standing.OFF,
+            "the platform is stopped, 1 group was in work",
         ),
     ],
 )
@@ -86,7 +114,9 @@ def test_imaging_without_a_queue_is_off_and_with_a_damaged_one_in_trouble(settin
 
         return ask
 
-    usual = dict.fromkeys(("last_update", "last_received", "working", "collecting", "failed", "finished"), lambda: [])
+    usual = dict.fromkeys(
+        ("last_update", "last_received", "working", "collecting", "failed", "failures", "finished"), lambda: []
+    )
     for error, standing in ((MissingError("none"), Standing.OFF), (InputError("damaged"), Standing.TROUBLE)):
         found = services.contimg_system(settings, NOW, counts=raising(error), **usual, platform_runs=True)  # type: ignore[arg-type]
         assert found.standing is standing
@@ -108,7 +138,9 @@ def beat(settings: Settings, **said: Any) -> Path:
     ("said", "standing", "reason"),
     [
         ({}, Standing.OK, "12 scans calibrated"),
-        ({"backlog": 4}, Standing.WAITING, "4 scans wait"),
+        ({"backlog": 4}, Standing.WAITING, "4 scans wait for their turn"),
+        ({"backlog": 1}, Standing.WAITING, "1 scan waits for its turn"),
+        ({"at": None}, Standing.UNKNOWN, "it runs and has not said how it does"),
         ({"failed": 2, "last_error": "no loads"}, Standing.TROUBLE, "2 scans cannot be calibrated: no loads"),
         ({"problems": ["the disk is full"]}, Standing.TROUBLE, "the disk is full"),
         ({"at": ago(900)}, Standing.TROUBLE, "silent for 15 min"),
@@ -121,6 +153,18 @@ def test_a_scan_calibrator_that_runs(settings: Settings, said: dict[str, Any], s
         found = services.scans_state(settings, NOW)
     assert (found.running, found.system.standing) == (True, standing)
     assert reason in found.system.reason
+
+
+@pytest.mark.parametrize("written", [None, "", "{", "[]"])
+def test_one_that_runs_and_whose_heartbeat_cannot_be_read_is_not_well(settings: Settings, written: str | None):
+    out = beat(settings)
+    if written is None:
+        (out / "scan-calibrator.json").unlink()
+    else:
+        (out / "scan-calibrator.json").write_text(written)
+    with sole_owner(out / "scan-calibrator.lock"):
+        found = services.scans_state(settings, NOW).system
+    assert (found.standing, found.reason) == (Standing.UNKNOWN, "it runs and has not said how it does")
 
 
 def test_one_that_does_not_run_is_off_unless_something_waits(settings: Settings):
@@ -190,6 +234,7 @@ def test_runs_have_their_hit_rate_the_one_heard_of_last_first(cxi: Settings):
         ({"counters": {}}, Standing.WAITING, "nothing has come yet"),
         ({"problems": ["no file can be written"]}, Standing.TROUBLE, "no file can be written"),
         ({"updated": ago(90)}, Standing.TROUBLE, "silent for 90 s"),
+        ({"updated": None}, Standing.TROUBLE, "run runs and does not say when it last did"),
     ],
 )
 def test_a_writer_that_runs(cxi: Settings, said: dict[str, Any], standing: Standing, reason: str):
@@ -203,7 +248,7 @@ def test_one_that_ended_and_one_that_was_killed(cxi: Settings):
     writer(cxi, state="ended", counters={"total_events_written": 6})
     assert services.cxi_state(cxi, NOW).system.standing is Standing.OFF
     writer(cxi, state="ended")
-    assert "lost 1 events" in services.cxi_state(cxi, NOW).system.reason
+    assert "lost 1 event" in services.cxi_state(cxi, NOW).system.reason
     writer(cxi)
     found = services.cxi_state(cxi, NOW)
     assert (found.system.standing, "is gone" in found.system.reason) == (Standing.TROUBLE, True)
@@ -256,10 +301,14 @@ def test_a_mirror_says_what_it_holds_when_it_was_updated_and_what_failed(setting
     assert services.elog_state(settings, pages, NOW).system.standing is Standing.WAITING
     early = datetime(2025, 10, 3, 11, 0, tzinfo=UTC)
     book.put_experiment({"_id": "x1", "name": "x1", "instrument": "MFX"}, now=early)
+    with book.database.write() as connection:
+        connection.exec_driver_sql("UPDATE experiments SET start_time = '2025-10-01T12:30:00-07:00', end_time = 'soon'")
     book.set_metadata(last_update="2025-10-03T11:00:00+00:00")
     found = services.elog_state(settings, pages, NOW)
     assert (found.system.standing, found.experiments, found.lists_failed) == (Standing.OK, 1, 0)
     assert [one.experiment_id for one in found.newest] == ["x1"]
+    (one,) = found.newest
+    assert (one.start_time, one.end_time, one.updated_at) == ("2025-10-01T19:30:00Z", "soon", "2025-10-03T11:00:00Z")
     book.failed("x1", Resource.RUNS, "the service said 500", now=early)
     found = services.elog_state(settings, pages, NOW)
     assert (found.system.standing, "the service said 500" in found.system.reason) == (Standing.TROUBLE, True)
@@ -292,6 +341,22 @@ LOST = PartStatus("worker-casa", PartState.GIVEN_UP, last_exit="exit code 3")
         ({"problem": "no space"}, ("healthy", ()), Standing.TROUBLE, "no space"),
         ({"phase": Phase.STARTING}, ("healthy", ()), Standing.WAITING, "starting"),
         ({}, ("healthy", (PoolStatus("casa", True, 1, 0, 0, 0, 0),)), Standing.WAITING, "paused: casa"),
+        ({}, ("healthy", (PoolStatus("casa", True, 0, 0, 0, 0, 0),)), Standing.WAITING, "paused: casa"),
+        ({}, ("healthy", (PoolStatus("casa", False, 0, 0, 0, 3, 0),)), Standing.TROUBLE, "nobody works for casa"),
+        ({}, ("healthy", (POOL, PoolStatus("theirs", False, 0, 0, 0, 0, 0))), Standing.OK, "2 runs"),
+        (
+            {"phase": Phase.STARTING},
+            ("healthy", (PoolStatus("casa", False, 0, 0, 0, 0, 0),)),
+            Standing.WAITING,
+            "starting",
+        ),
+        (
+            {"parts": (PartStatus("worker-casa", PartState.WAITING),)},
+            ("healthy", (PoolStatus("casa", False, 0, 0, 0, 0, 0),)),
+            Standing.WAITING,
+            "worker-casa starts again",
+        ),
+        ({}, ("healthy", (PoolStatus("casa", False, 1, 2, 0, 3, 2),)), Standing.WAITING, "2 runs are late"),
     ],
 )
 def test_a_platform_that_runs(settings: Settings, told: Any, answer: Any, standing: Standing, reason: str):
@@ -328,4 +393,57 @@ def test_a_server_that_refuses_us_is_said(settings: Settings):
     watch = PlatformWatch(settings, now=lambda: NOW, ask=refuse)
     with sole_owner(layout.lock):
         assert "overloaded" in watch.state().system.reason
+    watch.close()
+
+
+def test_a_server_that_answers_what_nobody_expects_harms_nothing_and_is_asked_again(settings: Settings, caplog: Any):
+    answers: list[Any] = [KeyError("is_paused"), ("healthy", (POOL,))]
+
+    def say(*_: Any, **__: Any) -> Any:
+        said = answers.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    layout, clock = report(settings), [0.0]
+    watch = PlatformWatch(settings, now=lambda: NOW, ask=say, clock=lambda: clock[0])
+    with sole_owner(layout.lock):
+        first = watch.state()
+        assert (first.system.standing, "is_paused" in first.server) == (Standing.TROUBLE, True)
+        assert watch.state().server == first.server
+        clock[0] = 20.0
+        assert watch.state().system.standing is Standing.OK
+    watch.close()
+    assert "could not be asked" in caplog.text
+
+
+def test_what_the_server_said_long_ago_is_not_taken_for_the_present(settings: Settings, monkeypatch: Any):
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def say(*_: Any, **__: Any) -> Any:
+        if hangs.is_set():
+            goes_on.wait(30.0)
+            return "unreachable", ()
+        return "healthy", (POOL,)
+
+    layout, clock = report(settings), [0.0]
+    watch = PlatformWatch(settings, now=lambda: NOW, ask=say, clock=lambda: clock[0])
+    monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 30.0)
+    with sole_owner(layout.lock):
+        assert watch.state().server == "healthy"
+        hangs.set()
+        clock[0] = 6.0
+        assert watch.state().server == "healthy", "it is asked in the background"
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 0.01)
+        clock[0] = 16.0
+        found = watch.state()
+        assert (found.server, found.pools, found.system.standing) == ("asking", [], Standing.WAITING)
+        goes_on.set()
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 30.0)
+        assert watch.state().server == "unreachable"
+        goes_on.clear()
+        monkeypatch.setattr("nightbeam.monitor.watch._WAIT_S", 0.01)
+        clock[0] = 40.0
+        assert watch.state().server == "unreachable", "it has said nothing better since"
+        goes_on.set()
     watch.close()

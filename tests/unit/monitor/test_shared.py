@@ -224,3 +224,54 @@ def test_what_goes_wrong_is_raised_and_not_kept():
     with pytest.raises(ValueError, match="no"):
         fresh.get()
     assert fresh.get() == 7
+
+
+def test_what_was_made_long_ago_is_not_given_to_those_who_come_while_it_is_made_anew():
+    clock = Clock()
+    making, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def make() -> float:
+        if clock.now:
+            making.set()
+            assert go_on.wait(10.0)
+        return clock.now
+
+    class Lock:
+        """A lock that says when somebody waits for it."""
+
+        def __init__(self, real: Any) -> None:
+            self.real, self.release = real, real.release
+
+        def acquire(self, *, blocking: bool) -> bool:
+            if making.is_set() and blocking:
+                waiting.set()
+            return bool(self.real.acquire(blocking=blocking))
+
+    fresh = Fresh(make, keep_s=1.0, clock=clock)
+    fresh._lock = Lock(fresh._lock)  # type: ignore[assignment]
+    assert fresh.get() == 0.0
+    clock.now = 3600.0
+    found: list[float] = []
+    both = [threading.Thread(target=lambda: found.append(fresh.get())) for _ in range(2)]
+    for one in both:
+        one.start()
+    assert making.wait(10.0)
+    assert waiting.wait(10.0)
+    go_on.set()
+    for one in both:
+        one.join(10.0)
+    assert found == [3600.0, 3600.0]
+
+
+@pytest.mark.parametrize(("method", "status", "asked"), [
+    ("POST", 303, 3), ("POST", 200, 3), ("POST", 403, 2), ("POST", 500, 2), ("HEAD", 200, 2), ("OPTIONS", 405, 2),
+])  # fmt: skip
+def test_only_what_changed_something_has_all_answers_made_anew(method: str, status: int, asked: int):
+    app = Counting()
+    shared = Shared(app)
+    ask(shared, "/page")
+    app.status = status
+    ask(shared, "/do", method=method)
+    app.status = 200
+    ask(shared, "/page")
+    assert app.asked == asked

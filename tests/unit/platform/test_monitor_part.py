@@ -14,7 +14,7 @@ import pytest
 from nightbeam.core.settings import Settings, load_settings
 from nightbeam.platform import compute
 from nightbeam.platform.files import read_report, write_report
-from nightbeam.platform.model import Layout, Phase, Program, Report
+from nightbeam.platform.model import Layout, PartState, Phase, Program, Report
 from nightbeam.platform.worker import Supervisor
 
 
@@ -113,3 +113,16 @@ def test_the_report_of_an_older_supervisor_has_no_monitor_and_can_be_read(layout
 
 def test_settings_have_it_on_by_default():
     assert Settings().monitor.enabled
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid", "x" * 80])
+def test_a_platform_whose_page_cannot_listen_goes_on_without_it_and_says_so(layout: Layout, host: str, caplog: Any):
+    told = {"state_dir": layout.state_dir, "monitor.host": host}
+    supervisor = Supervisor(load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved())
+    supervisor._try_to_start_monitor({}, None)
+    report = _report(supervisor, layout)
+    (part,) = report.parts
+    assert (report.monitor, part.name, part.state) == ("", "monitor", PartState.GIVEN_UP)
+    assert "is no address of this machine" in part.last_exit
+    assert "ports" not in part.last_exit
+    assert "no page" in caplog.text

@@ -12,6 +12,7 @@ import pytest
 
 from nightbeam.core.errors import AuthError, InputError, MissingError, UnavailableError
 from nightbeam.platform import remote
+from nightbeam.platform.control import ask_server
 from nightbeam.platform.processes import free_port
 from nightbeam.platform.remote import PrefectApi
 
@@ -32,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
         status, content = self.server.answers.pop(0)
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
     do_GET = do_PATCH = do_POST  # noqa: N815 (http.server's names)
 
@@ -77,6 +78,16 @@ def test_a_server_that_stays_overloaded_is_unavailable(server, api):
     server.answers = [(503, None)] * 3
     with pytest.raises(UnavailableError, match="503"):
         api.version()
+
+
+def test_what_answers_and_is_no_prefect_is_unavailable_and_said(server, api):
+    server.answers = [(200, b"<html>log in</html>")]
+    with pytest.raises(UnavailableError, match="no JSON"):
+        api.version()
+    for content in (b"<html>log in</html>", [{"id": 1}], {"detail": "x"}, 3):
+        server.answers = [(200, content)]
+        said, pools = ask_server(api.url, None)
+        assert (said.startswith("answers nonsense"), pools) == (True, ()), said
 
 
 def test_nobody_there_says_how_to_start_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import zarr
 
 from nightbeam.core.errors import BusyError, InputError, StorageError, UsageError
+from nightbeam.core.locks import is_held
 from nightbeam.scans import results
 from nightbeam.scans.files import create_raw_store, scan_name
 from nightbeam.scans.results import ResultStore, arrays_of, fingerprint
@@ -100,6 +102,17 @@ def test_one_at_a_time_and_what_the_dead_left_is_removed(store: ResultStore):
         assert not store.staging.exists()
         with pytest.raises(BusyError, match="process"), ResultStore(store.path).sole_writer():
             pass
+
+
+def test_who_only_looks_at_the_lock_keeps_nobody_from_writing(store: ResultStore, monkeypatch: pytest.MonkeyPatch):
+    with store.sole_writer():
+        pass
+    lock = store.path.with_name(f"{store.path.name}.lock")
+    with lock.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("nightbeam.core.locks.time.sleep", lambda _s: fcntl.flock(looking, fcntl.LOCK_UN))
+        with store.sole_writer():
+            assert is_held(lock)
 
 
 def test_what_is_no_store_of_results_is_left_alone(tmp_path: Path):
