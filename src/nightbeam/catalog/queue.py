@@ -56,6 +56,7 @@ _FREE: Mapping[str, None] = {
     "owner_host": None,
     "owner_pid": None,
     "owner_started": None,
+    "owner_birth": None,
     "heartbeat_at": None,
     "dispatched_at": None,
     "dispatch_key": None,
@@ -811,6 +812,7 @@ def _held_by(owner: Owner, now: float) -> dict[str, Any]:
         "owner_host": owner.host,
         "owner_pid": owner.pid,
         "owner_started": owner.started,
+        "owner_birth": owner.birth,
         "heartbeat_at": now,
         "last_update": now,
     }

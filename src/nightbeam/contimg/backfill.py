@@ -378,7 +378,11 @@ class _Search:
         return receipt is not None and Path(str(receipt.get("ms"))) == path
 
     def _why_left(self, found: _Found, group: GroupRow | None, *, ours: bool) -> str:
-        if group is not None and group.state == State.IN_PROGRESS and not is_dead(group):
+        if (
+            group is not None
+            and group.state == State.IN_PROGRESS
+            and not is_dead(group, lock=self.site.group_lock(group.group_id))
+        ):
             return f"its group is being worked on by {group.owner or 'somebody'}"
         waiting = group is not None and group.processing_stage == Stage.WAITING_FOR_GAINS
         if group is not None and group.state in (State.PENDING, State.COLLECTING) and not waiting:

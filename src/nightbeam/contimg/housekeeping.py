@@ -240,7 +240,7 @@ class _Look:
     def facts(self) -> Facts:
         """Return all of it as plain facts."""
         rows = list(self.groups.values())
-        leases = [_lease(row) for row in rows if row.state == State.IN_PROGRESS]
+        leases = [_lease(row, self.site.group_lock(row.group_id)) for row in rows if row.state == State.IN_PROGRESS]
         products = [*self._ms(), *self._images(), *self._mosaics(), *self._qa(), *self._logs()]
         return Facts(
             leases=tuple(leases),
@@ -406,8 +406,8 @@ class _Look:
             return max(times, default=None)
 
 
-def _lease(row: GroupRow) -> Lease:
-    alive = True if is_alive(row) else (False if is_dead(row) else None)
+def _lease(row: GroupRow, lock: Path) -> Lease:
+    alive = True if is_alive(row) else (False if is_dead(row, lock=lock) else None)
     return Lease(row.group_id, row.owner or "an unknown worker", row.heartbeat_at or row.last_update, alive)
 
 

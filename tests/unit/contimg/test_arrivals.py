@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from nightbeam.catalog import Owner
@@ -204,6 +205,42 @@ def test_this_process_is_alive_and_a_recycled_pid_is_not(site: Site):
     assert is_dead(queue.group(G))
     queue.claim(G, Owner("me", "another-machine", 1, 1.0))
     assert not is_dead(queue.group(G))
+
+
+def test_a_clock_that_is_set_takes_no_group_from_a_living_process(site: Site, monkeypatch: pytest.MonkeyPatch):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    mine = this_process()
+    site.queue().claim(G, mine)
+    real = psutil.Process.create_time
+    # As psutil has it: ticks since the boot, and the time of the boot, which moves with the clock.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 5.0)
+    assert scan_arrivals(site, tools=TOOLS).recovered == ()
+    assert this_process() == mine
+    other_boot = replace(mine, birth=f"another-{mine.birth}")
+    site.queue().claim(G, other_boot)
+    assert is_dead(site.queue().group(G))
+
+
+def test_a_process_that_began_later_under_the_same_number_is_another_one(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    mine = this_process()
+    boot, ticks = str(mine.birth).split("/")
+    site.queue().claim(G, replace(mine, birth=f"{boot}/{int(ticks) - 1}"))
+    assert is_dead(site.queue().group(G))
+
+
+def test_nobody_is_called_dead_while_the_lock_of_its_group_is_held(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    site.queue().claim(G, Owner("gone", socket.gethostname(), 2**22 + 5, 1.0))
+    with sole_owner(site.group_lock(G)):
+        assert scan_arrivals(site, tools=TOOLS).recovered == ()
+    assert scan_arrivals(site, tools=TOOLS).recovered == (G,)
 
 
 def test_scratch_is_gone_after_the_step(tmp_path: Path):
