@@ -158,7 +158,10 @@ def tidy_up(
             return TidyReport(tuple(wanted), tuple(left), notes=tuple(notes))
         report = _carry_out(_Hand(look), wanted, left)
         report = replace(report, notes=tuple(notes))
-        write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
+        try:
+            write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
+        except StorageError as error:  # all has been done by now
+            report = replace(report, notes=(*report.notes, f"what was done could not be noted: {error.what}"))
     _talk(report)
     return report
 
