@@ -28,7 +28,15 @@ from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.steps import chosen_set, image_columns, provenance_of, require_good
 from nightbeam.contimg.tools import TOOLS, Tools
-from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, PartialError, RejectedError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    PartialError,
+    RejectedError,
+    UnavailableError,
+)
 from nightbeam.core.keys import GroupId
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import JD_OF_MJD_ZERO, SECONDS_PER_DAY, datetime_from_mjd
@@ -168,6 +176,8 @@ def find_unimaged(
     ------
     MissingError
         If there is no such directory.
+    InputError
+        If it lies in quarantine or in scratch.
     """
     if directory is not None and not directory.is_dir():
         raise MissingError(f"no directory {directory}", fix="check the name")
@@ -316,15 +326,28 @@ class _Search:
         return self.site.ms_path(group_id) if group_id else None
 
     def _paths(self, directory: Path | None) -> list[Path]:
-        top = Path(os.path.normpath((directory or self.site.output_dir).absolute()))
-        shut = {self.site.quarantine_dir().absolute(), self.site.scratch_dir.absolute()}
+        shut = {_real(self.site.quarantine_dir()), _real(self.site.scratch_dir)}
+        top = self.site.output_dir.absolute() if directory is None else self._top(directory, shut)
         found = set(_measurement_sets(top, shut))
         for row in self.index.values():
             path = Path(row.path)
             wanted = directory is None or path.is_relative_to(top)
-            if wanted and row.status not in ("quarantined", "deleted") and path.is_dir():
+            if wanted and row.status not in ("quarantined", "deleted") and _may_be_directory(path):
                 found.add(path)
         return sorted(found)
+
+    def _top(self, directory: Path, shut: set[Path]) -> Path:
+        """Return a directory by the name that the index has for it, whatever links lead there; none that is shut."""
+        real, output = _real(directory), _real(self.site.output_dir)
+        for place in shut:
+            if real.is_relative_to(place) and not output.is_relative_to(place):
+                raise InputError(
+                    f"{directory} lies in {place}, whose sets are not imaged",
+                    fix="put back first what is to be imaged: nightbeam housekeeping --restore",
+                )
+        if real.is_relative_to(output):
+            return self.site.output_dir.absolute() / real.relative_to(output)
+        return Path(os.path.normpath(directory.absolute()))
 
     def _read(self, path: Path) -> _Found | None:
         row = self.index.get(str(path))
@@ -334,8 +357,8 @@ class _Search:
             return _Found(path, row, row.group_id, row.start_mjd, row.mid_mjd, row.dec_deg)
         try:
             summary = self.tools.read_ms(path)
-        except NightbeamError as error:
-            return _Found(path, row, None, _start_of_name(path), None, None, error.what)
+        except (NightbeamError, OSError) as error:
+            return _Found(path, row, None, _start_of_name(path), None, None, _said(error))
         group_id = row.group_id if row is not None and row.group_id else _group_of(summary)
         start, mid = float(summary.start_mjd), float(summary.mid_mjd)
         return _Found(path, row, group_id, start, mid, float(summary.fields[0].dec_deg))
@@ -344,7 +367,12 @@ class _Search:
         if found.group_id is None:
             return Unimaged(str(found.path), None, TO_DO, found.fault)
         group = self.groups.get(found.group_id)
-        why = self._why_no_image(found, group)
+        try:
+            why = self._why_no_image(found, group)
+        except (BusyError, UnavailableError):  # of a database: of the others it would say no more
+            raise
+        except (NightbeamError, OSError) as error:
+            return Unimaged(str(found.path), None, TO_DO, f"its image cannot be looked at: {_said(error)}")
         if why is None:
             return None
         ours = self._is_of_queue(found.path, group)
@@ -404,7 +432,10 @@ class _Search:
         return self.registry.find_set(found.mid_mjd, dec_deg=dec, borrow_days=self.site.calibrate.borrow_days)
 
     def _still_changes(self, ms: Path) -> bool:
-        newest = max((p.stat().st_mtime for p in (ms, *ms.rglob("*")) if p.is_file()), default=0.0)
+        try:
+            newest = max((p.stat().st_mtime for p in (ms, *ms.rglob("*")) if p.is_file()), default=0.0)
+        except OSError:  # what goes while it is looked at changes
+            return True
         return 0.0 <= self.now - newest < self.site.ingest.settle_s
 
 
@@ -415,7 +446,22 @@ def _measurement_sets(top: Path, shut: set[Path]) -> Iterator[Path]:
     for parent, names, _ in os.walk(top, onerror=lambda error: logger.warning("cannot look into %s", error.filename)):
         inside = [Path(parent) / name for name in sorted(names) if not name.startswith(".")]
         yield from (path for path in inside if path.name.endswith(".ms"))
-        names[:] = [path.name for path in inside if not path.name.endswith(".ms") and path not in shut]
+        names[:] = [path.name for path in inside if not path.name.endswith(".ms") and _real(path) not in shut]
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike resolve, it bears links that go in a circle
+
+
+def _may_be_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # whoever reads it will say why it cannot be
+        return True
+
+
+def _said(error: NightbeamError | OSError) -> str:
+    return error.what if isinstance(error, NightbeamError) else str(error)
 
 
 def _group_of(summary: Any) -> str:
