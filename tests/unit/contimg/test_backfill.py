@@ -13,11 +13,19 @@ from typing import Any
 
 import pytest
 
-from nightbeam.catalog import Owner, Registry
+from nightbeam.catalog import Owner, Queue, Registry
 from nightbeam.contimg import Site, run_group, scan_arrivals, this_process
 from nightbeam.contimg.backfill import BackfillReport, backfill, find_unimaged, parse_night
 from nightbeam.contimg.housekeeping import tidy_up
-from nightbeam.core.errors import InputError, MissingError, PartialError, RejectedError, StorageError, ToolError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    PartialError,
+    RejectedError,
+    StorageError,
+    ToolError,
+)
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime
@@ -400,3 +408,68 @@ def test_a_group_that_was_handed_out_after_the_search_is_left_to_its_run(site, f
     site.queue().take_dispatchable(1)
     (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
     assert (outcome.state, fakes.calls) == ("left alone", [])
+
+
+# -- two at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_set_that_two_have_found_is_imaged_once(site, fakes, tmp_path):
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere")
+    wanted = find_unimaged(site, ms.parent, tools=fakes.tools())
+    assert states(backfill(site, wanted, tools=fakes.tools())) == {FOREIGN: "imaged"}
+    fakes.calls.clear()
+    before = site.products().ms(ms), site.products().images(ms_path=ms)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", "it needs no image any more")
+    assert (fakes.calls, (site.products().ms(ms), site.products().images(ms_path=ms))) == ([], before)
+
+
+def test_a_group_that_two_have_found_is_done_once(site, fakes):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    wanted = find_unimaged(site, tools=fakes.tools())
+    assert states(backfill(site, wanted, tools=fakes.tools())) == {G: "imaged"}
+    before = site.queue().group(G)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", "it needs no image any more")
+    assert site.queue().group(G) == before
+
+
+def test_a_group_that_another_one_requeues_first_is_left_to_it(site, fakes, monkeypatch):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    wanted = find_unimaged(site, tools=fakes.tools())
+    requeue = Queue.requeue
+
+    def too_late(queue: Queue, group_id: str) -> Any:
+        requeue(queue, group_id)
+        return requeue(queue, group_id)
+
+    monkeypatch.setattr(Queue, "requeue", too_late)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", f"group {G} is pending, not completed or failed")
+
+
+@pytest.mark.parametrize("whose", ["the queue's", "foreign"])
+def test_a_database_that_stays_locked_has_failed_the_set_and_says_so(site, fakes, tmp_path, whose):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere") if whose == "foreign" else None
+    fakes.fail["image"] = BusyError("products.sqlite3 stayed locked for 30 s")
+    (outcome,) = go(site, fakes, ms).outcomes
+    assert (outcome.state, outcome.why) == ("failed", "products.sqlite3 stayed locked for 30 s")
+
+
+def test_a_group_that_is_taken_away_meanwhile_is_left_to_who_took_it(site, fakes):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    image = fakes.image
+
+    def slow(*told: Any, **more: Any) -> Any:
+        site.queue().reprocess(G, force=True)
+        site.queue().claim(G, Owner("somebody", "another-machine", 7, 1.0))
+        return image(*told, **more)
+
+    fakes.image = slow
+    (outcome,) = go(site, fakes).outcomes
+    assert outcome.state == "left alone"
+    assert "is no longer held by" in outcome.why
+    assert site.queue().group(G).owner == "somebody"
