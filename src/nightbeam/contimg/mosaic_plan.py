@@ -170,12 +170,14 @@ def check_name(name: str) -> str:
     Raises
     ------
     UsageError
-        If it cannot be part of a file's name, or is what a further strip of another plan is called.
+        If it cannot be part of a file's name or of an address, or is what a further strip of another plan is called.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a mosaic", fix="use up to 100 letters, digits and . _ + -")
     if found := _STRIP.search(name):
         raise UsageError(f"{name!r} ends in {found[0]}, as strips of a plan do", fix="choose another name")
+    if name.endswith(".json"):
+        raise UsageError(f"{name!r} ends in .json, by which pages are asked for as JSON", fix="choose another name")
     return name
 
 
