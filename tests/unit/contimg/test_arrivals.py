@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +68,15 @@ def test_a_group_becomes_pending_with_its_last_subband_and_is_dispatched_once(si
     assert take_dispatchable(site, 9) == []
 
 
-def test_whoever_waits_sees_files_become_ready(site: Site):
+def test_whoever_waits_sees_files_become_ready(site: Site, monkeypatch: pytest.MonkeyPatch):
+    clock = SimpleNamespace(now=time.time())
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    read_clock = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now, sleep=sleep)
+    for module in ("contimg.arrivals", "ingest.files"):
+        monkeypatch.setattr(f"nightbeam.{module}.time", read_clock)
     slow = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 0.6}))
     for sb in range(16):
         put(slow, sb, second=sb)
