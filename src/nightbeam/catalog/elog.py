@@ -686,7 +686,6 @@ class Logbook:
     def _copy_rows(self, part: Path) -> None:
         Database(f"sqlite:///{part}", "elog")
         with self.database.read() as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
-            source.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             copy.execute("BEGIN")
             for table in ElogBase.metadata.sorted_tables:
                 # Both hold the same text, so it is copied as it lies there.

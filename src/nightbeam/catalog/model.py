@@ -94,13 +94,15 @@ class FileFact:
 class Owner:
     """Who works on a group: a name that survives a restart, and the process that has it now.
 
-    ``started`` is the epoch second at which the process began, since the kernel gives pids again.
+    ``started`` is the epoch second at which the process began, since the kernel gives pids again; ``birth`` says the
+    same in a way that setting the machine's clock does not change.
     """
 
     name: str
     host: str | None = None
     pid: int | None = None
     started: float | None = None
+    birth: str | None = None
 
     def __str__(self) -> str:
         return self.name + (f" (process {self.pid} on {self.host})" if self.pid is not None else "")
@@ -130,6 +132,7 @@ class GroupRow:
     owner_host: str | None
     owner_pid: int | None
     owner_started: float | None
+    owner_birth: str | None
     heartbeat_at: float | None
     attempts: int
     retry_base: int

@@ -258,7 +258,9 @@ class QueuePages:
 
     def in_state(self, state: str, *, limit: int) -> list[GroupRow]:
         """Return groups of a state, oldest data first, without counting their subbands."""
-        query = _GROUPS_BARE.where(_Q.c.state == state).order_by(_Q.c.start_mjd, _Q.c.group_id).limit(limit)
+        # Databases differ in where NULL comes; what has no time of its data is last, as in `groups`.
+        order = (_Q.c.start_mjd.is_(None), _Q.c.start_mjd, _Q.c.group_id)
+        query = _GROUPS_BARE.where(_Q.c.state == state).order_by(*order).limit(limit)
         return self._read(GroupRow, query)
 
     def failed_since(self, since: float, *, limit: int) -> list[GroupRow]:

@@ -1,7 +1,8 @@
 """The ingest queue: which groups there are, who works on them, and how every attempt ended.
 
 Each change of state is one UPDATE that names the state it comes from, so that of two who try it
-at the same time one succeeds and the other is told.
+at the same time one succeeds and the other is told. Whoever changes an attempt too has its group's
+row locked before, or two would wait for each other.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _FREE: Mapping[str, None] = {
     "owner_host": None,
     "owner_pid": None,
     "owner_started": None,
+    "owner_birth": None,
     "heartbeat_at": None,
     "dispatched_at": None,
     "dispatch_key": None,
@@ -382,6 +384,7 @@ class Queue:
             "error": None,
         }
         with self.database.write() as connection:
+            self._mine(connection, group_id, owner)
             self._end_attempt(connection, group_id, "completed", None, now)
             self._change_mine(connection, group_id, owner, {**_FREE, **values})
 
@@ -413,6 +416,7 @@ class Queue:
         """Give a group back unfinished, without counting it against the group."""
         now = _now(now)
         with self.database.write() as connection:
+            self._mine(connection, group_id, owner)
             self._end_attempt(connection, group_id, "released", reason, now)
             values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value}
             self._change_mine(connection, group_id, owner, {**values, "last_update": now})
@@ -421,6 +425,7 @@ class Queue:
         """Put a group aside until the registry has tables for its time; see `wake`."""
         now = _now(now)
         with self.database.write() as connection:
+            self._mine(connection, group_id, owner)
             self._end_attempt(connection, group_id, "waiting", reason, now)
             values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.WAITING_FOR_GAINS.value}
             self._change_mine(connection, group_id, owner, {**values, "last_update": now, "error": reason})
@@ -820,6 +825,7 @@ def _held_by(owner: Owner, now: float) -> dict[str, Any]:
         "owner_host": owner.host,
         "owner_pid": owner.pid,
         "owner_started": owner.started,
+        "owner_birth": owner.birth,
         "heartbeat_at": now,
         "last_update": now,
     }

@@ -38,6 +38,7 @@ DatabaseName = Literal["queue", "registry", "products", "elog"]
 _BUSY_TIMEOUT_S = 30.0
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITE = "nightbeam_write"
+_ONE_STATE = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 #: Held while a PostgreSQL database is migrated; any number that nobody else uses.
 _ADVISORY_LOCK = 0x6E62_0001
 #: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
@@ -156,9 +157,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection that sees one consistent state."""
-        with self.errors(), self.engine.begin() as connection:
-            yield connection
+        """Yield a connection that sees one consistent state, that of its first statement."""
+        with self.errors(), self.engine.connect() as bare:
+            # By itself PostgreSQL lets each statement see what was committed before it.
+            told = _ONE_STATE if bare.dialect.name == "postgresql" else {}
+            connection = bare.execution_options(**told)
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -208,7 +213,11 @@ class Database:
         ------
         InputError
             If there is no such revision.
+        UsageError
+            If the migrations of this database do not say how: only those of ``elog`` do.
         """
+        if not all(hasattr(script.module, "downgrade") for script in self._script.walk_revisions()):
+            raise UsageError(f"the {self.name} database cannot be taken back to an older schema", fix="restore a copy")
         if revision != "base" and revision not in self._revisions():
             raise InputError(
                 f"{self.name} has no schema {revision}", fix=f"one of base, {', '.join(self._revisions())}"

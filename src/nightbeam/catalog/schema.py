@@ -98,6 +98,7 @@ class QueueTable(QueueBase):
     dispatches: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     partial: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     finished_at: Mapped[float | None] = mapped_column(real())
+    owner_birth: Mapped[str | None] = mapped_column(Text)
 
 
 class SubbandTable(QueueBase):

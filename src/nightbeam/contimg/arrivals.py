@@ -130,7 +130,12 @@ def _has_gains(site: Site, registry: Registry, row: GroupRow) -> bool:
 
 
 def _recover(site: Site, queue: Queue, now: float) -> list[str]:
-    recovered = queue.recover(is_dead, lease_s=site.ingest.in_progress_timeout_s, is_alive=is_alive, now=now)
+    recovered = queue.recover(
+        lambda row: is_dead(row, lock=site.group_lock(row.group_id)),
+        lease_s=site.ingest.in_progress_timeout_s,
+        is_alive=is_alive,
+        now=now,
+    )
     if recovered:
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
     held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]

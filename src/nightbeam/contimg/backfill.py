@@ -12,6 +12,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -26,9 +27,17 @@ from nightbeam.contimg.quality import calibration_use, record_quality
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
-from nightbeam.contimg.steps import chosen_set, image_columns, provenance_of, require_good
+from nightbeam.contimg.steps import chosen_set, claim_group, image_columns, provenance_of, require_good
 from nightbeam.contimg.tools import TOOLS, Tools
-from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError, PartialError, RejectedError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    NightbeamError,
+    PartialError,
+    RejectedError,
+    UnavailableError,
+)
 from nightbeam.core.keys import GroupId
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import JD_OF_MJD_ZERO, SECONDS_PER_DAY, datetime_from_mjd
@@ -54,6 +63,7 @@ logger = logging.getLogger(__name__)
 #: Of `Unimaged.state` and `BackfillOutcome.state`.
 TO_DO, LEFT = "to do", "left alone"
 _HANDED_OUT = "its group is pending, and was handed out: that run will do it"
+_NOT_ANY_MORE = "it needs no image any more"
 IMAGED, WAITING, FAILED = "imaged", "waiting_for_gains", "failed"
 
 
@@ -168,6 +178,8 @@ def find_unimaged(
     ------
     MissingError
         If there is no such directory.
+    InputError
+        If it lies in quarantine or in scratch.
     """
     if directory is not None and not directory.is_dir():
         raise MissingError(f"no directory {directory}", fix="check the name")
@@ -248,12 +260,9 @@ def backfill_one(
         return BackfillOutcome(one.group_id, LEFT, one.ms, one.why)
     if one.group_id is None:
         raise InputError(f"{one.ms}: {one.why}", fix="move it away if it is no Measurement Set")
-    try:
-        if one.through_queue:
-            return _through_queue(site, one, one.group_id, owner or this_process(), tools)
-        return _by_itself(site, one, one.group_id, out_dir, tools)
-    except BusyError as error:
-        return BackfillOutcome(one.group_id, LEFT, one.ms, error.what)
+    if one.through_queue:
+        return _through_queue(site, one, one.group_id, owner or this_process(), tools)
+    return _by_itself(site, one, one.group_id, out_dir, tools)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------
@@ -279,15 +288,18 @@ class _Found:
 
 
 class _Search:
-    """One search through the index and the disk."""
+    """One search through the index and the disk, or (``only``) another look at one set that it found."""
 
-    def __init__(self, site: Site, databases: Databases, tools: Tools, now: float) -> None:
+    def __init__(
+        self, site: Site, databases: Databases, tools: Tools, now: float, *, only: Unimaged | None = None
+    ) -> None:
         self.site, self.tools, self.now = site, tools, now
         self.queue, self.registry, self.products = databases.queue, databases.registry, databases.products
-        self.groups: dict[str, GroupRow] = {r.group_id: r for r in (self.queue.groups() if self.queue else [])}
-        self.index = {row.path: row for row in (self.products.ms_index() if self.products else [])}
+        groups, index, images = _rows(databases) if only is None else _rows_of(databases, only)
+        self.groups: dict[str, GroupRow] = {row.group_id: row for row in groups}
+        self.index = {row.path: row for row in index}
         self.images: dict[str, list[ImageRow]] = defaultdict(list)
-        for image in self.products.images() if self.products else []:
+        for image in images:
             self.images[image.ms_path].append(image)
             self.images[image.group_id or ""].append(image)
         rows = self.products.quarantine.rows() if self.products else []
@@ -312,19 +324,37 @@ class _Search:
                 result.append((other.start_mjd or 0.0, copy))
         return [one for _, one in sorted(result, key=lambda item: (item[0], item[1].ms))]
 
+    def is_to_do(self, one: Unimaged) -> bool:
+        """Return whether a set that was found has no good image yet."""
+        found = _Found(Path(one.ms), self.index.get(one.ms), one.group_id, None, None, None)
+        return self._why_no_image(found, self.groups.get(one.group_id or "")) is not None
+
     def _own_path(self, group_id: str | None) -> Path | None:
         return self.site.ms_path(group_id) if group_id else None
 
     def _paths(self, directory: Path | None) -> list[Path]:
-        top = Path(os.path.normpath((directory or self.site.output_dir).absolute()))
-        shut = {self.site.quarantine_dir().absolute(), self.site.scratch_dir.absolute()}
+        shut = {_real(self.site.quarantine_dir()), _real(self.site.scratch_dir)}
+        top = self.site.output_dir.absolute() if directory is None else self._top(directory, shut)
         found = set(_measurement_sets(top, shut))
         for row in self.index.values():
             path = Path(row.path)
             wanted = directory is None or path.is_relative_to(top)
-            if wanted and row.status not in ("quarantined", "deleted") and path.is_dir():
+            if wanted and row.status not in ("quarantined", "deleted") and _may_be_directory(path):
                 found.add(path)
         return sorted(found)
+
+    def _top(self, directory: Path, shut: set[Path]) -> Path:
+        """Return a directory by the name that the index has for it, whatever links lead there; none that is shut."""
+        real, output = _real(directory), _real(self.site.output_dir)
+        for place in shut:
+            if real.is_relative_to(place) and not output.is_relative_to(place):
+                raise InputError(
+                    f"{directory} lies in {place}, whose sets are not imaged",
+                    fix="put back first what is to be imaged: nightbeam housekeeping --restore",
+                )
+        if real.is_relative_to(output):
+            return self.site.output_dir.absolute() / real.relative_to(output)
+        return Path(os.path.normpath(directory.absolute()))
 
     def _read(self, path: Path) -> _Found | None:
         row = self.index.get(str(path))
@@ -334,8 +364,8 @@ class _Search:
             return _Found(path, row, row.group_id, row.start_mjd, row.mid_mjd, row.dec_deg)
         try:
             summary = self.tools.read_ms(path)
-        except NightbeamError as error:
-            return _Found(path, row, None, _start_of_name(path), None, None, error.what)
+        except (NightbeamError, OSError) as error:
+            return _Found(path, row, None, _start_of_name(path), None, None, _said(error))
         group_id = row.group_id if row is not None and row.group_id else _group_of(summary)
         start, mid = float(summary.start_mjd), float(summary.mid_mjd)
         return _Found(path, row, group_id, start, mid, float(summary.fields[0].dec_deg))
@@ -344,7 +374,12 @@ class _Search:
         if found.group_id is None:
             return Unimaged(str(found.path), None, TO_DO, found.fault)
         group = self.groups.get(found.group_id)
-        why = self._why_no_image(found, group)
+        try:
+            why = self._why_no_image(found, group)
+        except (BusyError, UnavailableError):  # of a database: of the others it would say no more
+            raise
+        except (NightbeamError, OSError) as error:
+            return Unimaged(str(found.path), None, TO_DO, f"its image cannot be looked at: {_said(error)}")
         if why is None:
             return None
         ours = self._is_of_queue(found.path, group)
@@ -378,7 +413,11 @@ class _Search:
         return receipt is not None and Path(str(receipt.get("ms"))) == path
 
     def _why_left(self, found: _Found, group: GroupRow | None, *, ours: bool) -> str:
-        if group is not None and group.state == State.IN_PROGRESS and not is_dead(group):
+        if (
+            group is not None
+            and group.state == State.IN_PROGRESS
+            and not is_dead(group, lock=self.site.group_lock(group.group_id))
+        ):
             return f"its group is being worked on by {group.owner or 'somebody'}"
         waiting = group is not None and group.processing_stage == Stage.WAITING_FOR_GAINS
         if group is not None and group.state in (State.PENDING, State.COLLECTING) and not waiting:
@@ -400,8 +439,30 @@ class _Search:
         return self.registry.find_set(found.mid_mjd, dec_deg=dec, borrow_days=self.site.calibrate.borrow_days)
 
     def _still_changes(self, ms: Path) -> bool:
-        newest = max((p.stat().st_mtime for p in (ms, *ms.rglob("*")) if p.is_file()), default=0.0)
+        try:
+            newest = max((p.stat().st_mtime for p in (ms, *ms.rglob("*")) if p.is_file()), default=0.0)
+        except OSError:  # what goes while it is looked at changes
+            return True
         return 0.0 <= self.now - newest < self.site.ingest.settle_s
+
+
+_Rows = tuple[list[GroupRow], list[MsRow], list["ImageRow"]]
+
+
+def _rows(databases: Databases) -> _Rows:
+    queue, products = databases.queue, databases.products
+    groups = queue.groups() if queue else []
+    return (groups, products.ms_index(), products.images()) if products else (groups, [], [])
+
+
+def _rows_of(databases: Databases, one: Unimaged) -> _Rows:
+    queue, products, groups = databases.queue, databases.products, []
+    with suppress(MissingError):
+        groups = [queue.group(one.group_id)] if queue and one.group_id else []
+    if products is None:
+        return groups, [], []
+    row, images = products.ms(Path(one.ms)), products.images(ms_path=Path(one.ms))
+    return groups, [row] if row else [], images + (products.images(group_id=one.group_id) if one.group_id else [])
 
 
 def _measurement_sets(top: Path, shut: set[Path]) -> Iterator[Path]:
@@ -411,7 +472,22 @@ def _measurement_sets(top: Path, shut: set[Path]) -> Iterator[Path]:
     for parent, names, _ in os.walk(top, onerror=lambda error: logger.warning("cannot look into %s", error.filename)):
         inside = [Path(parent) / name for name in sorted(names) if not name.startswith(".")]
         yield from (path for path in inside if path.name.endswith(".ms"))
-        names[:] = [path.name for path in inside if not path.name.endswith(".ms") and path not in shut]
+        names[:] = [path.name for path in inside if not path.name.endswith(".ms") and _real(path) not in shut]
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike resolve, it bears links that go in a circle
+
+
+def _may_be_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # whoever reads it will say why it cannot be
+        return True
+
+
+def _said(error: NightbeamError | OSError) -> str:
+    return error.what if isinstance(error, NightbeamError) else str(error)
 
 
 def _group_of(summary: Any) -> str:
@@ -443,19 +519,44 @@ def _through_queue(site: Site, one: Unimaged, group_id: str, owner: Owner, tools
     row = queue.group(group_id)
     if row.state == State.PENDING and row.dispatched_at is not None:
         return BackfillOutcome(group_id, LEFT, one.ms, _HANDED_OUT)
+    if row.state == State.COMPLETED and not _is_still_to_do(site, one, tools):
+        return BackfillOutcome(group_id, LEFT, one.ms, _NOT_ANY_MORE)
     if row.state in (State.COMPLETED, State.FAILED):
-        queue.requeue(group_id)
+        try:
+            queue.requeue(group_id)
+        except InputError as error:  # somebody was faster
+            return BackfillOutcome(group_id, LEFT, one.ms, error.what)
     else:
         queue.wake(group_id)
-    done = run_group(site, group_id, owner=owner, tools=tools)
+    claim = claim_group(site, group_id, owner=owner)
+    if not claim.claimed:
+        return BackfillOutcome(group_id, LEFT, one.ms, claim.reason)
+    try:
+        done = run_group(site, group_id, owner=owner, tools=tools)
+    except BusyError as error:
+        ended = {attempt.attempt: attempt.outcome for attempt in queue.attempts(group_id)}
+        if ended.get(claim.attempt) in ("lost", "released"):  # it is somebody else's now
+            return BackfillOutcome(group_id, LEFT, one.ms, error.what)
+        raise
     return BackfillOutcome(group_id, IMAGED if done.state == State.COMPLETED else WAITING, one.ms, image=done.image)
+
+
+def _is_still_to_do(site: Site, one: Unimaged, tools: Tools) -> bool:
+    """Return whether a set has no good image yet: another backfill may have found it too."""
+    return _Search(site, _databases(site, look_only=False), tools, time.time(), only=one).is_to_do(one)
 
 
 def _by_itself(site: Site, one: Unimaged, group_id: str, out_dir: Path | None, tools: Tools) -> BackfillOutcome:
     ms = Path(one.ms)
     stem = site.image_stem(group_id) if out_dir is None else out_dir.absolute() / f"{group_id}.img"
     products = site.products()
-    with sole_owner(site.group_lock(group_id), what=f"group {group_id}"):
+    with ExitStack() as held:
+        try:
+            held.enter_context(sole_owner(site.group_lock(group_id), what=f"group {group_id}"))
+        except BusyError as error:
+            return BackfillOutcome(group_id, LEFT, one.ms, error.what)
+        if not _is_still_to_do(site, one, tools):
+            return BackfillOutcome(group_id, LEFT, one.ms, _NOT_ANY_MORE)
         try:
             converted = _as_converted(group_id, tools.read_ms(ms, prove=True), ms)
             times = {"start_mjd": converted.start_mjd, "mid_mjd": converted.mid_mjd, "end_mjd": converted.end_mjd}

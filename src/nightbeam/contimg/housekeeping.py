@@ -158,7 +158,10 @@ def tidy_up(
             return TidyReport(tuple(wanted), tuple(left), notes=tuple(notes))
         report = _carry_out(_Hand(look), wanted, left)
         report = replace(report, notes=tuple(notes))
-        write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
+        try:
+            write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
+        except StorageError as error:  # all has been done by now
+            report = replace(report, notes=(*report.notes, f"what was done could not be noted: {error.what}"))
     _talk(report)
     return report
 
@@ -240,7 +243,7 @@ class _Look:
     def facts(self) -> Facts:
         """Return all of it as plain facts."""
         rows = list(self.groups.values())
-        leases = [_lease(row) for row in rows if row.state == State.IN_PROGRESS]
+        leases = [_lease(row, self.site.group_lock(row.group_id)) for row in rows if row.state == State.IN_PROGRESS]
         products = [*self._ms(), *self._images(), *self._mosaics(), *self._qa(), *self._logs()]
         return Facts(
             leases=tuple(leases),
@@ -406,8 +409,8 @@ class _Look:
             return max(times, default=None)
 
 
-def _lease(row: GroupRow) -> Lease:
-    alive = True if is_alive(row) else (False if is_dead(row) else None)
+def _lease(row: GroupRow, lock: Path) -> Lease:
+    alive = True if is_alive(row) else (False if is_dead(row, lock=lock) else None)
     return Lease(row.group_id, row.owner or "an unknown worker", row.heartbeat_at or row.last_update, alive)
 
 

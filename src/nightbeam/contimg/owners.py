@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import psutil
 from nightbeam.catalog.model import GroupRow, Owner
 from nightbeam.core.errors import NightbeamError
 from nightbeam.core.files import remove, scratch_directory
+from nightbeam.core.locks import is_held
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Queue
@@ -57,29 +59,59 @@ def this_process(name: str | None = None) -> Owner:
         own group again. By default the process itself, which nobody else is.
     """
     host, pid = socket.gethostname(), os.getpid()
-    started = float(psutil.Process(pid).create_time())
-    return Owner(name or f"{host}:{pid}:{started:.0f}", host, pid, started)
+    started = _started(pid)
+    return Owner(name or f"{host}:{pid}:{started:.0f}", host, pid, started, _birth(pid))
 
 
-def is_dead(row: GroupRow) -> bool:
-    """Return whether the process that holds a group is certainly gone; of another machine nothing is certain."""
+def is_dead(row: GroupRow, *, lock: Path | None = None) -> bool:
+    """Return whether the process that holds a group is certainly gone; of another machine nothing is certain.
+
+    Parameters
+    ----------
+    row
+        Of the group.
+    lock
+        The group's lock file: while somebody holds that, nobody is called dead.
+    """
     if row.owner_host != socket.gethostname() or row.owner_pid is None:
         return False
-    return not _alive(row.owner_pid, row.owner_started)
+    return not _alive(row.owner_pid, row.owner_started, row.owner_birth) and (lock is None or not is_held(lock))
 
 
 def is_alive(row: GroupRow) -> bool:
     """Return whether the process that holds a group certainly lives; of another machine nothing is certain."""
     if row.owner_host != socket.gethostname() or row.owner_pid is None:
         return False
-    return _alive(row.owner_pid, row.owner_started)
+    return _alive(row.owner_pid, row.owner_started, row.owner_birth)
 
 
-def _alive(pid: int, started: float | None) -> bool:
+@cache
+def _started(pid: int) -> float:
+    # Asked once: the answer moves when somebody sets the clock, and the name of an owner is made of it.
+    return float(psutil.Process(pid).create_time())
+
+
+def _birth(pid: int) -> str | None:
+    """Return in which boot of the machine a process began, and after how many ticks of it, which no clock changes.
+
+    It is None where the kernel does not tell (field 22 of ``/proc/PID/stat``, proc(5)).
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        # The second field is the program's name in brackets, which may hold anything.
+        return f"{boot}/{int(stat.rpartition(b')')[2].split()[19])}"
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _alive(pid: int, started: float | None, birth: str | None = None) -> bool:
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
+        if birth is not None and (found := _birth(pid)) is not None:
+            return found == birth
         return started is None or abs(process.create_time() - started) < _SAME_START_S
     except psutil.NoSuchProcess:
         return False

@@ -88,9 +88,9 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
         If the queue has no such group.
     """
     queue = site.queue()
-    row = queue.group(group_id)
-    if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row):
-        queue.recover(lambda r: r.group_id == group_id and is_dead(r))
+    row, lock = queue.group(group_id), site.group_lock(group_id)
+    if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row, lock=lock):
+        queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock))
     try:
         row = queue.claim(group_id, owner)
     except (BusyError, InputError) as error:

@@ -8,13 +8,17 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nightbeam.core.errors import BusyError
+from nightbeam.core.files import storage_errors
 from nightbeam.core.times import iso_z, utc_now
 
 __all__ = ["is_held", "lock_holder", "remove_free_lock", "sole_owner"]
+
+#: Longer than anybody looks at a lock, which takes microseconds.
+_LOOK_S = 0.05
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def sole_owner(path: Path, *, wait_s: float = 0.0, what: str = "") -> Iterator[N
     path
         The lock file; its directory is made.
     wait_s
-        How long to wait for the present holder.
+        How long to wait for the present holder; an instant at least, for somebody may only be looking (`is_held`).
     what
         What is being held, for the message.
 
@@ -37,12 +41,17 @@ def sole_owner(path: Path, *, wait_s: float = 0.0, what: str = "") -> Iterator[N
     ------
     BusyError
         Naming who holds it.
+    StorageError
+        If the file can neither be opened nor made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(path, wait_s, what)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(path, wait_s, what)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_me()).encode(), 0)
+        # On a full disk too: whoever frees it needs his lock, and who holds it is only told for people.
+        with suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_me()).encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -58,7 +67,7 @@ def lock_holder(path: Path) -> dict[str, str | int]:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether somebody holds the lock just now, without taking it."""
+    """Say whether somebody holds the lock just now, without keeping anybody from it for longer than an instant."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -86,13 +95,14 @@ def remove_free_lock(path: Path) -> bool:
 
 
 def _acquire(path: Path, wait_s: float, what: str) -> int:
-    until = time.monotonic() + wait_s
+    until, pause_s = time.monotonic() + max(wait_s, _LOOK_S), 0.005
     while (handle := _try(path, os.O_RDWR | os.O_CREAT)) is None:
         if time.monotonic() >= until:
             holder = lock_holder(path)
             who = f"process {holder['pid']} on {holder['host']} since {holder['since']}" if holder else "somebody"
             raise BusyError(f"{what or path} is held by {who}", fix="wait for it to end, or stop it")
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(2.0 * pause_s, 0.05)
     return handle
 
 

@@ -257,3 +257,13 @@ def test_a_search_for_pictures_ends_where_all_are_of_one_moment(products: Produc
     for number in range(120):
         products.put_qa_artifact("g", f"{number:03d}.json", Path("/q"), now=10.0)
     assert made.newest_artifacts(endings=(".png",), limit=1) == []
+
+
+def test_groups_of_a_state_without_a_time_come_last_in_every_database(pages: QueuePages, queue: Queue):
+    for name, mjd in (("b", 60002.0), ("a", 60003.0)):
+        queue.record(GroupFact(name, mjd), [FileFact(0, Path(f"/in/{name}"))])
+    with queue.database.write() as connection:
+        connection.execute(sa.text("UPDATE ingest_queue SET start_mjd = NULL WHERE group_id = 'a'"))
+    queue.record(GroupFact("c", 60001.0), [FileFact(0, Path("/in/c"))])
+    assert names(pages.in_state("collecting", limit=5)) == ["c", "b", "a"]
+    assert names(pages.in_state("collecting", limit=2)) == ["c", "b"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -324,6 +326,47 @@ def test_a_released_group_is_pending_without_a_retry(queue: Queue):
     queue.claim(G, ME)
     queue.release(G, ME)
     assert (queue.group(G).state, queue.group(G).retry_count, queue.group(G).owner) == ("pending", 0, None)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (lambda queue: queue.complete(G, ME), "completed"),
+        (lambda queue: queue.release(G, ME), "released"),
+        (lambda queue: queue.wait_for_gains(G, ME, "no set covers it"), "waiting"),
+        (lambda queue: queue.fail(G, ME, "broken"), "failed"),
+    ],
+    ids=["complete", "release", "wait", "fail"],
+)
+def test_who_ends_its_work_while_it_is_taken_back_does_not_wait_for_who_waits_for_it(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch, end: Callable[[Queue], object], state: str
+):
+    queue, other = Queue(postgresql_url), Queue(postgresql_url)
+    fill(queue)
+    queue.claim(G, ME)
+    seen, taken = other.group(G), []
+    thread = threading.Thread(target=lambda: taken.append(other.take_back(seen, "silent")))
+    real = queue._end_attempt
+
+    def end_attempt(*told: Any) -> None:
+        real(*told)
+        thread.start()
+        _until_somebody_waits_for_a_lock(postgresql_url)
+
+    monkeypatch.setattr(queue, "_end_attempt", end_attempt)
+    end(queue)
+    thread.join()
+    assert taken == [False]
+    assert [attempt.outcome for attempt in queue.attempts(G)] == [state]
+
+
+def _until_somebody_waits_for_a_lock(url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        while connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (0,):
+            pass
 
 
 def test_reprocess_gives_a_new_set_of_attempts_and_forgets_the_receipts(queue: Queue):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 import traceback
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -57,6 +58,12 @@ INSERT INTO images (path, ms_path, created_at, type, noise_jy) VALUES ('/i/a', '
 """
 
 
+SEED_MOSAICS = """
+CREATE TABLE mosaics (id INTEGER PRIMARY KEY, name TEXT NOT NULL, created_at REAL NOT NULL, status TEXT NOT NULL,
+  method TEXT, tiles TEXT NOT NULL, output_path TEXT);
+"""
+
+
 def seed_file(path: Path, script: str) -> str:
     with closing(sqlite3.connect(path)) as raw:
         raw.executescript(script)
@@ -77,7 +84,7 @@ def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("PRAGMA user_version").fetchone() == (4,)
+        assert raw.execute("PRAGMA user_version").fetchone() == (5,)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
@@ -104,13 +111,24 @@ def test_products_of_an_old_seed_get_their_columns_and_lose_doubled_rows(tmp_pat
     assert products.upsert_ms(Path("/m/a"), stage="imaged", cal_applied=1).cal_applied == 1
 
 
+def test_of_several_mosaics_of_one_name_the_newest_that_was_built_stays(tmp_path: Path):
+    made = """
+INSERT INTO mosaics (name, created_at, status, tiles, output_path) VALUES ('night', 0, 'planned', 't', NULL),
+  ('night', 1, 'built', 't', '/m/first.image'), ('night', 2, 'built', 't', '/m/night.image'),
+  ('night', 3, 'planned', 't', NULL), ('other', 4, 'planned', 't', NULL), ('other', 5, 'failed', 't', NULL);
+"""
+    products = Products(seed_file(tmp_path / "products.sqlite3", SEED_PRODUCTS + SEED_MOSAICS + made))
+    found = {(row.name, row.status, row.output_path, row.created_at) for row in products.mosaics()}
+    assert found == {("night", "built", "/m/night.image", 2.0), ("other", "failed", None, 5.0)}
+
+
 def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/q.sqlite3"
     Queue(url)
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0004 at most(.|\n)*upgrade nightbeam"):
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0005 at most(.|\n)*upgrade nightbeam"):
         Queue(url)
 
 
@@ -231,6 +249,15 @@ def test_a_file_that_was_copied_without_wal_gets_it_back_when_it_is_written_to(t
             connection.exec_driver_sql("DROP TABLE mine")
 
 
+@pytest.mark.parametrize("name", ["queue", "registry", "products"])
+def test_a_database_whose_migrations_go_one_way_is_not_taken_back(tmp_path: Path, name: Any):
+    database = Database(f"sqlite:///{tmp_path}/it.sqlite3", name)
+    before = database.revision()
+    with pytest.raises(UsageError, match=f"the {name} database cannot be taken back"):
+        database.downgrade("0001")
+    assert database.revision() == before
+
+
 def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
     file = tmp_path / "a b#c%20d.sqlite3"
     url = f"sqlite:///{file}"
@@ -239,7 +266,7 @@ def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
     database = Database(url, "queue", read_only=True)
-    assert database.revision() == "0004"
+    assert database.revision() == "0005"
     with database.kept_open(), database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ingest_queue").scalar() == 0
     with pytest.raises(UsageError, match="is open to be read only"), database.write():
@@ -257,7 +284,7 @@ def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp
         raw.commit()
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
-    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0004; what is read only(.|\n)*fix: .* open a copy"
+    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0005; what is read only(.|\n)*fix: .* open a copy"
     with pytest.raises(InputError, match=said):
         Database(f"sqlite:///{file}", "queue", read_only=True)
     assert file.read_bytes() == before
@@ -282,6 +309,20 @@ def test_who_only_looks_makes_nothing_and_leaves_no_byte_changed(tmp_path: Path,
     with pytest.raises(InputError, match=r"has schema none, this nightbeam wants \d+") as refused:
         kind(f"sqlite:///{file}", migrate=False)
     assert "open it for writing once" in refused.value.fix
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_who_reads_sees_one_state_whatever_is_written_meanwhile(database_url: str, kept: bool):
+    queue = Queue(database_url)
+    with queue.database.kept_open() if kept else nullcontext():
+        with queue.database.read() as connection:
+            count = sa.text("SELECT count(*) FROM bad_files")
+            assert connection.execute(count).scalar() == 0
+            Queue(database_url).record_bad_file(Path("/in/x"), "empty")
+            assert connection.execute(count).scalar() == 0
+        assert [bad.path for bad in queue.bad_files()] == ["/in/x"]
+        queue.forget_bad_file(Path("/in/x"))  # by a connection that may have read before
+    assert queue.bad_files() == []
 
 
 @pytest.mark.system

@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from nightbeam.catalog import Owner
@@ -66,7 +68,15 @@ def test_a_group_becomes_pending_with_its_last_subband_and_is_dispatched_once(si
     assert take_dispatchable(site, 9) == []
 
 
-def test_whoever_waits_sees_files_become_ready(site: Site):
+def test_whoever_waits_sees_files_become_ready(site: Site, monkeypatch: pytest.MonkeyPatch):
+    clock = SimpleNamespace(now=time.time())
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    read_clock = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now, sleep=sleep)
+    for module in ("contimg.arrivals", "ingest.files"):
+        monkeypatch.setattr(f"nightbeam.{module}.time", read_clock)
     slow = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 0.6}))
     for sb in range(16):
         put(slow, sb, second=sb)
@@ -204,6 +214,42 @@ def test_this_process_is_alive_and_a_recycled_pid_is_not(site: Site):
     assert is_dead(queue.group(G))
     queue.claim(G, Owner("me", "another-machine", 1, 1.0))
     assert not is_dead(queue.group(G))
+
+
+def test_a_clock_that_is_set_takes_no_group_from_a_living_process(site: Site, monkeypatch: pytest.MonkeyPatch):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    mine = this_process()
+    site.queue().claim(G, mine)
+    real = psutil.Process.create_time
+    # As psutil has it: ticks since the boot, and the time of the boot, which moves with the clock.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 5.0)
+    assert scan_arrivals(site, tools=TOOLS).recovered == ()
+    assert this_process() == mine
+    other_boot = replace(mine, birth=f"another-{mine.birth}")
+    site.queue().claim(G, other_boot)
+    assert is_dead(site.queue().group(G))
+
+
+def test_a_process_that_began_later_under_the_same_number_is_another_one(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    mine = this_process()
+    boot, ticks = str(mine.birth).split("/")
+    site.queue().claim(G, replace(mine, birth=f"{boot}/{int(ticks) - 1}"))
+    assert is_dead(site.queue().group(G))
+
+
+def test_nobody_is_called_dead_while_the_lock_of_its_group_is_held(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    site.queue().claim(G, Owner("gone", socket.gethostname(), 2**22 + 5, 1.0))
+    with sole_owner(site.group_lock(G)):
+        assert scan_arrivals(site, tools=TOOLS).recovered == ()
+    assert scan_arrivals(site, tools=TOOLS).recovered == (G,)
 
 
 def test_scratch_is_gone_after_the_step(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import runpy
 import shutil
 from datetime import UTC, date, datetime
@@ -11,11 +13,19 @@ from typing import Any
 
 import pytest
 
-from nightbeam.catalog import Owner, Registry
+from nightbeam.catalog import Owner, Queue, Registry
 from nightbeam.contimg import Site, run_group, scan_arrivals, this_process
 from nightbeam.contimg.backfill import BackfillReport, backfill, find_unimaged, parse_night
 from nightbeam.contimg.housekeeping import tidy_up
-from nightbeam.core.errors import InputError, MissingError, PartialError, RejectedError, StorageError, ToolError
+from nightbeam.core.errors import (
+    BusyError,
+    InputError,
+    MissingError,
+    PartialError,
+    RejectedError,
+    StorageError,
+    ToolError,
+)
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime
@@ -221,6 +231,51 @@ def test_one_bad_set_does_not_stop_the_others_and_all_bad_ones_are_named(site, f
     assert [o.state for o in go(site, fakes, directory).outcomes] == ["failed", "imaged", "imaged"]
 
 
+def test_a_set_or_an_image_that_cannot_be_read_does_not_stop_the_search(site, fakes, tmp_path):
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    directory = tmp_path / "elsewhere"
+    shut, sick, good = (put_foreign(directory, f"2025-10-02T03:00:0{second}") for second in range(3))
+    assert states(go(site, fakes, sick)) == {sick.stem: "imaged"}
+    read_ms, finished = fakes.read_ms, fakes.finished_image
+
+    def refused(ms: Path, **more: Any) -> Any:
+        if ms == shut:
+            raise PermissionError(errno.EACCES, "Permission denied", str(ms))
+        return read_ms(ms, **more)
+
+    def broken(stem: Path) -> Any:
+        if stem.name == f"{sick.stem}.img":
+            raise OSError(errno.EIO, "Input/output error", str(stem))
+        return finished(stem)
+
+    fakes.read_ms, fakes.finished_image = refused, broken
+    report = go(site, fakes, directory)
+    assert {o.ms: o.state for o in report.outcomes} == {str(shut): "failed", str(sick): "failed", str(good): "imaged"}
+    with pytest.raises(PartialError) as error:
+        report.raise_failures()
+    assert f"{shut.name}: [Errno 13] Permission denied" in error.value.what
+    assert f"{sick.name}: its image cannot be looked at: [Errno 5] Input/output error" in error.value.what
+
+
+def test_a_file_that_goes_while_it_is_looked_at_means_that_its_set_changes(site, fakes, tmp_path, monkeypatch):
+    ms = put_foreign(tmp_path / "elsewhere")
+    is_file = Path.is_file
+
+    def goes(path: Path) -> bool:
+        there = is_file(path)
+        if path == ms / "table.dat":
+            path.unlink()
+        return there
+
+    def read_ms(path: Path) -> Any:
+        found = fakes.read_ms(path)
+        monkeypatch.setattr(Path, "is_file", goes)
+        return found
+
+    (found,) = find_unimaged(site, ms.parent, tools=dataclasses.replace(fakes.tools(), read_ms=read_ms))
+    assert (found.state, found.why) == ("left alone", "it still changes")
+
+
 def test_a_full_disk_fails_that_set_and_loses_nothing(site, fakes, tmp_path):
     steps.put_set(site, "calset_near", mjd(FOREIGN))
     ms = put_foreign(tmp_path / "elsewhere")
@@ -290,6 +345,29 @@ def test_neither_sets_nor_quarantine_nor_scratch_nor_hidden_directories_are_ente
     assert [Path(one.ms) for one in found] == [out / "a" / "b" / f"{FOREIGN}.ms"]
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_nothing_is_imaged_that_lies_in_quarantine_or_scratch_however_it_is_named(site, fakes, tmp_path, linked):
+    day = site.quarantine_dir() / "2026-01-01"
+    ms = put_foreign(day)
+    put_foreign(site.scratch_dir, "2025-10-02T06:00:00")
+    link = tmp_path / "link"
+    for place in (site.quarantine_dir(), day, ms, site.scratch_dir):
+        if linked:
+            link.symlink_to(place)
+        with pytest.raises(InputError, match="whose sets are not imaged"):
+            find_unimaged(site, link if linked else place, tools=fakes.tools())
+        link.unlink(missing_ok=True)
+    link.symlink_to(site.output_dir)
+    assert find_unimaged(site, link if linked else site.output_dir, tools=fakes.tools()) == []
+
+
+def test_a_set_of_the_queue_is_known_by_whatever_link_leads_to_it(site, fakes, tmp_path):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    (tmp_path / "link").symlink_to(site.output_dir)
+    (found,) = find_unimaged(site, tmp_path / "link", tools=fakes.tools())
+    assert (found.ms, found.through_queue) == (str(site.ms_path(G)), True)
+
+
 def test_a_night_is_a_utc_day_of_the_data(site, fakes):
     for start in ("2025-10-01T23:59:50", "2025-10-02T00:00:10", "2025-10-02T23:59:50", "2025-10-03T00:00:10"):
         put_foreign(site.output_dir, start)
@@ -330,3 +408,68 @@ def test_a_group_that_was_handed_out_after_the_search_is_left_to_its_run(site, f
     site.queue().take_dispatchable(1)
     (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
     assert (outcome.state, fakes.calls) == ("left alone", [])
+
+
+# -- two at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_set_that_two_have_found_is_imaged_once(site, fakes, tmp_path):
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere")
+    wanted = find_unimaged(site, ms.parent, tools=fakes.tools())
+    assert states(backfill(site, wanted, tools=fakes.tools())) == {FOREIGN: "imaged"}
+    fakes.calls.clear()
+    before = site.products().ms(ms), site.products().images(ms_path=ms)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", "it needs no image any more")
+    assert (fakes.calls, (site.products().ms(ms), site.products().images(ms_path=ms))) == ([], before)
+
+
+def test_a_group_that_two_have_found_is_done_once(site, fakes):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    wanted = find_unimaged(site, tools=fakes.tools())
+    assert states(backfill(site, wanted, tools=fakes.tools())) == {G: "imaged"}
+    before = site.queue().group(G)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", "it needs no image any more")
+    assert site.queue().group(G) == before
+
+
+def test_a_group_that_another_one_requeues_first_is_left_to_it(site, fakes, monkeypatch):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    wanted = find_unimaged(site, tools=fakes.tools())
+    requeue = Queue.requeue
+
+    def too_late(queue: Queue, group_id: str) -> Any:
+        requeue(queue, group_id)
+        return requeue(queue, group_id)
+
+    monkeypatch.setattr(Queue, "requeue", too_late)
+    (outcome,) = backfill(site, wanted, tools=fakes.tools()).outcomes
+    assert (outcome.state, outcome.why) == ("left alone", f"group {G} is pending, not completed or failed")
+
+
+@pytest.mark.parametrize("whose", ["the queue's", "foreign"])
+def test_a_database_that_stays_locked_has_failed_the_set_and_says_so(site, fakes, tmp_path, whose):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere") if whose == "foreign" else None
+    fakes.fail["image"] = BusyError("products.sqlite3 stayed locked for 30 s")
+    (outcome,) = go(site, fakes, ms).outcomes
+    assert (outcome.state, outcome.why) == ("failed", "products.sqlite3 stayed locked for 30 s")
+
+
+def test_a_group_that_is_taken_away_meanwhile_is_left_to_who_took_it(site, fakes):
+    site.image_stem(G).with_name(f"{G}.img.image.pbcor.fits").unlink()
+    image = fakes.image
+
+    def slow(*told: Any, **more: Any) -> Any:
+        site.queue().reprocess(G, force=True)
+        site.queue().claim(G, Owner("somebody", "another-machine", 7, 1.0))
+        return image(*told, **more)
+
+    fakes.image = slow
+    (outcome,) = go(site, fakes).outcomes
+    assert outcome.state == "left alone"
+    assert "is no longer held by" in outcome.why
+    assert site.queue().group(G).owner == "somebody"

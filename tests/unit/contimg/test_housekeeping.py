@@ -431,6 +431,18 @@ def test_a_dry_run_says_what_would_be_done_and_changes_no_byte(site):
     assert go(site).done == told.done
 
 
+def test_what_was_done_on_a_full_disk_is_told_though_it_cannot_be_noted(site, monkeypatch):
+    def full(path, _text):
+        raise StorageError(f"no space left for {path}")
+
+    tidy.put_group(site, A, "in_progress", seen_at=NOW - 1000.0, held_by="elsewhere")
+    monkeypatch.setattr(housekeeping, "write_text", full)
+    report = go(site)
+    assert [a.verb for a in report.done] == ["take back"]
+    assert "what was done could not be noted: no space left" in report.notes[-1]
+    report.raise_failures()
+
+
 def test_doing_it_twice_is_doing_it_once(site):
     tidy.put_group(site, A, "completed", seen_at=NOW - 40 * DAY)
     tidy.put_ms(site, A, made_at=NOW - 31 * DAY)

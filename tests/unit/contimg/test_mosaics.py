@@ -157,7 +157,7 @@ class TestAPlan:
         assert len(world.built) == 1
 
     @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 101, "night_strip1", "x.json"])
-    def test_has_a_name_that_can_be_a_files_and_is_no_strips(self, name: str):
+    def test_has_a_name_that_can_be_a_files_and_a_pages_and_is_no_strips(self, name: str):
         with pytest.raises(UsageError):
             check_name(name)
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -6,8 +8,9 @@ import threading
 
 import pytest
 
-from nightbeam.core.errors import BusyError
-from nightbeam.core.locks import lock_holder, remove_free_lock, sole_owner
+from nightbeam.core import locks
+from nightbeam.core.errors import BusyError, StorageError
+from nightbeam.core.locks import is_held, lock_holder, remove_free_lock, sole_owner
 
 HOLD = """
 import sys, time
@@ -72,3 +75,43 @@ def test_who_waits_for_a_lock_that_is_removed_gets_its_successor(tmp_path):
     stop.set()
     cleaner.join()
     assert counter.read_text() == "120"
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_lock_is_taken_on_a_full_disk_too(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with sole_owner(tmp_path / "lock"):
+        pass
+    monkeypatch.setattr(os, call, full)
+    with sole_owner(tmp_path / "lock"):
+        assert is_held(tmp_path / "lock")
+        with pytest.raises(BusyError), sole_owner(tmp_path / "lock"):
+            pass
+    assert not is_held(tmp_path / "lock")
+
+
+def test_who_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path, monkeypatch):
+    (tmp_path / "lock").touch()
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as `is_held` does for an instant
+    pauses = []
+
+    def look_away(seconds):
+        if not pauses:
+            os.close(looking)
+        pauses.append(seconds)
+
+    monkeypatch.setattr(locks.time, "sleep", look_away)
+    with sole_owner(tmp_path / "lock"):
+        assert len(pauses) == 1
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(StorageError, match="no space left for"), sole_owner(tmp_path / "lock"):
+        pass

@@ -15,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add columns and tables; of several mosaics of one name the newest stays."""
+    """Add columns and tables; of several mosaics of one name the newest that was built stays, or the newest."""
     ensure_columns(
         "mosaics",
         sa.Column("plan", sa.Text),
@@ -41,7 +41,8 @@ def upgrade() -> None:
         ),
         sa.Column("built_at", real()),
     )
-    op.execute("DELETE FROM mosaics WHERE id NOT IN (SELECT MAX(id) FROM mosaics GROUP BY name)")
+    newest = "COALESCE(MAX(CASE WHEN status = 'built' THEN id END), MAX(id))"
+    op.execute(f"DELETE FROM mosaics WHERE id NOT IN (SELECT {newest} FROM mosaics GROUP BY name)")
     ensure_index("uq_mosaics_name", "mosaics", ["name"], unique=True)
     ensure_index("idx_mosaics_plan", "mosaics", ["plan"])
     ensure_index("idx_mosaics_mid_mjd", "mosaics", ["mid_mjd"])
