@@ -77,8 +77,9 @@ def hold_plan(site: Site, plan: str) -> Iterator[None]:
 def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     """Make the rows of a plan what it says, all at once; for who holds it.
 
-    A mosaic that was built of the very same stays built. No file is touched: what was built by an earlier plan and
-    will not be written again is named in ``validation_issues``.
+    A mosaic that was built of the very same stays built, and what was said of it holds; what was said of the others is
+    forgotten. No file of a mosaic is touched: what was built by an earlier plan and will not be written again is named
+    in ``validation_issues``.
 
     Raises
     ------
@@ -99,7 +100,15 @@ def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     for strip in plan.strips:
         old = before[strip.name] if strip.name in kept else None
         rows.append(_row(plan, strip, old, left.get(strip.name, [])))
+    for name in sorted(before.keys() - kept):  # before the rows: killed in between, it is judged anew or replaced
+        _forget_quality(site, name)
     return products.put_plan(plan.name, rows)
+
+
+def _forget_quality(site: Site, name: str) -> None:
+    from nightbeam.qa import QaReport
+
+    record_quality(site, name, QaReport((), ()), kind="mosaic")
 
 
 def _adopted(products: Products, plan: MosaicPlan) -> list[MosaicRow]:

@@ -266,13 +266,15 @@ _CATALOGUE_CHECKS = ("flux_ratio", "astrometry_arcsec", "completeness")
 
 
 def _least(name: str, value: float, limit: float, words: str) -> Check:
-    return Check(name, value, limit, value >= limit, f"{value:.4g} {words}, at least {limit:g} is wanted")
+    text = f"{value:.4g} {words}, at least {limit:g} is wanted"
+    return Check(name, value, limit, value >= limit, text, ideal=1.0)
 
 
 def _most(name: str, value: float | None, limit: float, words: str) -> Check:
     if value is None:
         return Check(name, None, limit, None, "there is nothing to measure it on")
-    return Check(name, value, limit, value <= limit, f"{value:.4g} {words}, at most {limit:g} is wanted")
+    text = f"{value:.4g} {words}, at most {limit:g} is wanted"
+    return Check(name, value, limit, value <= limit, text, ideal=0.0)
 
 
 def _rms_variation(ratios: Sequence[float], most: float) -> Check:
@@ -284,7 +286,7 @@ def _rms_variation(ratios: Sequence[float], most: float) -> Check:
         f"measured over expected noise is {min(usable):.3f} to {max(usable):.3f} in {len(usable)} parts (median "
         f"{median(usable):.3f}), a factor of {value:.3g}; at most {most:g} is wanted"
     )
-    return Check("rms_variation", value, most, value <= most, text)
+    return Check("rms_variation", value, most, value <= most, text, ideal=1.0)
 
 
 def _catalogue_checks(against: CatalogueFigures, options: MosaicOptions) -> Iterator[Check]:
@@ -307,11 +309,13 @@ def _catalogue_checks(against: CatalogueFigures, options: MosaicOptions) -> Iter
             limit,
             low <= ratio <= high,
             f"{ratio:.3f} is the {words}, {low:g} to {high:g} is wanted",
+            ideal=1.0,
         )
         most = options.max_astrometry_arcsec
         words = f"arcsec is the median offset of {against.found} sources"
         text = f"{offset:.2f} +- {error:.2f} {words}, at most {most:g} is wanted"
-        yield Check("astrometry_arcsec", offset, most, offset - 3.0 * error <= most, text)
+        yield Check("astrometry_arcsec", offset, most, offset - 3.0 * error <= most, text, ideal=0.0)
     share, least = against.found / against.looked_for, options.min_completeness
     words = f"{against.found} of {against.looked_for} sources that should show at 10 sigma were found"
-    yield Check("completeness", share, least, share >= least, f"{words}, at least {100.0 * least:g} % is wanted")
+    text = f"{words}, at least {100.0 * least:g} % is wanted"
+    yield Check("completeness", share, least, share >= least, text, ideal=1.0)

@@ -356,13 +356,18 @@ class MosaicOptions:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing asked of a finished mosaic. ``passed`` is None where it could not be judged; ``text`` says why."""
+    """One thing asked of a finished mosaic. ``passed`` is None where it could not be judged; ``text`` says why.
+
+    ``ideal`` is where nothing is left to wish for: on which side of ``limit`` it lies says which side is good. Checks
+    that were written before there was one have none.
+    """
 
     name: str
     value: float | None
     limit: float | None
     passed: bool | None
     text: str
+    ideal: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

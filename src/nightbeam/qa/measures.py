@@ -406,8 +406,8 @@ def judge_mosaic(row: MosaicRow, limits: QaLimits | None = None) -> tuple[Score,
     """Return how a mosaic is judged, from its row alone.
 
     ``noise``, ``dynamic_range``, ``beam_elongation`` and ``rejected_tiles`` are measured as for a group; each check
-    that was made on it (``checks`` of the row: name, value, limit, passed, text) becomes ``check_<name>``. A check that
-    passed has a score between 0.5, at its limit, and 1; one that did not has 0.
+    that was made on it (``checks`` of the row: name, value, limit, passed, text, ideal) becomes ``check_<name>``. A
+    check that passed has a score between 0.5, at its limit, and 1, at its ideal; one that did not has 0.
     """
     limits = limits or QaLimits()
     specs = _image_specs(limits) | {"rejected_tiles": ("", _fraction(limits.rejected_tiles))}
@@ -461,7 +461,8 @@ def _check_score(name: str, check: Mapping[str, Any]) -> Score:
         return Score(name, value, "", None, Grade.UNKNOWN, text or f"{check['name']} could not be checked")
     if not passed:
         return Score(name, value, "", 0.0, Grade.BAD, reason)
-    return Score(name, value, "", 0.5 + 0.5 * _room(value, limit), Grade.GOOD, reason)
+    ideal = _number(check.get("ideal"))
+    return Score(name, value, "", 0.5 + 0.5 * _room(value, _number(limit), ideal), Grade.GOOD, reason)
 
 
 def _number(value: Any) -> float | None:
@@ -469,16 +470,14 @@ def _number(value: Any) -> float | None:
     return float(value) if fine else None
 
 
-def _room(value: float | None, limit: Any) -> float:
-    """Return how far from its limit a value that passed is: 0 at it, 1 where it could not be farther."""
-    if value is None:
+def _room(value: float | None, limit: float | None, ideal: float | None) -> float:
+    """Return how far a value that passed has come from its limit, 0, to its ideal, 1; 1 where nothing was measured.
+
+    What lies beyond its limit and passed, because its error allows it, has come no way; nor has what has no ideal, of
+    which only this is known, that it passed.
+    """
+    if value is None or limit is None:
         return 1.0
-    if isinstance(limit, list | tuple) and len(limit) == 2 and None not in map(_number, limit):
-        low, high = float(limit[0]), float(limit[1])
-        half = 0.5 * (high - low)
-        return min(1.0, max(0.0, (half - abs(value - 0.5 * (low + high))) / half)) if half > 0 else 1.0
-    edge = _number(limit)
-    if edge is None:
-        return 1.0
-    small, large = sorted((abs(value), abs(edge)))
-    return 1.0 - small / large if large > 0 else 1.0
+    if ideal is None or ideal == limit:
+        return 0.0 if ideal is None else 1.0
+    return min(1.0, max(0.0, (value - limit) / (ideal - limit)))

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from nightbeam.core.errors import UsageError
 from nightbeam.core.settings import QaSettings, Settings
 from nightbeam.gains.compute import table_stats
 from nightbeam.gains.model import CalSolutions
+from nightbeam.mosaic.compute import BlockFigures, CatalogueFigures
+from nightbeam.mosaic.judging import judge_mosaic as made_checks
+from nightbeam.mosaic.model import MosaicOptions
 from nightbeam.qa.compute import FlagSummary, judge
 from nightbeam.qa.measures import (
     Unread,
@@ -201,19 +205,29 @@ def mosaic(**said):
     return MosaicRow(**dict.fromkeys((f.name for f in fields(MosaicRow)), None) | {"status": "built"} | said)
 
 
-CHECKS = [
-    {"name": "coverage", "value": 0.4, "limit": 0.1, "passed": True, "text": "40 % is covered"},
-    {"name": "negative", "value": 0.02, "limit": 0.01, "passed": False, "text": "2 % beyond -5 sigma"},
-    {"name": "flux_ratio", "value": 1.0, "limit": [0.8, 1.2], "passed": True, "text": "fluxes agree"},
-    {"name": "sources", "value": None, "limit": 0.6, "passed": None, "text": "no catalogue"},
-]
+AGAINST = CatalogueFigures(looked_for=20, found=20, flux_ratio=1.0, offset_arcsec=0.0, offset_error_arcsec=0.1)
+
+
+def check_scores(pixels=6400, **figures):
+    """Score the checks as the maker of mosaics writes them, on 6400 covered pixels."""
+    block = BlockFigures(6400, 0, 1.0, 0, 0, 0.0, np.zeros(64, np.float32), (1.0, 1.0, 1.0))
+    made = made_checks([block], pixels, replace(AGAINST, **figures), MosaicOptions())
+    scores = judge_mosaic(mosaic(checks=json.dumps([asdict(check) for check in made])))
+    return {s.name.removeprefix("check_"): s for s in scores if s.name.startswith("check_")}
 
 
 def test_a_mosaic_is_judged_by_its_row_and_its_checks():
     # the real mosaic of 2026-01-25: 11 tiles, 8.78 mJy, 16.2755 Jy
+    checks = [
+        {"name": "coverage", "value": 0.4, "limit": 0.1, "passed": True, "text": "40 % is covered", "ideal": 1.0},
+        {"name": "negative", "value": 0.02, "limit": 0.01, "passed": False, "text": "2 % beyond -5 sigma"},
+        {"name": "files", "value": None, "limit": None, "passed": True, "text": "all are there"},
+        {"name": "old", "value": 0.4, "limit": 0.1, "passed": True, "text": "of a check without an ideal"},
+        {"name": "sources", "value": None, "limit": 0.6, "passed": None, "text": "no catalogue"},
+    ]
     row = mosaic(
         noise_jy=8.78e-3, peak_jy=16.2755, tiles_used=11, tiles_rejected=1, beam_major_arcsec=40.0,
-        beam_minor_arcsec=20.0, checks=json.dumps(CHECKS),
+        beam_minor_arcsec=20.0, checks=json.dumps(checks),
         verdicts=json.dumps({"a.fits": [], "b.fits": ["its noise is 6 times the median"]}),
     )  # fmt: skip
     found = {s.name: s for s in judge_mosaic(row)}
@@ -222,10 +236,39 @@ def test_a_mosaic_is_judged_by_its_row_and_its_checks():
     assert found["rejected_tiles"].value == pytest.approx(1 / 12)
     assert "its noise is 6 times the median" in found["rejected_tiles"].reason
     assert found["beam_elongation"].value == 2.0
-    assert (found["check_coverage"].verdict, found["check_coverage"].score) == ("good", pytest.approx(0.875))
+    # a third of the way from its limit, 0.1, to its ideal, 1
+    assert (found["check_coverage"].verdict, found["check_coverage"].score) == ("good", pytest.approx(2 / 3))
     assert (found["check_negative"].verdict, found["check_negative"].score) == ("bad", 0.0)
-    assert found["check_flux_ratio"].score == 1.0
+    assert (found["check_files"].score, found["check_old"].score) == (1.0, 0.5)
     assert (found["check_sources"].verdict, found["check_sources"].score) == ("unknown", None)
+
+
+def test_a_mosaic_without_a_fault_has_nothing_left_to_wish_for():
+    assert {name: s.score for name, s in check_scores().items()} == dict.fromkeys(
+        ("coverage", "negative_pixels", "rms_variation", "noise_jy", "flux_ratio", "astrometry_arcsec", "completeness"),
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "figure", "values"),
+    [
+        ("flux_ratio", "flux_ratio", (1.0, 0.95, 0.85, 0.8)),
+        ("flux_ratio", "flux_ratio", (1.0, 1.05, 1.15, 1.2)),
+        ("astrometry_arcsec", "offset_arcsec", (0.0, 0.5, 1.0, 2.0)),
+        ("completeness", "found", (20, 18, 15, 12)),
+    ],
+)
+def test_what_is_nearer_its_ideal_never_has_the_lower_score(check, figure, values):
+    scores = [check_scores(**{figure: value})[check].score for value in values]
+    assert scores[0] == 1.0
+    assert scores[-1] == pytest.approx(0.5)
+    assert all(near > far for near, far in pairwise(scores))
+
+
+def test_what_passed_beyond_its_limit_within_its_error_has_no_more_than_at_its_limit():
+    found = check_scores(offset_arcsec=20.0, offset_error_arcsec=7.0)["astrometry_arcsec"]
+    assert (found.verdict, found.score) == ("good", 0.5)
 
 
 @pytest.mark.parametrize("checks", [None, "", "[1]", "{", '{"a": 1}', '[{"value": 1}]'])
