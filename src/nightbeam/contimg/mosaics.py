@@ -21,7 +21,7 @@ from nightbeam.contimg.mosaic_plan import (
     reference_sources,
 )
 from nightbeam.contimg.owners import owned_scratch
-from nightbeam.contimg.quality import record_quality
+from nightbeam.contimg.quality import forget_quality, record_quality
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, PartialError, RejectedError
 from nightbeam.core.files import storage_errors, write_bytes
@@ -101,14 +101,8 @@ def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
         old = before[strip.name] if strip.name in kept else None
         rows.append(_row(plan, strip, old, left.get(strip.name, [])))
     for name in sorted(before.keys() - kept):  # before the rows: killed in between, it is judged anew or replaced
-        _forget_quality(site, name)
+        forget_quality(site, name, kind="mosaic")
     return products.put_plan(plan.name, rows)
-
-
-def _forget_quality(site: Site, name: str) -> None:
-    from nightbeam.qa import QaReport
-
-    record_quality(site, name, QaReport((), ()), kind="mosaic")
 
 
 def _adopted(products: Products, plan: MosaicPlan) -> list[MosaicRow]:
