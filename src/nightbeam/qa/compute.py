@@ -347,18 +347,29 @@ def gain_points(solutions: CalSolutions) -> GainPoints:
 
 
 def compare_sources(
-    fits: Sequence[SourceFit], sources: Sequence[CatalogueSource], *, catalogue: str
+    fits: Sequence[SourceFit],
+    sources: Sequence[CatalogueSource],
+    *,
+    catalogue: str,
+    beam_arcsec: tuple[float, float] = (math.nan, math.nan),
 ) -> SourceComparison:
     """Return measured sources beside those of a list, in the same order; sources without a flux are left out.
 
-    Peaks are compared, which for what is no larger than the beam are its flux.
+    Peaks are compared, which for what is no larger than the beam are its flux. A Gaussian of the width of the beam is
+    found to ``width / (2 SNR)`` along each axis [1]_; of the two widths the geometric mean is taken.
+
+    References
+    ----------
+    .. [1] Condon (1997), *Errors in Elliptical Gaussian Fits*, PASP 109, 166.
     """
     pairs = [(f, s) for f, s in zip(fits, sources, strict=True) if s.flux_jy]
     found = np.array([f.found for f, _ in pairs], bool)
     listed = np.array([s.flux_jy for _, s in pairs], float)
     measured = np.array([f.peak_jy for f, _ in pairs], float)
     east, north = np.array([_offset_arcsec(f) for f, _ in pairs]).reshape(-1, 2).T
-    measured, east, north = (np.where(found, values, np.nan) for values in (measured, east, north))
+    width = math.sqrt(beam_arcsec[0] * beam_arcsec[1])
+    error = width / (2.0 * np.array([f.snr for f, _ in pairs], float))
+    measured, east, north, error = (np.where(found, values, np.nan) for values in (measured, east, north, error))
     return SourceComparison(
         catalogue=catalogue,
         names=tuple(s.name for _, s in pairs),
@@ -368,6 +379,7 @@ def compare_sources(
         ratio=measured / listed,
         east_arcsec=east,
         north_arcsec=north,
+        error_arcsec=error,
     )
 
 

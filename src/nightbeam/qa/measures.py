@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+#: Fewer sources do not tell where an image is.
+_PLACES = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Unread:
     """Stands for what could not be read or worked out, and says why."""
@@ -387,16 +391,28 @@ def source_measures(found: SourceComparison | Unread, limits: QaLimits) -> list[
         rest = {name: spec for name, spec in specs.items() if name != "completeness"}
         return [*_unmade(rest, f"none of the {n} sources of {found.catalogue} is found"), complete]
     ratio = float(np.nanmedian(found.ratio))
-    apart = float(np.nanmedian(np.hypot(found.east_arcsec, found.north_arcsec)))
-    east, north = float(np.nanmedian(found.east_arcsec)), float(np.nanmedian(found.north_arcsec))
     flux = f"fluxes are {ratio:.3f} of {found.catalogue} in the median of {count} sources"
     if count > 2:
         low, high = np.nanpercentile(found.ratio, (25, 75))
         flux += f", half of them between {low:.3f} and {high:.3f}"
-    place = (
-        f"{count} sources are {apart:.2f} arcsec from their places in the median ({east:+.2f} east, {north:+.2f} north)"
+    return [_measure(specs, "flux_ratio", ratio, flux), _astrometry(specs, found, count), complete]
+
+
+def _astrometry(specs: Mapping[str, tuple[str, Limits]], found: SourceComparison, count: int) -> Measure:
+    """Return how far the image is from its place: what the median offset exceeds three times its error by."""
+    if count < _PLACES:
+        few = f"{count} sources of {found.catalogue} are found, {_PLACES} tell where the image is"
+        return _measure(specs, "astrometry", None, "", unmade=few)
+    east, north = float(np.nanmedian(found.east_arcsec)), float(np.nanmedian(found.north_arcsec))
+    # a median is 1.2533 times less certain than a mean
+    error = 1.2533 * math.sqrt(float(np.sum(found.error_arcsec[found.found] ** 2))) / count
+    apart = math.hypot(east, north)
+    says = (
+        f"the image is {apart:.2f} +- {error:.2f} arcsec from its place in the median of {count} sources "
+        f"({east:+.2f} east, {north:+.2f} north); what exceeds three times the error counts"
     )
-    return [_measure(specs, "flux_ratio", ratio, flux), _measure(specs, "astrometry", apart, place), complete]
+    unmade = "without a beam it is not known how well places are measured"
+    return _measure(specs, "astrometry", max(0.0, apart - 3.0 * error) if error >= 0 else None, says, unmade=unmade)
 
 
 # -- mosaics ----------------------------------------------------------------------------------------------------

@@ -275,6 +275,8 @@ class SourceComparison:
     found : bool
     measured_jy, ratio, east_arcsec, north_arcsec
         NaN where it was not found; ``ratio`` is measured over listed.
+    error_arcsec
+        What the noise makes of a place along each axis, 1 sigma; NaN where it was not found, or the beam is not known.
     """
 
     catalogue: str
@@ -285,3 +287,4 @@ class SourceComparison:
     ratio: Floats = field(default_factory=lambda: np.zeros(0))
     east_arcsec: Floats = field(default_factory=lambda: np.zeros(0))
     north_arcsec: Floats = field(default_factory=lambda: np.zeros(0))
+    error_arcsec: Floats = field(default_factory=lambda: np.zeros(0))

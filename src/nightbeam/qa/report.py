@@ -79,6 +79,8 @@ _SHOWN_PIXELS = 1500
 _EXPECTED_SNR = 10.0
 #: Nor is one expected where the primary beam is less than this, and no more of them are measured.
 _LEAST_BEAM, _MOST_SOURCES = 0.2, 30
+#: Nearer than so many beams a neighbour changes a source's peak.
+_ALONE_BEAMS = 2.0
 _UV_DOTS, _DOTS = 5000, 1500
 #: The receivers' noise is known of DSA-110.
 _KNOWN_RECEIVERS = frozenset({"OVRO_MMA", "DSA_110", "DSA-110", "DSA110"})
@@ -487,33 +489,35 @@ def _measured(
         raise InputError(f"{product.stem.name} has no FITS image, or no primary beam beside it")
     expected = _expected_sources(product, catalogue, open_image(beam))
     fits = measure_sources(image, [(s.ra_deg, s.dec_deg) for s in expected], pb=beam, names=[s.name for s in expected])
-    return fits, compare_sources(fits, expected, catalogue=name)
+    size = product.beam_major_arcsec, product.beam_minor_arcsec
+    return fits, compare_sources(fits, expected, catalogue=name, beam_arcsec=size)
 
 
 def _expected_sources(
     product: ImageProduct, catalogue: Sequence[CatalogueSource], beam: SkyImage
 ) -> list[CatalogueSource]:
-    from nightbeam.sky import separation
+    """Return the brightest sources of a list that the image should show, and that no neighbour makes brighter."""
+    from nightbeam.sky import is_alone, separation
 
     ny, nx = beam.data.shape
     reach_deg = 0.75 * max(nx, ny) * product.cell_arcsec / 3600.0
     listed = [s for s in catalogue if s.flux_jy]
     if not listed or not (math.isfinite(product.noise_jy) and product.noise_jy > 0):
         return []
-    apart = separation(
-        np.array([s.ra_deg for s in listed]), np.array([s.dec_deg for s in listed]), product.ra_deg, product.dec_deg
-    )
-    expected = []
-    for k in np.flatnonzero(apart <= reach_deg):
+    lists = [s.ra_deg for s in listed], [s.dec_deg for s in listed], [s.flux_jy or 0.0 for s in listed]
+    apart = separation(lists[0], lists[1], product.ra_deg, product.dec_deg)
+    seen: dict[int, float] = {}
+    for k in map(int, np.flatnonzero(apart <= reach_deg)):
         x, y = beam.to_pixel(listed[k].ra_deg, listed[k].dec_deg)
         if not (-0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5):
             continue
         level = float(beam.data[round(y), round(x)])
-        seen = (listed[k].flux_jy or 0.0) * level
-        if level >= _LEAST_BEAM and seen >= _EXPECTED_SNR * product.noise_jy:
-            expected.append((seen, listed[k]))
-    expected.sort(key=lambda pair: -pair[0])
-    return [source for _, source in expected[:_MOST_SOURCES]]
+        flux = lists[2][k] * level
+        if level >= _LEAST_BEAM and flux >= _EXPECTED_SNR * product.noise_jy:
+            seen[k] = flux
+    brightest = sorted(seen, key=lambda k: -seen[k])
+    alone = is_alone(*lists, within_arcsec=_ALONE_BEAMS * product.beam_major_arcsec, among=brightest)
+    return [listed[k] for k, free in zip(brightest, alone, strict=True) if free][:_MOST_SOURCES]
 
 
 def _shown(path: Path) -> SkyImage:

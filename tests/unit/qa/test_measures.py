@@ -171,20 +171,42 @@ def test_coverage_correction_subbands_and_calibration_have_their_say():
     assert unread["calibrator_flux_ratio"].verdict == unread["calibration_age"].verdict == "unknown"
 
 
-def compared(ratio, east, found=None):
+def compared(ratio, east, found=None, *, error=0.0):
     n = len(ratio)
     ratio, east = np.array(ratio, float), np.array(east, float)
     return SourceComparison(
         "the list", tuple("abcdefgh"[:n]), np.ones(n), np.ones(n, bool) if found is None else np.array(found),
-        ratio, ratio, east, np.zeros(n),
+        ratio, ratio, east, np.zeros(n), np.full(n, error),
     )  # fmt: skip
 
 
 def test_sources_are_judged_by_their_medians():
-    found = scores(source_measures(compared([0.7, 0.8, 5.0], [1.0, -3.0, 3.0]), LIMITS))
+    found = scores(source_measures(compared([0.7, 0.8, 5.0], [1.0, 4.0, 3.0]), LIMITS))
     assert (found["flux_ratio"].value, found["flux_ratio"].verdict) == (pytest.approx(0.8), "warn")
     assert (found["astrometry"].value, found["astrometry"].verdict) == (3.0, "warn")
     assert found["completeness"].score == 1.0
+
+
+def test_offsets_in_all_directions_are_no_offset_of_the_image():
+    found = scores(source_measures(compared([1.0] * 5, [-6.0, 6.0, 0.5, 8.0, -8.0]), LIMITS))["astrometry"]
+    assert (found.value, found.verdict) == (0.5, "good")
+
+
+def test_places_are_held_against_an_image_only_beyond_three_times_their_error():
+    # the median of 4 offsets with an error of 2 arcsec each has one of 1.2533 x 2 / sqrt(4) = 1.2533 arcsec
+    within = scores(source_measures(compared([1.0] * 4, [3.5] * 4, error=2.0), LIMITS))["astrometry"]
+    assert (within.value, within.score) == (0.0, 1.0)
+    assert "3.50 +- 1.25 arcsec" in within.reason
+    beyond = scores(source_measures(compared([1.0] * 4, [9.0] * 4, error=2.0), LIMITS))["astrometry"]
+    assert (beyond.value, beyond.verdict) == (pytest.approx(9.0 - 3.7599), "bad")
+
+
+def test_two_sources_do_not_tell_where_an_image_is():
+    found = scores(source_measures(compared([1.0, 1.0], [9.0, 9.0]), LIMITS))
+    assert (found["astrometry"].verdict, found["flux_ratio"].verdict) == ("unknown", "good")
+    assert "2 sources of the list are found, 3 tell" in found["astrometry"].reason
+    nowhere = scores(source_measures(compared([1.0] * 3, [0.0] * 3, error=math.nan), LIMITS))["astrometry"]
+    assert nowhere.verdict == "unknown"
 
 
 def test_sources_that_are_not_found_count_and_are_named():

@@ -13,12 +13,14 @@ from PIL import Image
 
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError
 from nightbeam.gains.model import CalTable, TableKind
+from nightbeam.imaging.files import measure_sources
 from nightbeam.imaging.model import ImageOptions, ImageProduct, Verdict
 from nightbeam.qa import CalibrationUse, Unread, read_metrics, sample_visibilities, write_mosaic_qa, write_qa
-from nightbeam.qa.compute import GainPoints, Panels, sum_flags
+from nightbeam.qa.compute import GainPoints, Panels, compare_sources, judge, sum_flags
 from nightbeam.qa.figures import draw_flags, draw_gains, draw_panels, draw_sources, draw_uv, draw_visibilities
 from nightbeam.qa.files import count_flags, image_outline, read_coarse
-from nightbeam.qa.model import SourceComparison, VisibilitySample
+from nightbeam.qa.measures import source_measures
+from nightbeam.qa.model import QaLimits, SourceComparison, VisibilitySample
 from nightbeam.sky import Calibrator
 
 GROUP = "2025-10-03T11:48:57"
@@ -74,6 +76,13 @@ def with_source(image, x, y, peak):
     return image + peak * np.exp(-4.0 * math.log(2.0) * ((gx - x) ** 2 + (gy - y) ** 2) / 25.0)
 
 
+def listed(name, x, y, flux):
+    """Return a source of a list at a pixel of an image of 256."""
+    return Calibrator(
+        name, CENTRE[0] - (x - 127.5) * 1e-3 / math.cos(math.radians(CENTRE[1])), CENTRE[1] + (y - 127.5) * 1e-3, flux
+    )
+
+
 def is_small_png(path):
     with Image.open(path) as image:
         image.verify()
@@ -94,13 +103,11 @@ def found_scores(report):
 
 @pytest.mark.slow
 def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path, ms):
-    # 1 Jy and 0.6 Jy as listed; seen through a beam of 0.5 the first is right and the second half as bright
-    image = with_source(with_source(noise(), 128, 128, 0.5), 60, 190, 0.15)
+    # 1 Jy, 0.6 Jy and 0.4 Jy as listed; seen through a beam of 0.5 the second is half as bright, and the third 3/4
+    image = with_source(with_source(with_source(noise(), 128, 128, 0.5), 60, 190, 0.15), 200, 60, 0.15)
     product = product_of(tmp_path, image)
-    ra, dec = 70.9 + (127.5 - 60) * 1e-3 / math.cos(math.radians(54.5)), 54.5 + (190 - 127.5) * 1e-3
-    catalogue = [Calibrator("one", 70.9 - 0.5e-3 / math.cos(math.radians(54.5)), 54.5005, 1.0),
-                 Calibrator("half", ra, dec, 0.6), Calibrator("elsewhere", 10.0, 0.0, 5.0),
-                 Calibrator("faint", 70.9, 54.45, 1e-4)]  # fmt: skip
+    catalogue = [listed("one", 128, 128, 1.0), listed("half", 60, 190, 0.6), listed("more", 200, 60, 0.4),
+                 Calibrator("elsewhere", 10.0, 0.0, 5.0), Calibrator("faint", 70.9, 54.45, 1e-4)]  # fmt: skip
     report = write_qa(
         GROUP, tmp_path / "qa", ms=ms, product=product, catalogue=catalogue, verdict=Verdict(True),
         calibration=CalibrationUse("calset", age_hours=0.0, ratio=1.0), subbands=((), 16),
@@ -111,7 +118,7 @@ def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path,
     assert all(a.path == tmp_path / "qa" / GROUP / a.name and a.group_id == GROUP for a in report.artifacts)
     assert all(is_small_png(a.path) if a.name.endswith(".png") else plain_json(a.path) for a in report.artifacts)
     scores = found_scores(report)
-    assert scores["flux_ratio"].value == pytest.approx((1.0 + 0.5) / 2, rel=0.03)
+    assert scores["flux_ratio"].value == pytest.approx(0.75, rel=0.03)
     assert scores["astrometry"].value < 1.0
     assert (scores["completeness"].value, scores["flagged"].value, scores["dead_receptors"].value) == (1.0, 0.0, 0)
     assert scores["corrected_data"].verdict == "bad"  # the set has no CORRECTED_DATA
@@ -123,8 +130,44 @@ def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path,
     assert said["verdict"] == {"good": True, "reasons": []}
     assert {s["name"] for s in said["scores"]} == set(scores)
     drawn = plain_json(tmp_path / "qa" / GROUP / "sources.json")
-    assert drawn["names"] == ["one", "half"]
+    assert drawn["names"] == ["one", "half", "more"]
     assert plain_json(tmp_path / "qa" / GROUP / "flags.json")["by_window"] == {"0": 0.0}
+
+
+def test_of_close_pairs_of_a_list_neither_flux_nor_place_is_asked(tmp_path):
+    # as listed, all of them: two pairs within a beam and a half, and three sources that are alone
+    places = [("A", 128, 128, 1.0), ("a", 134, 128, 0.1), ("B", 60, 60, 0.8), ("b", 60, 67, 0.12),
+              ("c", 200, 60, 0.5), ("d", 60, 190, 0.5), ("e", 200, 200, 0.5)]  # fmt: skip
+    image = noise()
+    for _, x, y, flux in places:
+        image = with_source(image, x, y, 0.5 * flux)
+    report = write_qa(
+        GROUP, tmp_path / "qa", product=product_of(tmp_path, image), catalogue=[listed(*place) for place in places]
+    )
+    assert plain_json(tmp_path / "qa" / GROUP / "sources.json")["names"] == ["c", "d", "e"]
+    scores = found_scores(report)
+    assert [scores[name].verdict for name in ("flux_ratio", "astrometry", "completeness")] == ["good"] * 3
+
+
+def test_noise_alone_moves_no_image_from_its_place(tmp_path):
+    from nightbeam.testing.sky_tiles import SkyTile, write_tile
+
+    turn = math.cos(math.radians(33.0))
+    sources = [Calibrator(f"s{k}", 50.0 + x / turn, 33.0 + y, 11.0 * 2e-3 / 0.93)
+               for k, (x, y) in enumerate(((0.15, 0.1), (-0.15, 0.1), (0.0, -0.2)))]  # fmt: skip
+    for seed in range(12):
+        tile = SkyTile(
+            ra_deg=50.0, dec_deg=33.0, mid_mjd=60950.1, imsize=256, cell_arcsec=10.0, beam_major_arcsec=83.0,
+            beam_minor_arcsec=40.0, seed=seed,
+        )  # fmt: skip
+        made = write_tile(tmp_path / f"{seed}.img", tile, sources)
+        fits_of = measure_sources(
+            made.fits["image"], [(s.ra_deg, s.dec_deg) for s in sources], pb=made.fits["pb"],
+            names=[s.name for s in sources],
+        )  # fmt: skip
+        found = compare_sources(fits_of, sources, catalogue="the list", beam_arcsec=(83.0, 40.0))
+        (place,) = [m for m in source_measures(found, QaLimits()) if m.name == "astrometry"]
+        assert judge(place).verdict == "good", place.says
 
 
 @pytest.mark.slow
