@@ -22,6 +22,7 @@ __all__ = [
     "bandpass_panels",
     "by_spacing",
     "compare_sources",
+    "elongation",
     "gain_panels",
     "gain_points",
     "judge",
@@ -200,6 +201,22 @@ def largest_gap(spacing: Floats) -> tuple[float, float, float]:
     widths = np.diff(ordered) / ordered[1:]
     k = int(np.argmax(widths))
     return float(widths[k]), float(ordered[k]), float(ordered[k + 1])
+
+
+def elongation(uv: Floats, *, most: int = 20_000) -> float:
+    """Return how much wider the coverage (n, 2) is in one direction than in another; NaN without any.
+
+    Width is the median distance from the line across the direction: of an array that has lost one of two arms half of
+    the baselines lie along the other, and the coverage has next to no width across it, whatever its longest ones do. 96
+    stations of DSA-110 have 1.2 to 1.8 from declination -20 to 55, without an arm more than 60.
+    """
+    if len(uv) > most:
+        uv = uv[np.sort(np.random.default_rng(0).choice(len(uv), most, replace=False))]
+    if not len(uv):
+        return math.nan
+    angles = np.radians(np.arange(0.0, 180.0, 5.0))
+    widths = [float(np.median(np.abs(uv @ np.array([math.sin(a), math.cos(a)])))) for a in angles]
+    return max(widths) / min(widths) if min(widths) > 1e-9 * max(widths) else math.inf
 
 
 class BySpacing(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from nightbeam.catalog.model import MosaicRow
 from nightbeam.gains.model import TableStats
 from nightbeam.imaging.model import ImageProduct
-from nightbeam.qa.compute import FlagSummary, judge, largest_gap
+from nightbeam.qa.compute import FlagSummary, elongation, judge, largest_gap
 from nightbeam.qa.model import CalibrationUse, Grade, Limits, Measure, QaLimits, Score, SourceComparison
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 
+#: Of the noise over that of the receivers, where it is below 1: what they leave is known that well.
+_LESS_THAN_THERMAL = Limits(0.85, 0.7, ideal=1.0)
 #: Fewer sources do not tell where an image is.
 _PLACES = 3
 
@@ -121,14 +123,23 @@ def _share(
     return _measure(specs, name, len(over) / len(fractions), says)
 
 
-def coverage_measures(spacing_klambda: Any | Unread, limits: QaLimits) -> list[Measure]:
-    """Return how well the uv plane is covered: the largest relative gap between neighbouring spacings (n,)."""
-    specs = {"uv_gap": ("", Limits(*limits.uv_gap, ideal=0.0))}
-    if isinstance(spacing_klambda, Unread):
-        return _unmade(specs, spacing_klambda.reason)
-    gap, inner, outer = largest_gap(np.asarray(spacing_klambda, float))
+def coverage_measures(uv_klambda: Any | Unread, limits: QaLimits) -> list[Measure]:
+    """Return how well the uv plane (n, 2) is covered: the largest relative gap of spacings, and how even it is."""
+    specs = {
+        "uv_gap": ("", Limits(*limits.uv_gap, ideal=0.0)),
+        "uv_elongation": ("", Limits(*limits.uv_elongation, ideal=1.0)),
+    }
+    if isinstance(uv_klambda, Unread):
+        return _unmade(specs, uv_klambda.reason)
+    uv = np.asarray(uv_klambda, float)
+    gap, inner, outer = largest_gap(np.hypot(*uv.T))
     says = f"the largest gap of the uv coverage is {gap:.2f} of its outer edge, from {inner:.3g} to {outer:.3g} klambda"
-    return [_measure(specs, "uv_gap", gap, says, unmade="fewer than two spacings have data")]
+    wide = elongation(uv)
+    shape = f"half of the uv coverage is {wide:.3g} times wider in one direction than in another"
+    return [
+        _measure(specs, "uv_gap", gap, says, unmade="fewer than two spacings have data"),
+        _measure(specs, "uv_elongation", wide, shape, unmade="no spacing has data"),
+    ]
 
 
 def corrected_measures(column: str, usable: float) -> list[Measure]:
@@ -156,7 +167,13 @@ def subband_measures(missing: Sequence[int], expected: int, limits: QaLimits) ->
 
 
 def table_measures(
-    found: TableStats | Unread, limits: QaLimits, *, name: str, kind: str, with_data: int | Unread | None = None
+    found: TableStats | Unread,
+    limits: QaLimits,
+    *,
+    name: str,
+    kind: str,
+    with_data: int | Unread | None = None,
+    antennas: int | None = None,
 ) -> list[Measure]:
     """Return the health of one table's solutions.
 
@@ -172,14 +189,16 @@ def table_measures(
         How many receptors were recorded at all, of which ``found.unsolved_fraction`` is; the others cannot have
         solutions and are counted among the dead, but not held against the table. None: all of them. Where it is not
         known, the number of the dead is not judged.
+    antennas
+        How many antennas were recorded. None: not known, so that only a number of antennas can be asked for.
     """
     bandpass = kind == "BP"
     recorded, absent = _recorded(found, with_data)
     flagged = limits.bandpass_flagged if bandpass else limits.flagged_fraction
     specs = {
         f"{name}_flagged": ("", _fraction(flagged)),
-        f"{name}_dead_receptors": ("receptors", _times(limits.dead_receptors, recorded, absent)),
-        f"{name}_antennas": ("antennas", Limits(*limits.solved_antennas)),
+        f"{name}_dead_receptors": ("receptors", _times(limits.unsolved_receptors, recorded, absent)),
+        f"{name}_antennas": ("antennas", _solved(limits, antennas)),
     }
     if kind != "K":
         specs[f"{name}_snr"] = ("", Limits(*limits.solution_snr))
@@ -210,7 +229,7 @@ def table_measures(
             specs,
             f"{name}_antennas",
             found.antennas_with_solutions,
-            f"{name}: {found.antennas_with_solutions} antennas have solutions",
+            f"{name}: {found.antennas_with_solutions} {_of_recorded(antennas)}have solutions",
         ),
     ]
     if kind != "K":
@@ -225,6 +244,20 @@ def table_measures(
         says = f"{name}: phases scatter by {_three(phase)} deg (rms) about the mean of each receptor and window"
         made.append(_measure(specs, f"{name}_phase_scatter", phase, says, unmade=_no("phases", nothing)))
     return made
+
+
+def _solved(limits: QaLimits, antennas: int | None) -> Limits:
+    """Return how many antennas a table should solve: so many, and all but a share of those that were recorded."""
+    warn, bad = limits.solved_antennas
+    if antennas is None:
+        return Limits(warn, bad)
+    few, many = limits.unsolved_receptors
+    warn, bad = max(warn, (1.0 - few) * antennas), max(bad, (1.0 - many) * antennas)
+    return Limits(warn, bad, ideal=antennas if antennas > warn else None)
+
+
+def _of_recorded(antennas: int | None) -> str:
+    return "antennas " if antennas is None else f"of {antennas} antennas that were recorded "
 
 
 def _recorded(found: TableStats | Unread, with_data: int | Unread | None) -> tuple[int, int]:
@@ -306,16 +339,21 @@ def image_measures(
     )
     return [
         *_plane_measures(specs, found.noise_jy, found.peak_jy, major, minor),
-        _compared(
-            specs, "thermal_factor", found.noise_jy, thermal_jy, "the noise is {:.3g} times that of the receivers, {}",
-            lambda jy: f"{1e3 * jy:.3g} mJy/beam",
-        ),
+        _thermal_factor(specs, found.noise_jy, thermal_jy),
         _measure(specs, "peak_over_hole", _over(found.peak_jy, hole), peak, unmade="the image has no finite peak"),
         _compared(
             specs, "beam_factor", minor, expected_beam_arcsec,
             "the beam's narrow side is {:.3g} times what the uv coverage gives, {}", lambda a: f"{a:.3g} arcsec",
         ),
     ]  # fmt: skip
+
+
+def _thermal_factor(specs: Mapping[str, tuple[str, Limits]], noise_jy: float, thermal_jy: float | Unread) -> Measure:
+    """Return the noise over that of the receivers; an image that has less is of a wrong flux scale."""
+    says, low = "the noise is {:.3g} times that of the receivers, {}", {"thermal_factor": ("", _LESS_THAN_THERMAL)}
+    if not isinstance(thermal_jy, Unread) and _over(noise_jy, thermal_jy) < 1.0:
+        says, specs = f"{says}: less than receivers can leave, so the flux scale is wrong", low
+    return _compared(specs, "thermal_factor", noise_jy, thermal_jy, says, lambda jy: f"{1e3 * jy:.3g} mJy/beam")
 
 
 def _image_specs(limits: QaLimits) -> dict[str, tuple[str, Limits]]:

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,12 +25,15 @@ from nightbeam.qa.measures import (
     corrected_measures,
     coverage_measures,
     flag_measures,
+    image_measures,
     judge_mosaic,
     source_measures,
     subband_measures,
     table_measures,
 )
 from nightbeam.qa.model import CalibrationUse, QaLimits, SourceComparison
+from nightbeam.simulate.files import read_stations
+from nightbeam.sky import OVRO_DSA110, uvw_basis
 
 LIMITS = QaLimits()
 
@@ -67,8 +71,10 @@ def real_bandpass():
 def test_the_real_bandpass_is_one_per_cent_flagged_once_its_63_dead_receptors_are_left_out():
     table = real_bandpass()
     assert (table.flags.size, table.flags.sum()) == (179_712, 49_752)
-    stats = table_stats(table, name="bpcal", kind="BP")
-    found = scores(table_measures(stats, LIMITS, name="bpcal", kind="BP"))
+    recorded = np.zeros((117, 2), bool)
+    recorded[21:] = True  # 96 antennas of the 117 were recorded that day
+    stats = table_stats(table, name="bpcal", kind="BP", receptors_with_data=recorded)
+    found = scores(table_measures(stats, LIMITS, name="bpcal", kind="BP", with_data=192, antennas=96))
     flagged = found["bpcal_flagged"]
     assert flagged.value == pytest.approx(1368 / 131_328)
     assert (flagged.verdict, found["bpcal_dead_receptors"].value) == ("good", 63)
@@ -89,6 +95,38 @@ def test_receptors_that_were_never_recorded_are_not_held_against_a_table():
     recorded[:31] = True  # 62 dead ones were recorded: 62 of 78 is more than seven tenths
     stats = table_stats(table, name="g", kind="GA", receptors_with_data=recorded)
     assert scores(table_measures(stats, LIMITS, name="g", kind="GA", with_data=78))["g_dead_receptors"].verdict == "bad"
+
+
+def test_a_table_without_solutions_for_many_of_the_antennas_that_were_recorded_is_not_good():
+    table = real_bandpass()
+    recorded = np.zeros((117, 2), bool)
+    recorded[21:] = True
+    for missing, verdict in ((10, "good"), (18, "warn"), (36, "bad")):
+        table.flags[:] = np.isin(table.antenna, np.arange(21 + missing))[:, None, None]
+        stats = table_stats(table, name="b", kind="BP", receptors_with_data=recorded)
+        found = scores(table_measures(stats, LIMITS, name="b", kind="BP", with_data=192, antennas=96))
+        assert (found["b_dead_receptors"].verdict, found["b_antennas"].verdict) == (verdict, verdict)
+        assert f"{96 - missing} of 96 antennas that were recorded" in found["b_antennas"].reason
+    table.flags[:] = np.isin(table.antenna, np.arange(106))[:, None, None]
+    few = table_stats(table, name="b", kind="BP")  # 11 antennas, whatever was recorded
+    assert scores(table_measures(few, LIMITS, name="b", kind="BP", antennas=11))["b_antennas"].verdict == "warn"
+
+
+def test_noise_that_no_receiver_can_have_is_bad_for_its_own_reason():
+    # 6500 Jy: 0.2 mJy/beam; a flux scale that is ten times too low
+    def judged(noise_jy):
+        product = SimpleNamespace(
+            noise_jy=noise_jy, peak_jy=0.5, deepest_jy=-0.01, beam_major_arcsec=18.0, beam_minor_arcsec=14.0,
+            peak_ra_deg=0.0, peak_dec_deg=0.0,
+        )  # fmt: skip
+        return scores(image_measures(product, LIMITS, thermal_jy=2e-4, expected_beam_arcsec=14.0))["thermal_factor"]
+
+    low = judged(2e-5)
+    assert (low.value, low.verdict, low.score) == (pytest.approx(0.1), "bad", 0.0)
+    assert "less than receivers can leave" in low.reason
+    assert [judged(2e-4 * factor).verdict for factor in (0.6, 0.8, 0.9, 1.0, 50.0, 200.0)] == [
+        "bad", "warn", "good", "good", "good", "warn",
+    ]  # fmt: skip
 
 
 def test_where_it_is_not_known_what_was_recorded_the_dead_are_not_judged():
@@ -153,9 +191,9 @@ def test_data_of_which_all_is_flagged_are_bad():
 
 
 def test_coverage_correction_subbands_and_calibration_have_their_say():
-    gap = scores(coverage_measures(np.array([1.0, 1.2, 3.0]), LIMITS))["uv_gap"]
+    gap = scores(coverage_measures(np.array([[1.0, 0.0], [0.0, 1.2], [1.8, 2.4]]), LIMITS))["uv_gap"]
     assert (gap.value, gap.verdict) == (pytest.approx(0.6), "warn")
-    assert scores(coverage_measures(np.zeros(0), LIMITS))["uv_gap"].verdict == "unknown"
+    assert {s.verdict for s in scores(coverage_measures(np.zeros((0, 2)), LIMITS)).values()} == {"unknown"}
     assert scores(corrected_measures("DATA", 1.0))["corrected_data"].verdict == "bad"
     assert scores(corrected_measures("CORRECTED_DATA", 0.0))["corrected_data"].verdict == "bad"
     assert scores(corrected_measures("CORRECTED_DATA", math.nan))["corrected_data"].verdict == "unknown"
@@ -169,6 +207,35 @@ def test_coverage_correction_subbands_and_calibration_have_their_say():
     assert found["calibration_age"].value == 6.0
     unread = scores(calibration_measures(CalibrationUse("set"), LIMITS))
     assert unread["calibrator_flux_ratio"].verdict == unread["calibration_age"].verdict == "unknown"
+
+
+def coverage_of(choose, dec_deg):
+    """Return the uv coverage of the real stations over five minutes about the meridian, at both ends of the band."""
+    table = read_stations()
+    chosen = table.active & np.array([choose(arm) for arm in table.arm])
+    first, second = np.triu_indices(int(chosen.sum()), 1)
+    places = table.positions_m[chosen]
+    uv = []
+    for hour_deg in (-0.64, 0.0, 0.64):
+        basis = uvw_basis(math.radians(hour_deg), math.radians(dec_deg), OVRO_DSA110.longitude_deg)
+        metres = (places[second] - places[first]) @ basis.T
+        uv += [metres[:, :2] / wavelength / 1e3 for wavelength in (0.2000, 0.2287)]
+    return np.concatenate(uv)
+
+
+@pytest.mark.parametrize("dec_deg", [54.57, 33.0, 0.0, -20.0])
+def test_a_missing_arm_of_the_real_array_is_seen_wherever_it_looks(dec_deg):
+    whole = scores(coverage_measures(coverage_of(lambda arm: True, dec_deg), LIMITS))
+    assert {s.verdict for s in whole.values()} == {"good"}
+    for arm in ("E-W", "N-S"):
+        rest = scores(coverage_measures(coverage_of(lambda a, arm=arm: a != arm, dec_deg), LIMITS))
+        assert rest["uv_elongation"].verdict == "bad"
+    line = scores(coverage_measures(np.array([[0.0, 1.0], [0.0, 2.0]]), LIMITS))["uv_elongation"]
+    assert (line.value, line.verdict) == (None, "bad")
+
+
+def test_a_band_of_one_subband_is_told_by_the_subbands_that_are_missing():
+    assert scores(subband_measures(range(1, 16), 16, LIMITS))["missing_subbands"].verdict == "bad"
 
 
 def compared(ratio, east, found=None, *, error=0.0):

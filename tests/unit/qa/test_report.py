@@ -238,6 +238,37 @@ def test_what_is_no_fault_of_the_data_is_raised(tmp_path, monkeypatch, error):
         write_qa(GROUP, tmp_path, ms=tmp_path / "x.ms")
 
 
+def test_what_is_gone_is_gone_from_the_report_too(tmp_path):
+    product = product_of(tmp_path, with_source(noise(64), 32, 32, 0.5))
+    catalogue = [Calibrator("one", *CENTRE, 1.0)]
+    write_qa(GROUP, tmp_path, product=product, catalogue=catalogue, calibration=CalibrationUse("calset"))
+    assert read_metrics(tmp_path / GROUP)["sources"]["fits"]
+    write_qa(GROUP, tmp_path, product=Unread("gone"), catalogue=catalogue, calibration=Unread("gone"),
+             ms=tmp_path / "none.ms", tables=Unread("gone"))  # fmt: skip
+    report = read_metrics(tmp_path / GROUP)
+    sections = ("image", "sources", "calibration", "flags", "coverage", "visibilities", "tables")
+    assert {name: report[name] for name in sections} == dict.fromkeys(sections)
+    assert {score["verdict"] for score in report["scores"]} == {"unknown"}
+
+
+def test_places_on_the_sky_are_written_to_a_hundredth_of_an_arcsecond(tmp_path):
+    there = (359.123456, -12.345678)
+    paths = [tmp_path / "a" / "t.fits", tmp_path / "b" / "t.fits"]
+    for path, ra in zip(paths, (there[0], 10.0), strict=True):
+        path.parent.mkdir()
+        fits.writeto(path, np.ones((50, 50), np.float32), header(50, centre=(ra, there[1])))
+    made = write_mosaic_qa("m", tmp_path / "qa", paths[0], None, tiles=paths)
+    outlines = plain_json(made[1].path)["tiles"]
+    assert list(outlines) == [str(path) for path in paths]  # of one name, and two all the same
+    for path in paths:
+        off = np.abs(np.array(outlines[str(path)]) - image_outline(path)) * 3600.0
+        assert off.max() < 0.01
+    product = product_of(tmp_path, noise(64), ra_deg=there[0], dec_deg=there[1], peak_ra_deg=there[0])
+    write_qa(GROUP, tmp_path / "qa", product=product)
+    drawn = plain_json(tmp_path / "qa" / GROUP / "image.json")
+    assert (drawn["ra_deg"], drawn["dec_deg"], drawn["peak_ra_deg"]) == (*there, there[0])
+
+
 def test_a_damaged_report_is_replaced(tmp_path, caplog):
     (tmp_path / GROUP).mkdir()
     (tmp_path / GROUP / "metrics.json").write_text("[1]")
@@ -399,7 +430,7 @@ def test_a_mosaic_and_its_noise_are_shown_with_their_tiles(tmp_path, shape):
     said = plain_json(made[1].path)
     assert (said["width"], said["height"]) == (nx, ny)
     assert said["least_noise_jy"] == pytest.approx(1e-3)
-    assert list(said["tiles"]) == list(said["rejected"]) == ["t.fits"]
+    assert list(said["tiles"]) == list(said["rejected"]) == [str(tile)]
 
 
 def test_a_mosaic_that_is_not_there_is_an_error(tmp_path):
