@@ -87,6 +87,8 @@ def flag_measures(found: FlagSummary | Unread, limits: QaLimits) -> list[Measure
     }
     if isinstance(found, Unread):
         return _unmade(specs, found.reason)
+    if not found.receptors:
+        return _unmade(specs, "there are no cross-correlations")
     nothing = "no receptor works: all that was observed is flagged"
     dead = f"{found.dead_receptors} of {found.receptors} receptors are dead: all of their data are flagged"
     if found.dead_antennas:
@@ -96,7 +98,7 @@ def flag_measures(found: FlagSummary | Unread, limits: QaLimits) -> list[Measure
         return [
             Measure("flagged", 1.0, *specs["flagged"], says=nothing),
             *made[:3],
-            _measure(specs, "dead_receptors", found.dead_receptors or math.nan, dead, unmade="there are no receptors"),
+            _measure(specs, "dead_receptors", found.dead_receptors, dead),
         ]
     says = f"{_percent(found.fraction)} of the data of working receptors is flagged"
     return [
@@ -370,17 +372,18 @@ def _plane_measures(
     peak_jy: float | None,
     major: float | None,
     minor: float | None,
+    which: str = "the noise",
 ) -> list[Measure]:
     noise = math.nan if noise_jy is None or noise_jy <= 0 else 1e3 * noise_jy
     ratio = _over(peak_jy, noise_jy)
     beam, size = _over(major, minor), f"{major or 0.0:.3g} by {minor or 0.0:.3g} arcsec"
     return [
-        _measure(specs, "noise", noise, f"the noise is {noise:.3g} mJy/beam", unmade="the image has no finite noise"),
+        _measure(specs, "noise", noise, f"{which} is {noise:.3g} mJy/beam", unmade="the image has no finite noise"),
         _measure(
             specs,
             "dynamic_range",
             ratio,
-            f"the peak of {peak_jy or 0.0:.4g} Jy/beam is {ratio:.4g} times the noise",
+            f"the peak of {peak_jy or 0.0:.4g} Jy/beam is {ratio:.4g} times {which}",
             unmade="the image has no finite peak or noise",
         ),
         _measure(specs, "beam_elongation", beam, f"the beam is {size}", unmade="the image has no beam"),
@@ -475,7 +478,9 @@ def judge_mosaic(row: MosaicRow, limits: QaLimits | None = None) -> tuple[Score,
     share = math.nan if used is None or rejected is None or used + rejected == 0 else rejected / (used + rejected)
     says = f"{rejected} of {(used or 0) + (rejected or 0)} tiles were rejected{_why_rejected(row.verdicts)}"
     measures = [
-        *_plane_measures(specs, row.noise_jy, row.peak_jy, row.beam_major_arcsec, row.beam_minor_arcsec),
+        *_plane_measures(
+            specs, row.noise_jy, row.peak_jy, row.beam_major_arcsec, row.beam_minor_arcsec, "the least noise of the map"
+        ),
         _measure(specs, "rejected_tiles", share, says, unmade="it is not known how many tiles were used"),
     ]
     return (*map(judge, measures), *_check_scores(row.checks))

@@ -129,6 +129,15 @@ def test_noise_that_no_receiver_can_have_is_bad_for_its_own_reason():
     ]  # fmt: skip
 
 
+def test_one_antenna_has_no_cross_correlations_and_is_not_called_flagged():
+    alone = summary(
+        raw_fraction=math.nan, fraction=math.nan, receptors=0, dead_receptors=0, dead_antennas=(), by_antenna={},
+        by_window={}, by_length={}, samples=0, good_samples=0,
+    )  # fmt: skip
+    found = scores(flag_measures(alone, LIMITS))
+    assert {(s.verdict, s.reason) for s in found.values()} == {("unknown", "there are no cross-correlations")}
+
+
 def test_where_it_is_not_known_what_was_recorded_the_dead_are_not_judged():
     stats = table_stats(real_bandpass(), name="g", kind="GA")
     found = scores(table_measures(stats, LIMITS, name="g", kind="GA", with_data=Unread("the data are gone")))
@@ -321,6 +330,8 @@ def test_a_mosaic_is_judged_by_its_row_and_its_checks():
     )  # fmt: skip
     found = {s.name: s for s in judge_mosaic(row)}
     assert found["noise"].value == pytest.approx(8.78)
+    assert found["noise"].reason.startswith("the least noise of the map is 8.78 mJy/beam")
+    assert "times the least noise of the map" in found["dynamic_range"].reason
     assert found["dynamic_range"].value == pytest.approx(1854, rel=1e-3)
     assert found["rejected_tiles"].value == pytest.approx(1 / 12)
     assert "its noise is 6 times the median" in found["rejected_tiles"].reason
