@@ -86,7 +86,7 @@ _ALONE_BEAMS = 2.0
 _PLACES = ("ra_deg", "dec_deg", "tiles", "rejected")
 #: Of the outlines of tiles there are no more points than this beside a figure.
 _OUTLINE_POINTS = 1600
-_UV_DOTS, _DOTS = 5000, 1500
+_UV_DOTS, _DOTS = 4000, 1500
 #: The receivers' noise is known of DSA-110.
 _KNOWN_RECEIVERS = frozenset({"OVRO_MMA", "DSA_110", "DSA-110", "DSA110"})
 
@@ -277,8 +277,8 @@ def write_mosaic_qa(
         "width": nx,
         "height": ny,
         "step": image.step,
-        "brightest_jy": _top(image.data, np.nanmax),
-        "least_noise_jy": None if noise is None else _top(noise.data, np.nanmin),
+        "brightest_jy": float(np.nanmax(image.data)) if np.isfinite(image.data).any() else None,
+        "least_noise_jy": None if noise is None else noise.least,
         "tiles": {tile: outline[::step].tolist() for tile, outline in used.items()},
         "rejected": {tile: outline[::step].tolist() for tile, outline in left_out.items()},
     }  # fmt: skip
@@ -288,10 +288,6 @@ def write_mosaic_qa(
 def _outlines(paths: Sequence[Path]) -> list[tuple[Path, Any]]:
     found = [(path, _read(image_outline, path)) for path in paths]
     return [(path, outline) for path, outline in found if not isinstance(outline, Unread)]
-
-
-def _top(values: Any, of: Callable[[Any], Any]) -> float | None:
-    return float(of(values)) if np.isfinite(values).any() else None
 
 
 # -- the parts --------------------------------------------------------------------------------------------------
@@ -312,8 +308,10 @@ def _data_part(ms: Path, made: _Made) -> FlagCounts | Unread:
             lambda: draw_flags(**by, dead=flags.dead_antennas, limits=made.limits.flagged_fraction),
             {"kind": "flags", **by, "dead_antennas": flags.dead_antennas},
         )
-        uv = counts.uv_klambda[thin(len(counts.uv_klambda), _UV_DOTS)]
         spacing = np.hypot(*counts.uv_klambda.T).astype(float)
+        # with the longest, at which the gap may end
+        chosen = np.append(thin(len(spacing), _UV_DOTS), spacing.argmax()) if len(spacing) else np.zeros(0, int)
+        uv = counts.uv_klambda[np.unique(chosen)]
         gap, inner, outer = largest_gap(spacing)
         covered = {
             "largest_gap": gap,
@@ -417,7 +415,7 @@ def _recorded(solutions: CalSolutions, counts: FlagCounts) -> NDArray[np.bool_] 
     return seen
 
 
-def _thinned(numbers: Mapping[str, Any], most: int = 4000) -> dict[str, Any]:
+def _thinned(numbers: Mapping[str, Any], most: int = 3000) -> dict[str, Any]:
     from nightbeam.qa.figures import thin
 
     chosen = thin(len(numbers["antenna"]), most)

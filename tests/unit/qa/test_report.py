@@ -20,7 +20,7 @@ from nightbeam.qa.compute import GainPoints, Panels, compare_sources, judge, sum
 from nightbeam.qa.figures import draw_flags, draw_gains, draw_panels, draw_sources, draw_uv, draw_visibilities
 from nightbeam.qa.files import count_flags, image_outline, read_coarse
 from nightbeam.qa.measures import source_measures
-from nightbeam.qa.model import QaLimits, SourceComparison, VisibilitySample
+from nightbeam.qa.model import FlagCounts, QaLimits, SourceComparison, VisibilitySample
 from nightbeam.sky import Calibrator
 
 GROUP = "2025-10-03T11:48:57"
@@ -360,6 +360,39 @@ def test_every_kind_of_table_of_the_full_array_has_its_figures(tmp_path, monkeyp
     assert json.loads(report.path.read_text())["tables"][name]["path"].endswith(kind.suffix)
 
 
+@pytest.mark.slow
+def test_every_gain_of_every_window_of_the_full_array_is_too_much_for_a_figure_and_thinned(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    n, windows = 117, 16
+    values = rng.normal(1.0, 0.1, (n * windows, 1, 2)) * 1.234e-5 * np.exp(2j * np.pi * rng.random((n * windows, 1, 2)))
+    table = solutions(
+        values, antenna=np.tile(np.arange(n), windows), spw=np.repeat(np.arange(windows), n),
+        freqs=[np.array([1.3e9 + 1e7 * w]) for w in range(windows)],
+        names=tuple(f"DSA-110-station-{k + 1:03d}" for k in range(n)), minutes=np.zeros(n * windows),
+    )  # fmt: skip
+    monkeypatch.setattr("nightbeam.gains.files.read_caltable", lambda path: table)
+    monkeypatch.setattr("nightbeam.gains.read_caltable", lambda path: table, raising=False)
+    caltable = CalTable(tmp_path / "x_gacal", TableKind.GAIN, 40, "0", "103")
+    (_, numbers, _) = write_qa(GROUP, tmp_path, tables=[caltable]).artifacts
+    assert len(plain_json(numbers.path)["amplitude"]) == 3000
+
+
+def test_the_gap_that_ends_at_the_longest_spacing_is_shaded(tmp_path, monkeypatch):
+    near = np.random.default_rng(0).uniform(1.0, 2.0, (20_000, 1)) * np.array([[0.6, 0.8]])
+    counts = FlagCounts(
+        antennas=("1", "2"), lengths_m=np.ones((2, 2)), total=np.ones((1, 1, 2, 2)), flagged=np.zeros((1, 1, 2, 2)),
+        uv_klambda=np.concatenate([near, [[6.0, 8.0]]]).astype(np.float32), width_hz=1e6, integration_s=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr("nightbeam.qa.report.count_flags", lambda ms: counts)
+    drawn = []
+    real = draw_uv
+    monkeypatch.setattr("nightbeam.qa.figures.draw_uv", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    write_qa(GROUP, tmp_path, ms=tmp_path / "none.ms")
+    said = plain_json(tmp_path / GROUP / "uv.json")
+    assert (max(said["u_klambda"]), said["gap_klambda"][1]) == (6.0, 10.0)
+    assert [len(axes.patches) for axes in drawn[0].axes] == [1, 1]
+
+
 def test_figures_of_nothing_can_be_drawn():
     nothing = np.zeros(0)
     sample = VisibilitySample("DATA", nothing, nothing, nothing, nothing)
@@ -431,6 +464,33 @@ def test_a_mosaic_and_its_noise_are_shown_with_their_tiles(tmp_path, shape):
     assert (said["width"], said["height"]) == (nx, ny)
     assert said["least_noise_jy"] == pytest.approx(1e-3)
     assert list(said["tiles"]) == list(said["rejected"]) == [str(tile)]
+
+
+def test_the_least_noise_of_a_large_map_is_that_of_a_pixel(tmp_path):
+    noise_map = np.full((40, 1000), 2e-3, np.float32)
+    noise_map[17, 501] = 1e-3
+    for name, data in (("m", np.ones((40, 1000), np.float32)), ("n", noise_map)):
+        fits.writeto(tmp_path / f"{name}.fits", data, header(1000, 40))
+    made = write_mosaic_qa("m", tmp_path / "qa", tmp_path / "m.fits", tmp_path / "n.fits")
+    said = plain_json(made[1].path)
+    assert (said["step"], said["least_noise_jy"]) == (2, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_mosaic_of_a_whole_day_has_small_files_too(tmp_path, monkeypatch):
+    ra = np.linspace(0, 359, 288)
+    outline = {}
+    for k in range(288):
+        path = Path(f"/data/dsa110/contimg/output/images/2025-10-03T{k:06d}/2025-10-03T{k:06d}.img.image.pbcor.fits")
+        side = np.concatenate([np.linspace(-1.5, 1.5, 8), np.full(8, 1.5), np.linspace(1.5, -1.5, 8), np.full(8, -1.5)])
+        outline[path] = np.stack([ra[k] + 1.234567891 * side, 16.1234567891 + side], axis=1)
+    monkeypatch.setattr("nightbeam.qa.report.image_outline", lambda path: outline[path])
+    image = tmp_path / "m.fits"
+    fits.writeto(image, np.ones((60, 300), np.float32), header(300, 60, cell_deg=0.1))
+    made = write_mosaic_qa("m", tmp_path / "qa", image, None, tiles=list(outline))
+    assert is_small_png(made[0].path)
+    said = plain_json(made[1].path)
+    assert [len(corners) for corners in said["tiles"].values()] == [4] * 288
 
 
 def test_a_mosaic_that_is_not_there_is_an_error(tmp_path):
