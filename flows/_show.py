@@ -5,8 +5,10 @@ Nothing but text is kept in Prefect's database: figures stay where they are, and
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,10 +25,29 @@ from nightbeam.catalog.model import QaScoreRow
 from nightbeam.contimg.mosaics import mosaic_report
 from nightbeam.contimg.nights import NightOutcome
 
-__all__ = ["figure_address", "monitor_address", "mosaic_markdown", "quality_text", "show_group", "show_night"]
+__all__ = [
+    "figure_address",
+    "monitor_address",
+    "mosaic_markdown",
+    "quality_text",
+    "show_group",
+    "show_night",
+    "showing",
+]
+
+logger = logging.getLogger("nightbeam.show")
 
 _ADDRESS = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _WORDS = {"bad": "**bad**", "warn": "warning", "unknown": "unknown", "good": "good"}
+
+
+@contextmanager
+def showing(what: str) -> Iterator[None]:
+    """Warn of what cannot be shown at a run, and go on: what was made is none the worse for that."""
+    try:
+        yield
+    except Exception as error:  # any failure to tell, whatever httpx, Prefect or a database call it
+        logger.warning("%s is not shown at its run: %s: %s", what, type(error).__name__, error)
 
 
 def show_group(

@@ -76,7 +76,8 @@ def _go_through(place: contimg.Site, group: str, owner: Owner) -> str:
     quality = steps.write_qa(place, group, owner=owner)
     contimg.finish(place, group, owner=owner)
     bar.to(6, "completed")
-    _show.show_group(place, group, imaged=imaged, calibrated=calibrated, quality=quality)
+    with _show.showing(f"group {group}"):
+        _show.show_group(place, group, imaged=imaged, calibrated=calibrated, quality=quality)
     return "completed"
 
 
@@ -99,11 +100,16 @@ class _Bar:
     """How far the run has come, at the run."""
 
     def __init__(self, group: str) -> None:
-        found = create_progress_artifact(0.0, key="group-progress", description=f"Group {group}")
-        assert isinstance(found, UUID)
-        self._id, self._group = found, group
+        self._id: UUID | None = None
+        self._group = group
+        with _show.showing(f"group {group}"):
+            found = create_progress_artifact(0.0, key="group-progress", description=f"Group {group}")
+            assert isinstance(found, UUID)
+            self._id = found
 
     def to(self, step: int, what: str) -> None:
-        update_progress_artifact(
-            self._id, progress=100.0 * step / len(contimg.STEPS), description=f"Group {self._group}: {what}"
-        )
+        if self._id is None:
+            return
+        done = 100.0 * step / len(contimg.STEPS)
+        with _show.showing(f"group {self._group}"):
+            update_progress_artifact(self._id, progress=done, description=f"Group {self._group}: {what}")

@@ -70,5 +70,6 @@ def _make(place: contimg.Site, night: str, force: bool) -> nights.NightOutcome:
     state = steps.make_night(place, night, force=force, return_state=True)
     found = state.result(raise_on_failure=False)
     outcome = found if isinstance(found, nights.NightOutcome) else nights.failed_night(place, night, found)
-    _show.show_night(place, outcome)
+    with _show.showing(f"night {night}"):
+        _show.show_night(place, outcome)
     return outcome

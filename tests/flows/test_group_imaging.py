@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
 
 import flows.group_imaging as module
+from flows import _show
 from flows._show import figure_address, monitor_address, quality_text
 from nightbeam.catalog.model import QaScoreRow
 from nightbeam.contimg import Claim
@@ -108,6 +109,18 @@ def test_a_group_goes_through_every_step_in_order_and_is_shown(library):
     assert not [a for a in shown.values() if "base64" in str(a.data)]
     with get_client(sync_client=True) as api:
         assert api.read_flow_run(state.state_details.flow_run_id).name == GROUP
+
+
+@pytest.mark.parametrize("where", ["create_progress_artifact", "update_progress_artifact", "create_table_artifact"])
+def test_a_group_that_cannot_be_shown_is_completed_all_the_same(library, monkeypatch, caplog, where):
+    def refuse(*_what: object, **_how: object) -> None:
+        raise PrefectHTTPStatusError("503", request=None, response=None)
+
+    monkeypatch.setattr(_show if where == "create_table_artifact" else module, where, refuse)
+    state = module.group_imaging(GROUP, return_state=True)
+    assert state.is_completed()
+    assert (library.finished, library.failed) == ([GROUP], [])
+    assert f"group {GROUP} is not shown at its run: PrefectHTTPStatusError: 503" in caplog.text
 
 
 def test_a_group_without_gains_stops_after_calibration_and_is_no_failure(library):

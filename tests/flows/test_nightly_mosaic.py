@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, TaskRunFilter
 
 import flows.nightly_mosaic as module
+from flows import _show
 from flows._show import mosaic_markdown
 from nightbeam.contimg import nights
 from nightbeam.core.errors import InputError, PartialError, UsageError
@@ -94,6 +96,18 @@ def test_one_bad_night_does_not_stop_the_others_and_the_run_fails_naming_it(worl
         "Night 2025-10-02",
         "Night 2025-10-03",
     ]
+
+
+def test_a_night_that_cannot_be_shown_is_made_all_the_same_and_so_are_the_others(world, monkeypatch, caplog):
+    def refuse(*_what: object, **_how: object) -> None:
+        raise httpx.ConnectError("the API does not answer")
+
+    monkeypatch.setattr(_show, "create_markdown_artifact", refuse)
+    observe(world, "2025-10-01", "2025-10-03")
+    state = module.nightly_mosaic(return_state=True)
+    assert state.is_completed()
+    assert [made["action"] for made in state.result()] == ["built", "built"]
+    assert "night 2025-10-01 is not shown at its run: ConnectError: the API does not answer" in caplog.text
 
 
 def test_a_night_that_is_named_is_made_due_or_not(world):

@@ -23,7 +23,7 @@ from nightbeam.catalog.model import GroupRow, MsRow, Owner, Stage, State
 from nightbeam.contimg.databases import Databases, open_existing
 from nightbeam.contimg.model import ConvertReceipt
 from nightbeam.contimg.owners import is_dead, owned_scratch, this_process
-from nightbeam.contimg.quality import calibration_use, record_quality
+from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
@@ -392,8 +392,11 @@ class _Search:
             return f"its group is failed: {group.error}"
         rows = self.images.get(str(found.path)) or self.images.get(found.group_id or "", [])
         why = "it has no image"
-        if found.row is not None and found.row.status in ("failed", "skipped_no_caltables"):
-            why = f"it is {found.row.status}"
+        status = None if found.row is None else found.row.status
+        if status in ("failed", "skipped_no_caltables"):
+            why = f"it is {status}"
+        # Of one that is not of the queue nothing else says that it was begun: its image may be whole and not judged.
+        begun = status in ("failed", "in_progress") and not self._is_of_queue(found.path, group)
         for stem in map(image_stem_of, rows):
             if ("image", str(stem)) in self.aside:
                 return None
@@ -402,7 +405,9 @@ class _Search:
             except (InputError, MissingError, RejectedError) as error:
                 why = f"its image is not good: {error.what}"
             else:
-                return None
+                if not begun:
+                    return None
+                why = f"it is {status}, though its image is there"
         return why
 
     def _is_of_queue(self, path: Path, group: GroupRow | None) -> bool:
@@ -608,6 +613,7 @@ def _calibrate_and_image(
     if found is None:
         products.upsert_ms(ms, status="skipped_no_caltables")
         return BackfillOutcome(group_id, WAITING, one.ms, f"no calibration set for MJD {converted.mid_mjd:.5f}")
+    forget_quality(site, group_id)
     with owned_scratch(site.scratch_dir, group_id, "apply") as work:
         applied = tools.apply(site, ms, found.tables, work=work, log=site.log(group_id, "apply"))
     products.upsert_ms(
@@ -618,9 +624,7 @@ def _calibrate_and_image(
     said = provenance_of(group_id, converted, calibrated)
     with owned_scratch(site.scratch_dir, group_id, "image") as work:
         product = tools.image(site, ms, stem, provenance=said, work=work, log=site.log(group_id, "image"))
-    require_good(site, product, tools)
-    image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
-    products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
+    require_good(site, group_id, product, tools)
     report = tools.write_qa(
         site,
         group_id,
@@ -630,5 +634,7 @@ def _calibrate_and_image(
         calibration=calibration_use(site, calibrated),
         subbands=None,  # nobody knows how many another program had
     )
-    record_quality(site, group_id, report)
+    record_quality(site, group_id, report)  # before its row says that it is done, so that none is done and not judged
+    image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
+    products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
     return BackfillOutcome(group_id, IMAGED, one.ms, image=image.path)

@@ -21,7 +21,7 @@ from nightbeam.contimg.mosaic_plan import (
     reference_sources,
 )
 from nightbeam.contimg.owners import owned_scratch
-from nightbeam.contimg.quality import record_quality
+from nightbeam.contimg.quality import forget_quality, record_quality
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, PartialError, RejectedError
 from nightbeam.core.files import storage_errors, write_bytes
@@ -77,8 +77,9 @@ def hold_plan(site: Site, plan: str) -> Iterator[None]:
 def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     """Make the rows of a plan what it says, all at once; for who holds it.
 
-    A mosaic that was built of the very same stays built. No file is touched: what was built by an earlier plan and
-    will not be written again is named in ``validation_issues``.
+    A mosaic that was built of the very same stays built, and what was said of it holds; what was said of the others is
+    forgotten. No file of a mosaic is touched: what was built by an earlier plan and will not be written again is named
+    in ``validation_issues``.
 
     Raises
     ------
@@ -99,6 +100,8 @@ def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     for strip in plan.strips:
         old = before[strip.name] if strip.name in kept else None
         rows.append(_row(plan, strip, old, left.get(strip.name, [])))
+    for name in sorted(before.keys() - kept):  # before the rows: killed in between, it is judged anew or replaced
+        forget_quality(site, name, kind="mosaic")
     return products.put_plan(plan.name, rows)
 
 

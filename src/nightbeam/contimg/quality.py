@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nightbeam.imaging import ImageProduct
     from nightbeam.qa import CalibrationUse, QaReport, Unread
 
-__all__ = ["calibration_use", "make_quality", "quality_of", "record_quality", "tables_or_reason"]
+__all__ = ["calibration_use", "forget_quality", "make_quality", "quality_of", "record_quality", "tables_or_reason"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,15 @@ def record_quality(site: Site, subject: str, report: QaReport, *, kind: str = "g
         if path.parent == site.qa_dir() / subject:  # whatever a row says, only what is ours
             with storage_errors(path):
                 path.unlink(missing_ok=True)
+
+
+def forget_quality(site: Site, subject: str, *, kind: str = "group") -> None:
+    """Let nothing be said of a group or mosaic any more, for what was said of it is about to be made again."""
+    from nightbeam.qa import QaReport
+
+    products = site.products()
+    if products.scores(kind, subject, limit=1) or products.qa_artifacts(subject):
+        record_quality(site, subject, QaReport((), ()), kind=kind)
 
 
 def calibration_use(site: Site, calibrated: CalibrateReceipt) -> CalibrationUse | Unread:

@@ -26,7 +26,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
-from nightbeam.contimg.quality import calibration_use, record_quality, tables_or_reason
+from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -67,6 +67,8 @@ R = TypeVar("R", bound=Receipt)
 _SPACE_OF_INPUT = 3.2
 #: How long a step waits for another process of this machine that still works on the group.
 _LOCK_WAIT_S = 20.0
+#: What these make is what is judged: when one of them is done again, what was said before does not hold.
+_JUDGED = ("convert", "calibrate", "apply", "image")
 #: The data are at fault, not the moment: no other attempt can end differently.
 _FINAL = (InputError, RejectedError, UsageError)
 
@@ -271,7 +273,7 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
                 work=scratch,
                 log=site.log(group_id, "image"),
             )
-        require_good(site, product, tools)
+        require_good(site, group_id, product, tools)
         return _imaged(group_id, product)
 
     def good(_receipt: ImageReceipt) -> None:
@@ -296,7 +298,7 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
     def work(queue: Queue) -> RecordReceipt:
         tools.verify_ms(site, ms, converted.rows)
         product = tools.finished_image(stem)
-        require_good(site, product, tools)
+        require_good(site, group_id, product, tools)
         products = site.products()
         row = products.upsert_image(
             product.path, ms_path=ms, **image_columns(group_id, queue.group(group_id).partial, product, calibrated)
@@ -412,6 +414,8 @@ def _step(
         if found is not None:
             logger.info("group %s: %s was done before", group_id, name)
             return found
+        if name in _JUDGED:
+            forget_quality(site, group_id)
         begin = time.perf_counter()
         receipt = work(queue)
         seconds = time.perf_counter() - begin
@@ -585,13 +589,13 @@ def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: Calibrat
     }
 
 
-def require_good(site: Site, product: Any, tools: Tools) -> None:
+def require_good(site: Site, group_id: str, product: Any, tools: Tools) -> None:
     """Raise RejectedError with every reason unless an image is good."""
     verdict = tools.judge(site, product)
     if not verdict.good:
         raise RejectedError(
             f"the image {Path(product.stem).name} is not good: {'; '.join(verdict.reasons)}",
-            fix="look at its QA figures and at the calibration set",
+            fix=f"`nightbeam qa make {group_id}` draws it; look at its calibration set",
         )
 
 

@@ -209,6 +209,9 @@ class QaSettings(_Section):
     bandpass_flagged: tuple[float, float] = Field((0.03, 0.2), description="Flagged bandpass of working receptors.")
     solution_snr: tuple[float, float] = Field((10.0, 3.0), description="Median of a table's solutions.")
     solved_antennas: tuple[float, float] = Field((12.0, 10.0), description="Antennas that have solutions.")
+    unsolved_receptors: tuple[float, float] = Field(
+        (0.15, 0.3), description="Share of the recorded receptors, or antennas, that a table has no solution for."
+    )
     bandpass_scatter: tuple[float, float] = Field((0.1, 0.3), description="Relative scatter of bandpass amplitudes.")
     bandpass_phase_deg: tuple[float, float] = Field((20.0, 45.0), description="Scatter of bandpass phases.")
     gain_scatter: tuple[float, float] = Field((0.5, 1.0), description="Relative scatter of gain amplitudes.")
@@ -217,6 +220,9 @@ class QaSettings(_Section):
     )
     calibration_age_hours: tuple[float, float] = Field((1.0, 12.0), description="From the data to their calibration.")
     uv_gap: tuple[float, float] = Field((0.5, 0.8), description="Largest gap of the uv coverage over its outer edge.")
+    uv_elongation: tuple[float, float] = Field(
+        (5.0, 20.0), description="Width of the uv coverage in one direction over that in another."
+    )
     dynamic_range: tuple[float, float] = Field((20.0, 5.0), description="Peak over noise of an image.")
     noise_mjy: tuple[float, float] = Field((40.0, 100.0), description="Robust noise of an image.")
     thermal_factor: tuple[float, float] = Field((100.0, 500.0), description="Noise over that of the receivers alone.")
@@ -245,8 +251,10 @@ class QaSettings(_Section):
 
 
 #: Limits of what is 1 at its best and grows from there, and of what is 1 at its best and shrinks.
-_FACTORS = frozenset({"calibrator_ratio", "flux_ratio", "thermal_factor", "beam_elongation", "beam_factor"})
-_SHARES = frozenset({"completeness"})
+_FACTORS = frozenset(
+    {"calibrator_ratio", "flux_ratio", "thermal_factor", "beam_elongation", "beam_factor", "uv_elongation"}
+)
+_SHARES = frozenset({"completeness", "unsolved_receptors"})
 
 
 class HousekeepingSettings(_Section):

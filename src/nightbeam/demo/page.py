@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,10 @@ from nightbeam.demo.model import GroupCheck, MosaicSource, RealCheck
 __all__ = ["PageDemo"]
 
 _TIMEOUT_S = 20.0
-_SYSTEMS = 6  # the five, and the platform itself
+#: The five, and the platform itself.
+_SYSTEMS = ("constants", "contimg", "cxi", "elog", "platform", "scans")
+#: Words for what cannot be of a system that has just done its work.
+_WRONG = ("trouble", "unknown", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class PageDemo:
 
     def check(self, groups: Sequence[GroupCheck], sources: Sequence[MosaicSource]) -> tuple[RealCheck, ...]:
         """Look at the page as a browser does: tonight, each group with its image, each mosaic."""
-        rows = [self._row("the page: tonight at a glance", f"{_SYSTEMS} systems", self._systems)]
+        ran = {"platform"} | ({"contimg"} if all(group.state != "failed" for group in groups) else set())
+        rows = [self._row("the page: tonight at a glance", ", ".join(_SYSTEMS), partial(self._systems, ran))]
         for group in groups:
             rows.append(self._row(f"the page: {group.group_id}", group.state, partial(self._state, group.group_id)))
         for name in sorted({source.mosaic for source in sources}):
@@ -40,9 +44,15 @@ class PageDemo:
             found = f"{type(error).__name__}: {error}"
         return RealCheck(what, expected, found, found == expected)
 
-    def _systems(self) -> str:
+    def _systems(self, ran: Set[str]) -> str:
         self._get("/")
-        return f"{len(self._json('/api/tonight')['systems'])} systems"
+        shown = {one["key"]: one for one in self._json("/api/tonight")["systems"]}
+        wrong = [
+            f"{key} is {one['standing']}: {one['reason']}"
+            for key, one in sorted(shown.items())
+            if key in ran and one["standing"] in _WRONG
+        ]
+        return "; ".join([", ".join(sorted(shown)), *wrong])
 
     def _state(self, group_id: str) -> str:
         self._get(f"/groups/{quote(group_id, safe=':')}")

@@ -22,7 +22,7 @@ from nightbeam.imaging.files import SkyImage, measure_plane
 from nightbeam.imaging.model import SourceFit
 from nightbeam.mosaic.compute import Block, CatalogueFigures
 from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Reason, ReasonCode, Tile, TileFacts
-from nightbeam.sky import separation
+from nightbeam.sky import is_alone, separation
 from nightbeam.sky.model import Calibrator
 
 __all__ = [
@@ -464,16 +464,10 @@ def _bright(
 
 def _alone(sources: Sequence[Calibrator], catalogue: Sequence[Calibrator], apart_arcsec: float) -> list[Calibrator]:
     """Leave out those which have a neighbour that would change their peak."""
-    if not sources:
-        return []
-    ras, decs = np.array([s.ra_deg for s in catalogue]), np.array([s.dec_deg for s in catalogue])
-    fluxes = np.array([s.flux_jy for s in catalogue])
-    kept = []
-    for source in sources:
-        close = 3600.0 * separation(source.ra_deg, source.dec_deg, ras, decs) < apart_arcsec
-        if np.count_nonzero(close & (fluxes > 0.02 * source.flux_jy)) <= 1:
-            kept.append(source)
-    return kept
+    places = {id(source): k for k, source in enumerate(catalogue)}
+    lists = [s.ra_deg for s in catalogue], [s.dec_deg for s in catalogue], [s.flux_jy for s in catalogue]
+    alone = is_alone(*lists, within_arcsec=apart_arcsec, among=[places[id(source)] for source in sources])
+    return [source for source, free in zip(sources, alone, strict=True) if free]
 
 
 class PlaneWriter:

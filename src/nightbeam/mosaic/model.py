@@ -292,7 +292,8 @@ class MosaicOptions:
         the set which most tiles have.
     min_coverage, max_rms_variation, max_negative_fraction
         Least covered fraction of the strip's rectangle; most by which the noise of one part of the mosaic, measured
-        over expected, may exceed that of another; most pixels below -5 sigma.
+        over expected, may exceed that of another (of 20 parts or more, the 95th over the 5th percentile); most
+        pixels below -5 sigma.
     flux_ratio, min_completeness, max_noise_jy
         What the sources of the catalogue must show: range of the median of measured over catalogued flux, fraction
         found; and the highest allowed median of the noise map.
@@ -356,13 +357,18 @@ class MosaicOptions:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing asked of a finished mosaic. ``passed`` is None where it could not be judged; ``text`` says why."""
+    """One thing asked of a finished mosaic. ``passed`` is None where it could not be judged; ``text`` says why.
+
+    ``ideal`` is where nothing is left to wish for: on which side of ``limit`` it lies says which side is good. Checks
+    that were written before there was one have none.
+    """
 
     name: str
     value: float | None
     limit: float | None
     passed: bool | None
     text: str
+    ideal: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ __all__ = [
     "bandpass_panels",
     "by_spacing",
     "compare_sources",
+    "elongation",
     "gain_panels",
     "gain_points",
     "judge",
@@ -202,6 +203,22 @@ def largest_gap(spacing: Floats) -> tuple[float, float, float]:
     return float(widths[k]), float(ordered[k]), float(ordered[k + 1])
 
 
+def elongation(uv: Floats, *, most: int = 20_000) -> float:
+    """Return how much wider the coverage (n, 2) is in one direction than in another; NaN without any.
+
+    Width is the median distance from the line across the direction: of an array that has lost one of two arms half of
+    the baselines lie along the other, and the coverage has next to no width across it, whatever its longest ones do. 96
+    stations of DSA-110 have 1.2 to 1.8 from declination -20 to 55, without an arm more than 60.
+    """
+    if len(uv) > most:
+        uv = uv[np.sort(np.random.default_rng(0).choice(len(uv), most, replace=False))]
+    if not len(uv):
+        return math.nan
+    angles = np.radians(np.arange(0.0, 180.0, 5.0))
+    widths = [float(np.median(np.abs(uv @ np.array([math.sin(a), math.cos(a)])))) for a in angles]
+    return max(widths) / min(widths) if min(widths) > 1e-9 * max(widths) else math.inf
+
+
 class BySpacing(NamedTuple):
     """Visibilities by spacing: the middle of each bin (kilo-wavelengths), then 16th, 50th and 84th percentiles.
 
@@ -347,18 +364,29 @@ def gain_points(solutions: CalSolutions) -> GainPoints:
 
 
 def compare_sources(
-    fits: Sequence[SourceFit], sources: Sequence[CatalogueSource], *, catalogue: str
+    fits: Sequence[SourceFit],
+    sources: Sequence[CatalogueSource],
+    *,
+    catalogue: str,
+    beam_arcsec: tuple[float, float] = (math.nan, math.nan),
 ) -> SourceComparison:
     """Return measured sources beside those of a list, in the same order; sources without a flux are left out.
 
-    Peaks are compared, which for what is no larger than the beam are its flux.
+    Peaks are compared, which for what is no larger than the beam are its flux. A Gaussian of the width of the beam is
+    found to ``width / (2 SNR)`` along each axis [1]_; of the two widths the geometric mean is taken.
+
+    References
+    ----------
+    .. [1] Condon (1997), *Errors in Elliptical Gaussian Fits*, PASP 109, 166.
     """
     pairs = [(f, s) for f, s in zip(fits, sources, strict=True) if s.flux_jy]
     found = np.array([f.found for f, _ in pairs], bool)
     listed = np.array([s.flux_jy for _, s in pairs], float)
     measured = np.array([f.peak_jy for f, _ in pairs], float)
     east, north = np.array([_offset_arcsec(f) for f, _ in pairs]).reshape(-1, 2).T
-    measured, east, north = (np.where(found, values, np.nan) for values in (measured, east, north))
+    width = math.sqrt(beam_arcsec[0] * beam_arcsec[1])
+    error = width / (2.0 * np.array([f.snr for f, _ in pairs], float))
+    measured, east, north, error = (np.where(found, values, np.nan) for values in (measured, east, north, error))
     return SourceComparison(
         catalogue=catalogue,
         names=tuple(s.name for _, s in pairs),
@@ -368,6 +396,7 @@ def compare_sources(
         ratio=measured / listed,
         east_arcsec=east,
         north_arcsec=north,
+        error_arcsec=error,
     )
 
 

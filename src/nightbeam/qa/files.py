@@ -166,12 +166,16 @@ def _means(part: Mapping[str, NDArray[Any]], freq_hz: float) -> tuple[int, int, 
 
 
 class CoarsePlane(NamedTuple):
-    """An image in cells of ``step`` by ``step`` pixels: (ny, nx), NaN where there is nothing finite."""
+    """An image in cells of ``step`` by ``step`` pixels: (ny, nx), NaN where there is nothing finite.
+
+    ``least`` is the least of all pixels, NaN where none is finite.
+    """
 
     data: NDArray[np.float32]
     step: int
     shape: tuple[int, int]
     wcs: Any
+    least: float = math.nan
 
 
 def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> CoarsePlane:
@@ -201,11 +205,13 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
         leading = (0,) * (len(hdus[0].shape) - 2)
         step = max(1, -(-max(ny, nx) // most))
         lines = max(1, _BLOCK_VALUES // (nx * step))
-        rows = [
-            _cells(np.asarray(plane[(*leading, slice(y, min(ny, y + lines * step)))], np.float32), step, brightest)
-            for y in range(0, ny, lines * step)
-        ]
-        return CoarsePlane(np.concatenate(rows), step, (ny, nx), _celestial(path, header))
+        rows, least = [], math.nan
+        for y in range(0, ny, lines * step):
+            block = np.asarray(plane[(*leading, slice(y, min(ny, y + lines * step)))], np.float32)
+            rows.append(_cells(block, step, brightest))
+            finite = block[np.isfinite(block)]
+            least = float(np.fmin(least, finite.min(initial=np.inf))) if finite.size else least
+        return CoarsePlane(np.concatenate(rows), step, (ny, nx), _celestial(path, header), least)
 
 
 def _cells(block: NDArray[np.float32], step: int, brightest: bool) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from nightbeam.catalog.model import MosaicRow
 from nightbeam.gains.model import TableStats
 from nightbeam.imaging.model import ImageProduct
-from nightbeam.qa.compute import FlagSummary, judge, largest_gap
+from nightbeam.qa.compute import FlagSummary, elongation, judge, largest_gap
 from nightbeam.qa.model import CalibrationUse, Grade, Limits, Measure, QaLimits, Score, SourceComparison
 
 __all__ = [
@@ -29,6 +29,12 @@ __all__ = [
     "subband_measures",
     "table_measures",
 ]
+
+
+#: Of the noise over that of the receivers, where it is below 1: what they leave is known that well.
+_LESS_THAN_THERMAL = Limits(0.85, 0.7, ideal=1.0)
+#: Fewer sources do not tell where an image is.
+_PLACES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ def flag_measures(found: FlagSummary | Unread, limits: QaLimits) -> list[Measure
     }
     if isinstance(found, Unread):
         return _unmade(specs, found.reason)
+    if not found.receptors:
+        return _unmade(specs, "there are no cross-correlations")
     nothing = "no receptor works: all that was observed is flagged"
     dead = f"{found.dead_receptors} of {found.receptors} receptors are dead: all of their data are flagged"
     if found.dead_antennas:
@@ -90,7 +98,7 @@ def flag_measures(found: FlagSummary | Unread, limits: QaLimits) -> list[Measure
         return [
             Measure("flagged", 1.0, *specs["flagged"], says=nothing),
             *made[:3],
-            _measure(specs, "dead_receptors", found.dead_receptors or math.nan, dead, unmade="there are no receptors"),
+            _measure(specs, "dead_receptors", found.dead_receptors, dead),
         ]
     says = f"{_percent(found.fraction)} of the data of working receptors is flagged"
     return [
@@ -117,14 +125,23 @@ def _share(
     return _measure(specs, name, len(over) / len(fractions), says)
 
 
-def coverage_measures(spacing_klambda: Any | Unread, limits: QaLimits) -> list[Measure]:
-    """Return how well the uv plane is covered: the largest relative gap between neighbouring spacings (n,)."""
-    specs = {"uv_gap": ("", Limits(*limits.uv_gap, ideal=0.0))}
-    if isinstance(spacing_klambda, Unread):
-        return _unmade(specs, spacing_klambda.reason)
-    gap, inner, outer = largest_gap(np.asarray(spacing_klambda, float))
+def coverage_measures(uv_klambda: Any | Unread, limits: QaLimits) -> list[Measure]:
+    """Return how well the uv plane (n, 2) is covered: the largest relative gap of spacings, and how even it is."""
+    specs = {
+        "uv_gap": ("", Limits(*limits.uv_gap, ideal=0.0)),
+        "uv_elongation": ("", Limits(*limits.uv_elongation, ideal=1.0)),
+    }
+    if isinstance(uv_klambda, Unread):
+        return _unmade(specs, uv_klambda.reason)
+    uv = np.asarray(uv_klambda, float)
+    gap, inner, outer = largest_gap(np.hypot(*uv.T))
     says = f"the largest gap of the uv coverage is {gap:.2f} of its outer edge, from {inner:.3g} to {outer:.3g} klambda"
-    return [_measure(specs, "uv_gap", gap, says, unmade="fewer than two spacings have data")]
+    wide = elongation(uv)
+    shape = f"half of the uv coverage is {wide:.3g} times wider in one direction than in another"
+    return [
+        _measure(specs, "uv_gap", gap, says, unmade="fewer than two spacings have data"),
+        _measure(specs, "uv_elongation", wide, shape, unmade="no spacing has data"),
+    ]
 
 
 def corrected_measures(column: str, usable: float) -> list[Measure]:
@@ -152,7 +169,13 @@ def subband_measures(missing: Sequence[int], expected: int, limits: QaLimits) ->
 
 
 def table_measures(
-    found: TableStats | Unread, limits: QaLimits, *, name: str, kind: str, with_data: int | Unread | None = None
+    found: TableStats | Unread,
+    limits: QaLimits,
+    *,
+    name: str,
+    kind: str,
+    with_data: int | Unread | None = None,
+    antennas: int | None = None,
 ) -> list[Measure]:
     """Return the health of one table's solutions.
 
@@ -168,14 +191,16 @@ def table_measures(
         How many receptors were recorded at all, of which ``found.unsolved_fraction`` is; the others cannot have
         solutions and are counted among the dead, but not held against the table. None: all of them. Where it is not
         known, the number of the dead is not judged.
+    antennas
+        How many antennas were recorded. None: not known, so that only a number of antennas can be asked for.
     """
     bandpass = kind == "BP"
     recorded, absent = _recorded(found, with_data)
     flagged = limits.bandpass_flagged if bandpass else limits.flagged_fraction
     specs = {
         f"{name}_flagged": ("", _fraction(flagged)),
-        f"{name}_dead_receptors": ("receptors", _times(limits.dead_receptors, recorded, absent)),
-        f"{name}_antennas": ("antennas", Limits(*limits.solved_antennas)),
+        f"{name}_dead_receptors": ("receptors", _times(limits.unsolved_receptors, recorded, absent)),
+        f"{name}_antennas": ("antennas", _solved(limits, antennas)),
     }
     if kind != "K":
         specs[f"{name}_snr"] = ("", Limits(*limits.solution_snr))
@@ -206,7 +231,7 @@ def table_measures(
             specs,
             f"{name}_antennas",
             found.antennas_with_solutions,
-            f"{name}: {found.antennas_with_solutions} antennas have solutions",
+            f"{name}: {found.antennas_with_solutions} {_of_recorded(antennas)}have solutions",
         ),
     ]
     if kind != "K":
@@ -221,6 +246,20 @@ def table_measures(
         says = f"{name}: phases scatter by {_three(phase)} deg (rms) about the mean of each receptor and window"
         made.append(_measure(specs, f"{name}_phase_scatter", phase, says, unmade=_no("phases", nothing)))
     return made
+
+
+def _solved(limits: QaLimits, antennas: int | None) -> Limits:
+    """Return how many antennas a table should solve: so many, and all but a share of those that were recorded."""
+    warn, bad = limits.solved_antennas
+    if antennas is None:
+        return Limits(warn, bad)
+    few, many = limits.unsolved_receptors
+    warn, bad = max(warn, (1.0 - few) * antennas), max(bad, (1.0 - many) * antennas)
+    return Limits(warn, bad, ideal=antennas if antennas > warn else None)
+
+
+def _of_recorded(antennas: int | None) -> str:
+    return "antennas " if antennas is None else f"of {antennas} antennas that were recorded "
 
 
 def _recorded(found: TableStats | Unread, with_data: int | Unread | None) -> tuple[int, int]:
@@ -302,16 +341,21 @@ def image_measures(
     )
     return [
         *_plane_measures(specs, found.noise_jy, found.peak_jy, major, minor),
-        _compared(
-            specs, "thermal_factor", found.noise_jy, thermal_jy, "the noise is {:.3g} times that of the receivers, {}",
-            lambda jy: f"{1e3 * jy:.3g} mJy/beam",
-        ),
+        _thermal_factor(specs, found.noise_jy, thermal_jy),
         _measure(specs, "peak_over_hole", _over(found.peak_jy, hole), peak, unmade="the image has no finite peak"),
         _compared(
             specs, "beam_factor", minor, expected_beam_arcsec,
             "the beam's narrow side is {:.3g} times what the uv coverage gives, {}", lambda a: f"{a:.3g} arcsec",
         ),
     ]  # fmt: skip
+
+
+def _thermal_factor(specs: Mapping[str, tuple[str, Limits]], noise_jy: float, thermal_jy: float | Unread) -> Measure:
+    """Return the noise over that of the receivers; an image that has less is of a wrong flux scale."""
+    says, low = "the noise is {:.3g} times that of the receivers, {}", {"thermal_factor": ("", _LESS_THAN_THERMAL)}
+    if not isinstance(thermal_jy, Unread) and _over(noise_jy, thermal_jy) < 1.0:
+        says, specs = f"{says}: less than receivers can leave, so the flux scale is wrong", low
+    return _compared(specs, "thermal_factor", noise_jy, thermal_jy, says, lambda jy: f"{1e3 * jy:.3g} mJy/beam")
 
 
 def _image_specs(limits: QaLimits) -> dict[str, tuple[str, Limits]]:
@@ -328,17 +372,18 @@ def _plane_measures(
     peak_jy: float | None,
     major: float | None,
     minor: float | None,
+    which: str = "the noise",
 ) -> list[Measure]:
     noise = math.nan if noise_jy is None or noise_jy <= 0 else 1e3 * noise_jy
     ratio = _over(peak_jy, noise_jy)
     beam, size = _over(major, minor), f"{major or 0.0:.3g} by {minor or 0.0:.3g} arcsec"
     return [
-        _measure(specs, "noise", noise, f"the noise is {noise:.3g} mJy/beam", unmade="the image has no finite noise"),
+        _measure(specs, "noise", noise, f"{which} is {noise:.3g} mJy/beam", unmade="the image has no finite noise"),
         _measure(
             specs,
             "dynamic_range",
             ratio,
-            f"the peak of {peak_jy or 0.0:.4g} Jy/beam is {ratio:.4g} times the noise",
+            f"the peak of {peak_jy or 0.0:.4g} Jy/beam is {ratio:.4g} times {which}",
             unmade="the image has no finite peak or noise",
         ),
         _measure(specs, "beam_elongation", beam, f"the beam is {size}", unmade="the image has no beam"),
@@ -387,16 +432,28 @@ def source_measures(found: SourceComparison | Unread, limits: QaLimits) -> list[
         rest = {name: spec for name, spec in specs.items() if name != "completeness"}
         return [*_unmade(rest, f"none of the {n} sources of {found.catalogue} is found"), complete]
     ratio = float(np.nanmedian(found.ratio))
-    apart = float(np.nanmedian(np.hypot(found.east_arcsec, found.north_arcsec)))
-    east, north = float(np.nanmedian(found.east_arcsec)), float(np.nanmedian(found.north_arcsec))
     flux = f"fluxes are {ratio:.3f} of {found.catalogue} in the median of {count} sources"
     if count > 2:
         low, high = np.nanpercentile(found.ratio, (25, 75))
         flux += f", half of them between {low:.3f} and {high:.3f}"
-    place = (
-        f"{count} sources are {apart:.2f} arcsec from their places in the median ({east:+.2f} east, {north:+.2f} north)"
+    return [_measure(specs, "flux_ratio", ratio, flux), _astrometry(specs, found, count), complete]
+
+
+def _astrometry(specs: Mapping[str, tuple[str, Limits]], found: SourceComparison, count: int) -> Measure:
+    """Return how far the image is from its place: what the median offset exceeds three times its error by."""
+    if count < _PLACES:
+        few = f"{count} sources of {found.catalogue} are found, {_PLACES} tell where the image is"
+        return _measure(specs, "astrometry", None, "", unmade=few)
+    east, north = float(np.nanmedian(found.east_arcsec)), float(np.nanmedian(found.north_arcsec))
+    # a median is 1.2533 times less certain than a mean
+    error = 1.2533 * math.sqrt(float(np.sum(found.error_arcsec[found.found] ** 2))) / count
+    apart = math.hypot(east, north)
+    says = (
+        f"the image is {apart:.2f} +- {error:.2f} arcsec from its place in the median of {count} sources "
+        f"({east:+.2f} east, {north:+.2f} north); what exceeds three times the error counts"
     )
-    return [_measure(specs, "flux_ratio", ratio, flux), _measure(specs, "astrometry", apart, place), complete]
+    unmade = "without a beam it is not known how well places are measured"
+    return _measure(specs, "astrometry", max(0.0, apart - 3.0 * error) if error >= 0 else None, says, unmade=unmade)
 
 
 # -- mosaics ----------------------------------------------------------------------------------------------------
@@ -406,8 +463,8 @@ def judge_mosaic(row: MosaicRow, limits: QaLimits | None = None) -> tuple[Score,
     """Return how a mosaic is judged, from its row alone.
 
     ``noise``, ``dynamic_range``, ``beam_elongation`` and ``rejected_tiles`` are measured as for a group; each check
-    that was made on it (``checks`` of the row: name, value, limit, passed, text) becomes ``check_<name>``. A check that
-    passed has a score between 0.5, at its limit, and 1; one that did not has 0.
+    that was made on it (``checks`` of the row: name, value, limit, passed, text, ideal) becomes ``check_<name>``. A
+    check that passed has a score between 0.5, at its limit, and 1, at its ideal; one that did not has 0.
     """
     limits = limits or QaLimits()
     specs = _image_specs(limits) | {"rejected_tiles": ("", _fraction(limits.rejected_tiles))}
@@ -421,7 +478,9 @@ def judge_mosaic(row: MosaicRow, limits: QaLimits | None = None) -> tuple[Score,
     share = math.nan if used is None or rejected is None or used + rejected == 0 else rejected / (used + rejected)
     says = f"{rejected} of {(used or 0) + (rejected or 0)} tiles were rejected{_why_rejected(row.verdicts)}"
     measures = [
-        *_plane_measures(specs, row.noise_jy, row.peak_jy, row.beam_major_arcsec, row.beam_minor_arcsec),
+        *_plane_measures(
+            specs, row.noise_jy, row.peak_jy, row.beam_major_arcsec, row.beam_minor_arcsec, "the least noise of the map"
+        ),
         _measure(specs, "rejected_tiles", share, says, unmade="it is not known how many tiles were used"),
     ]
     return (*map(judge, measures), *_check_scores(row.checks))
@@ -461,7 +520,8 @@ def _check_score(name: str, check: Mapping[str, Any]) -> Score:
         return Score(name, value, "", None, Grade.UNKNOWN, text or f"{check['name']} could not be checked")
     if not passed:
         return Score(name, value, "", 0.0, Grade.BAD, reason)
-    return Score(name, value, "", 0.5 + 0.5 * _room(value, limit), Grade.GOOD, reason)
+    ideal = _number(check.get("ideal"))
+    return Score(name, value, "", 0.5 + 0.5 * _room(value, _number(limit), ideal), Grade.GOOD, reason)
 
 
 def _number(value: Any) -> float | None:
@@ -469,16 +529,14 @@ def _number(value: Any) -> float | None:
     return float(value) if fine else None
 
 
-def _room(value: float | None, limit: Any) -> float:
-    """Return how far from its limit a value that passed is: 0 at it, 1 where it could not be farther."""
-    if value is None:
+def _room(value: float | None, limit: float | None, ideal: float | None) -> float:
+    """Return how far a value that passed has come from its limit, 0, to its ideal, 1; 1 where nothing was measured.
+
+    What lies beyond its limit and passed, because its error allows it, has come no way; nor has what has no ideal, of
+    which only this is known, that it passed.
+    """
+    if value is None or limit is None:
         return 1.0
-    if isinstance(limit, list | tuple) and len(limit) == 2 and None not in map(_number, limit):
-        low, high = float(limit[0]), float(limit[1])
-        half = 0.5 * (high - low)
-        return min(1.0, max(0.0, (half - abs(value - 0.5 * (low + high))) / half)) if half > 0 else 1.0
-    edge = _number(limit)
-    if edge is None:
-        return 1.0
-    small, large = sorted((abs(value), abs(edge)))
-    return 1.0 - small / large if large > 0 else 1.0
+    if ideal is None or ideal == limit:
+        return 0.0 if ideal is None else 1.0
+    return min(1.0, max(0.0, (value - limit) / (ideal - limit)))

@@ -140,12 +140,14 @@ class QaLimits:
     bandpass_flagged: tuple[float, float] = (0.03, 0.2)
     solution_snr: tuple[float, float] = (10.0, 3.0)
     solved_antennas: tuple[float, float] = (12.0, 10.0)
+    unsolved_receptors: tuple[float, float] = (0.15, 0.3)
     bandpass_scatter: tuple[float, float] = (0.1, 0.3)
     bandpass_phase_deg: tuple[float, float] = (20.0, 45.0)
     gain_scatter: tuple[float, float] = (0.5, 1.0)
     calibrator_ratio: tuple[float, float] = (1.5, 5.0)
     calibration_age_hours: tuple[float, float] = (1.0, 12.0)
     uv_gap: tuple[float, float] = (0.5, 0.8)
+    uv_elongation: tuple[float, float] = (5.0, 20.0)
     dynamic_range: tuple[float, float] = (20.0, 5.0)
     noise_mjy: tuple[float, float] = (40.0, 100.0)
     thermal_factor: tuple[float, float] = (100.0, 500.0)
@@ -275,6 +277,8 @@ class SourceComparison:
     found : bool
     measured_jy, ratio, east_arcsec, north_arcsec
         NaN where it was not found; ``ratio`` is measured over listed.
+    error_arcsec
+        What the noise makes of a place along each axis, 1 sigma; NaN where it was not found, or the beam is not known.
     """
 
     catalogue: str
@@ -285,3 +289,4 @@ class SourceComparison:
     ratio: Floats = field(default_factory=lambda: np.zeros(0))
     east_arcsec: Floats = field(default_factory=lambda: np.zeros(0))
     north_arcsec: Floats = field(default_factory=lambda: np.zeros(0))
+    error_arcsec: Floats = field(default_factory=lambda: np.zeros(0))

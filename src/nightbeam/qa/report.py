@@ -26,6 +26,7 @@ from nightbeam.qa.compute import (
     bandpass_panels,
     by_spacing,
     compare_sources,
+    elongation,
     gain_panels,
     gain_points,
     judge,
@@ -79,9 +80,19 @@ _SHOWN_PIXELS = 1500
 _EXPECTED_SNR = 10.0
 #: Nor is one expected where the primary beam is less than this, and no more of them are measured.
 _LEAST_BEAM, _MOST_SOURCES = 0.2, 30
-_UV_DOTS, _DOTS = 5000, 1500
+#: Nearer than so many beams a neighbour changes a source's peak.
+_ALONE_BEAMS = 2.0
+#: What keys end with that hold places on the sky, or outlines there.
+_PLACES = ("ra_deg", "dec_deg", "tiles", "rejected")
+#: Of the outlines of tiles there are no more points than this beside a figure.
+_OUTLINE_POINTS = 1600
+_UV_DOTS, _DOTS = 4000, 1500
 #: The receivers' noise is known of DSA-110.
 _KNOWN_RECEIVERS = frozenset({"OVRO_MMA", "DSA_110", "DSA-110", "DSA110"})
+
+
+#: Sections of the report of more than one name, or another, by what they are made of.
+_SECTIONS = {"ms": ("flags", "coverage", "visibilities"), "image": ("image", "sources")}
 
 
 @dataclass
@@ -144,7 +155,8 @@ def write_qa(
 ) -> QaReport:
     """Judge a group, and write what there is to be seen of it into ``qa_dir/group_id``.
 
-    It may be called for some parts only: the report keeps the sections that a call says nothing of.
+    It may be called for some parts only: the report keeps the sections that a call says nothing of. Those of what is
+    given and cannot be read become null.
     A part that cannot be read or drawn leaves ``unknown`` among the scores, with the reason, and the rest is made.
 
     Parameters
@@ -186,6 +198,9 @@ def write_qa(
         If a table is being written.
     """
     made = _Made(limits or QaLimits(), sections={"group_id": group_id, **(extra or {})})
+    asked = {"ms": ms, "tables": tables or None, "calibration": calibration, "image": product, "sources": catalogue}
+    for part, given in asked.items():  # what an earlier call said of what is given does not hold
+        made.sections |= {} if given is None else dict.fromkeys(_SECTIONS.get(part, (part,)))
     counts = _data_part(ms, made) if ms is not None else Unread("the Measurement Set was not looked at")
     if isinstance(tables, Unread):
         made.scores.append(Score("solutions", None, "", None, Grade.UNKNOWN, tables.reason))
@@ -249,7 +264,9 @@ def write_mosaic_qa(
 
     image = read_coarse(image_path)
     noise = None if noise_path is None else read_coarse(noise_path, brightest=False)
-    used, left_out = ({p.name: o for p, o in _outlines(paths)} for paths in (tiles, rejected))
+    used, left_out = ({str(p): o for p, o in _outlines(paths)} for paths in (tiles, rejected))
+    # Every side has eight points; its corners are left, however many tiles there are.
+    step = next((k for k in (1, 2, 4) if (len(used) + len(left_out)) * 32 // k <= _OUTLINE_POINTS), 8)
     ny, nx = image.shape
     says = title or f"{name}: {nx} by {ny} pixels, {len(used)} tiles"
     if image.step > 1:
@@ -260,10 +277,10 @@ def write_mosaic_qa(
         "width": nx,
         "height": ny,
         "step": image.step,
-        "brightest_jy": _top(image.data, np.nanmax),
-        "least_noise_jy": None if noise is None else _top(noise.data, np.nanmin),
-        "tiles": {tile: outline.tolist() for tile, outline in used.items()},
-        "rejected": {tile: outline.tolist() for tile, outline in left_out.items()},
+        "brightest_jy": float(np.nanmax(image.data)) if np.isfinite(image.data).any() else None,
+        "least_noise_jy": None if noise is None else noise.least,
+        "tiles": {tile: outline[::step].tolist() for tile, outline in used.items()},
+        "rejected": {tile: outline[::step].tolist() for tile, outline in left_out.items()},
     }  # fmt: skip
     return _write_figures(name, qa_dir / name, {"mosaic": (figure, numbers)})
 
@@ -271,10 +288,6 @@ def write_mosaic_qa(
 def _outlines(paths: Sequence[Path]) -> list[tuple[Path, Any]]:
     found = [(path, _read(image_outline, path)) for path in paths]
     return [(path, outline) for path, outline in found if not isinstance(outline, Unread)]
-
-
-def _top(values: Any, of: Callable[[Any], Any]) -> float | None:
-    return float(of(values)) if np.isfinite(values).any() else None
 
 
 # -- the parts --------------------------------------------------------------------------------------------------
@@ -286,8 +299,7 @@ def _data_part(ms: Path, made: _Made) -> FlagCounts | Unread:
     counts = _read(count_flags, ms)
     flags = counts if isinstance(counts, Unread) else sum_flags(counts)
     made.judge(flag_measures(flags, made.limits))
-    spacing = np.zeros(0) if isinstance(counts, Unread) else np.hypot(*counts.uv_klambda.T).astype(float)
-    made.judge(coverage_measures(counts if isinstance(counts, Unread) else spacing, made.limits))
+    made.judge(coverage_measures(counts if isinstance(counts, Unread) else counts.uv_klambda, made.limits))
     if isinstance(counts, FlagCounts) and isinstance(flags, FlagSummary):
         made.sections["flags"] = {**flags._asdict()}
         by = {name: getattr(flags, name) for name in ("by_antenna", "by_window", "by_length")}
@@ -296,9 +308,17 @@ def _data_part(ms: Path, made: _Made) -> FlagCounts | Unread:
             lambda: draw_flags(**by, dead=flags.dead_antennas, limits=made.limits.flagged_fraction),
             {"kind": "flags", **by, "dead_antennas": flags.dead_antennas},
         )
-        uv = counts.uv_klambda[thin(len(counts.uv_klambda), _UV_DOTS)]
+        spacing = np.hypot(*counts.uv_klambda.T).astype(float)
+        # with the longest, at which the gap may end
+        chosen = np.append(thin(len(spacing), _UV_DOTS), spacing.argmax()) if len(spacing) else np.zeros(0, int)
+        uv = counts.uv_klambda[np.unique(chosen)]
         gap, inner, outer = largest_gap(spacing)
-        covered = {"largest_gap": gap, "gap_klambda": [inner, outer], **_range_of(spacing)}
+        covered = {
+            "largest_gap": gap,
+            "gap_klambda": [inner, outer],
+            "elongation": elongation(counts.uv_klambda.astype(float)),
+            **_range_of(spacing),
+        }
         made.sections["coverage"] = covered
         title = f"largest gap {gap:.2f} (shaded), {inner:.3g} to {outer:.3g} kilo-wavelengths"
         made.draw(
@@ -356,8 +376,10 @@ def _table_part(table: CalTable, counts: FlagCounts | Unread, made: _Made) -> No
     seen = None if isinstance(recorded, Unread) else recorded
     stats = table_stats(solutions, name=name, kind=kind, receptors_with_data=seen)
     with_data = recorded if isinstance(recorded, Unread) else int(recorded.sum())
-    made.judge(table_measures(stats, made.limits, name=name, kind=kind, with_data=with_data))
-    made.sections.setdefault("tables", {})[name] = {"path": str(table.path), **asdict(stats)}
+    antennas = None if seen is None else int(seen.any(axis=1).sum())
+    made.judge(table_measures(stats, made.limits, name=name, kind=kind, with_data=with_data, antennas=antennas))
+    tables = made.sections.get("tables") or {}
+    made.sections["tables"] = tables | {name: {"path": str(table.path), **asdict(stats)}}
     title = table.path.name
     bandpass = table.kind is TableKind.BANDPASS
     panels = None
@@ -393,7 +415,7 @@ def _recorded(solutions: CalSolutions, counts: FlagCounts) -> NDArray[np.bool_] 
     return seen
 
 
-def _thinned(numbers: Mapping[str, Any], most: int = 4000) -> dict[str, Any]:
+def _thinned(numbers: Mapping[str, Any], most: int = 3000) -> dict[str, Any]:
     from nightbeam.qa.figures import thin
 
     chosen = thin(len(numbers["antenna"]), most)
@@ -487,33 +509,35 @@ def _measured(
         raise InputError(f"{product.stem.name} has no FITS image, or no primary beam beside it")
     expected = _expected_sources(product, catalogue, open_image(beam))
     fits = measure_sources(image, [(s.ra_deg, s.dec_deg) for s in expected], pb=beam, names=[s.name for s in expected])
-    return fits, compare_sources(fits, expected, catalogue=name)
+    size = product.beam_major_arcsec, product.beam_minor_arcsec
+    return fits, compare_sources(fits, expected, catalogue=name, beam_arcsec=size)
 
 
 def _expected_sources(
     product: ImageProduct, catalogue: Sequence[CatalogueSource], beam: SkyImage
 ) -> list[CatalogueSource]:
-    from nightbeam.sky import separation
+    """Return the brightest sources of a list that the image should show, and that no neighbour makes brighter."""
+    from nightbeam.sky import is_alone, separation
 
     ny, nx = beam.data.shape
     reach_deg = 0.75 * max(nx, ny) * product.cell_arcsec / 3600.0
     listed = [s for s in catalogue if s.flux_jy]
     if not listed or not (math.isfinite(product.noise_jy) and product.noise_jy > 0):
         return []
-    apart = separation(
-        np.array([s.ra_deg for s in listed]), np.array([s.dec_deg for s in listed]), product.ra_deg, product.dec_deg
-    )
-    expected = []
-    for k in np.flatnonzero(apart <= reach_deg):
+    lists = [s.ra_deg for s in listed], [s.dec_deg for s in listed], [s.flux_jy or 0.0 for s in listed]
+    apart = separation(lists[0], lists[1], product.ra_deg, product.dec_deg)
+    seen: dict[int, float] = {}
+    for k in map(int, np.flatnonzero(apart <= reach_deg)):
         x, y = beam.to_pixel(listed[k].ra_deg, listed[k].dec_deg)
         if not (-0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5):
             continue
         level = float(beam.data[round(y), round(x)])
-        seen = (listed[k].flux_jy or 0.0) * level
-        if level >= _LEAST_BEAM and seen >= _EXPECTED_SNR * product.noise_jy:
-            expected.append((seen, listed[k]))
-    expected.sort(key=lambda pair: -pair[0])
-    return [source for _, source in expected[:_MOST_SOURCES]]
+        flux = lists[2][k] * level
+        if level >= _LEAST_BEAM and flux >= _EXPECTED_SNR * product.noise_jy:
+            seen[k] = flux
+    brightest = sorted(seen, key=lambda k: -seen[k])
+    alone = is_alone(*lists, within_arcsec=_ALONE_BEAMS * product.beam_major_arcsec, among=brightest)
+    return [listed[k] for k, free in zip(brightest, alone, strict=True) if free][:_MOST_SOURCES]
 
 
 def _shown(path: Path) -> SkyImage:
@@ -550,11 +574,17 @@ def _write_figures(
 
 
 def _plain(value: Any, *, digits: int | None = None) -> Any:
-    """Return JSON types: paths as text, what is not finite as null, numbers of so many significant digits."""
+    """Return JSON types: paths as text, what is not finite as null, numbers of so many significant digits.
+
+    Places on the sky keep ten: a hundredth of an arcsecond, and more than an image has.
+    """
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, digits=digits) for k, v in value.items()}
+        return {
+            str(k): _plain(v, digits=10 if digits is not None and str(k).endswith(_PLACES) else digits)
+            for k, v in value.items()
+        }
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(v, digits=digits) for v in value]
     if isinstance(value, Path):

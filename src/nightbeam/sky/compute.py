@@ -27,6 +27,7 @@ __all__ = [
     "beam_first_null_rad",
     "beam_fwhm_rad",
     "earth_orientation",
+    "is_alone",
     "itrf_from_site",
     "lst_rad",
     "meridian_icrs",
@@ -187,6 +188,42 @@ def separation(ra1_deg: ArrayLike, dec1_deg: ArrayLike, ra2_deg: ArrayLike, dec2
     along = np.cos(dec1) * np.sin(dec2) - np.sin(dec1) * np.cos(dec2) * np.cos(dra)
     towards = np.sin(dec1) * np.sin(dec2) + np.cos(dec1) * np.cos(dec2) * np.cos(dra)
     return np.asarray(np.degrees(np.arctan2(np.hypot(across, along), towards)), float)
+
+
+def is_alone(
+    ra_deg: ArrayLike,
+    dec_deg: ArrayLike,
+    flux: ArrayLike,
+    *,
+    within_arcsec: float,
+    among: ArrayLike | None = None,
+    share: float = 0.02,
+) -> NDArray[np.bool_]:
+    """Return which sources of a list have no neighbour that would change the peak by which they are measured.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg, flux : (n,)
+        All of the list.
+    within_arcsec
+        How near a neighbour counts.
+    among : (k,), int
+        The numbers of those that are asked for; None: all of them.
+    share
+        Of a source's flux: what is fainter is no neighbour of it.
+
+    Returns
+    -------
+    (k,), bool
+    """
+    ras, decs, fluxes = (np.asarray(a, float) for a in (ra_deg, dec_deg, flux))
+    asked = np.arange(len(ras)) if among is None else np.asarray(among, int)
+    alone = np.ones(len(asked), bool)
+    for k, source in enumerate(asked):
+        near = 3600.0 * separation(ras[source], decs[source], ras, decs) < within_arcsec
+        near[source] = False
+        alone[k] = not (near & (fluxes > share * fluxes[source])).any()
+    return alone
 
 
 def offset_position(

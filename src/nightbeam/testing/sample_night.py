@@ -372,11 +372,14 @@ class _Maker:
             for k, (path, image) in enumerate(zip(tiles, images, strict=True))
         ]  # fmt: skip
         checks = [
-            {"name": "coverage", "value": 0.81, "limit": 0.1, "passed": True, "text": "81 % of the pixels"},
-            {"name": "noise_between_blocks", "value": 1.7, "limit": 2.0, "passed": True, "text": "at most 2"},
+            {"name": "coverage", "value": 0.81, "limit": 0.1, "passed": True, "text": "81 %", "ideal": 1.0},
+            {
+                "name": "noise_between_blocks", "value": 1.7, "limit": 2.0, "passed": True,
+                "text": "at most 2", "ideal": 1.0,
+            },
             {
                 "name": "negative_pixels", "value": 0.012, "limit": 0.01, "passed": False,
-                "text": "1.2 % of the pixels are below -5 sigma, 1 % is allowed",
+                "text": "1.2 % of the pixels are below -5 sigma, 1 % is allowed", "ideal": 0.0,
             },
             {"name": "flux_ratio", "value": None, "limit": None, "passed": None, "text": "no catalogue was given"},
         ]  # fmt: skip

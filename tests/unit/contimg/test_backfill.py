@@ -287,6 +287,45 @@ def test_a_full_disk_fails_that_set_and_loses_nothing(site, fakes, tmp_path):
     assert states(go(site, fakes, ms.parent)) == {FOREIGN: "imaged"}
 
 
+class Killed(BaseException):
+    """The end of a process, which nothing in it can catch."""
+
+
+@pytest.mark.parametrize("end", [Killed(), StorageError("no space left")])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_set_is_judged_though_the_first_try_ended_between_its_image_and_that(site, fakes, tmp_path, end, again):
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere")
+    if again:  # one that had an image before, which is gone
+        go(site, fakes, ms.parent)
+        site.image_stem(FOREIGN).with_name(f"{FOREIGN}.img.image.pbcor.fits").unlink()
+    fakes.fail["qa"] = end
+    if isinstance(end, Killed):
+        with pytest.raises(Killed):
+            go(site, fakes, ms.parent)
+    else:
+        assert states(go(site, fakes, ms.parent)) == {FOREIGN: "failed"}
+    row = site.products().ms(ms)
+    assert row is not None
+    assert row.status != "done"
+    assert site.products().scores("group", FOREIGN) == []
+    fakes.fail.clear()
+    assert states(go(site, fakes, ms.parent)) == {FOREIGN: "imaged"}
+    assert [score.verdict for score in site.products().scores("group", FOREIGN)] == ["good"]
+    assert go(site, fakes, ms.parent).outcomes == ()
+
+
+def test_what_was_said_of_an_earlier_image_is_not_said_of_a_set_that_failed_since(site, fakes, tmp_path):
+    steps.put_set(site, "calset_near", mjd(FOREIGN))
+    ms = put_foreign(tmp_path / "elsewhere")
+    go(site, fakes, ms.parent)
+    site.image_stem(FOREIGN).with_name(f"{FOREIGN}.img.image.pbcor.fits").unlink()
+    fakes.good = False
+    assert states(go(site, fakes, ms.parent)) == {FOREIGN: "failed"}
+    assert site.products().scores("group", FOREIGN) == []
+    assert site.products().qa_artifacts(FOREIGN) == []
+
+
 def test_a_bad_image_is_not_recorded(site, fakes, tmp_path):
     steps.put_set(site, "calset_near", mjd(FOREIGN))
     ms = put_foreign(tmp_path / "elsewhere")

@@ -146,6 +146,32 @@ class TestAPlan:
         (row,) = planned(world)
         assert (row.name, row.status, row.tiles_used, row.tiles_rejected) == ("night", "planned", 4, 3)
 
+    def test_made_again_otherwise_leaves_nothing_of_what_was_said_of_the_earlier_mosaics(self, world: MosaicWorld):
+        strip_of(world, 3)
+        late = strip_of(world, 9)
+        planned(world)
+        build(world)
+        judged = {score.subject for score in world.products.scores(kind="mosaic")}
+        pictures = [Path(row.path) for name in judged for row in world.products.qa_artifacts(name)]
+        assert judged == {"night", "night_strip1"}
+        for path in late:
+            path.write_text("bad")
+        world.add("2025-10-03T03:15:00")
+        planned(world)  # the first strip has a tile more, the second is gone
+        assert [row.status for row in world.products.mosaics()] == ["planned"]
+        assert world.products.scores(kind="mosaic") == []
+        assert [row for name in judged for row in world.products.qa_artifacts(name)] == []
+        assert not any(path.exists() for path in pictures)
+
+    def test_made_again_of_the_very_same_keeps_what_was_said(self, world: MosaicWorld):
+        strip_of(world, 3)
+        planned(world)
+        build(world)
+        before = world.products.scores(kind="mosaic")
+        planned(world)
+        assert world.products.scores(kind="mosaic") == before
+        assert len(world.products.qa_artifacts("night")) == 1
+
     def test_made_again_of_the_very_same_stays_built(self, world: MosaicWorld):
         strip_of(world, 3)
         planned(world)

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from nightbeam.catalog import Owner, Registry, SetSpec, State, TableSpec
-from nightbeam.contimg import Site, Tools, claim_group, finish, run_group, scan_arrivals, take_dispatchable
+from nightbeam.contimg import (
+    Site,
+    Tools,
+    claim_group,
+    finish,
+    make_quality,
+    run_group,
+    scan_arrivals,
+    take_dispatchable,
+)
 from nightbeam.contimg import this_process as me
 from nightbeam.core.errors import (
     BusyError,
@@ -288,6 +297,40 @@ def test_reprocessing_does_everything_again_and_leaves_one_row(site: Site, fakes
     run_group(site, G, tools=fakes.tools())
     assert "solve" in fakes.calls
     assert len(site.products().images()) == len(site.products().ms_index()) == len(site.registry().sets()) == 1
+
+
+@pytest.mark.parametrize("step", ["convert", "solve", "apply", "image"])
+def test_what_was_said_of_an_earlier_image_is_not_said_of_a_group_that_failed_since(
+    site: Site, fakes: Fakes, step: str
+):
+    run_group(site, G, tools=fakes.tools())
+    site.queue().reprocess(G)
+    fakes.fail[step] = RejectedError("all flagged")
+    with pytest.raises(RejectedError):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).state == "failed"
+    assert site.products().scores("group", G) == []
+    assert site.products().qa_artifacts(G) == []
+    assert not (site.qa_dir() / G / "image.png").exists()
+
+
+def test_a_step_that_is_not_done_again_leaves_what_was_said(site: Site, fakes: Fakes):
+    run_group(site, G, tools=fakes.tools())
+    before = site.products().scores("group", G)
+    site.queue().requeue(G)
+    fakes.calls.clear()
+    run_group(site, G, tools=fakes.tools())
+    assert fakes.calls == []
+    assert site.products().scores("group", G) == before
+
+
+def test_a_rejected_image_is_drawn_when_asked_for_as_its_error_says(site: Site, fakes: Fakes):
+    fakes.good = False
+    with pytest.raises(RejectedError) as error:
+        run_group(site, G, tools=fakes.tools())
+    assert error.value.fix == f"`nightbeam qa make {G}` draws it; look at its calibration set"
+    assert make_quality(site, G, tools=fakes.tools()).scores
+    assert [row.name for row in site.products().qa_artifacts(G)] == ["image.png"]
 
 
 def test_without_any_set_a_group_waits_and_goes_on_when_one_appears(site: Site, fakes: Fakes):

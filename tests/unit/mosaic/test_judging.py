@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightbeam.mosaic.compute import Block, CatalogueFigures, Combination, measure_block
+from nightbeam.mosaic.compute import Block, BlockFigures, CatalogueFigures, Combination, measure_block
 from nightbeam.mosaic.judging import judge_mosaic, judge_tiles
 from nightbeam.mosaic.model import MosaicOptions, Reason, ReasonCode, Tile, TileFacts
 
@@ -152,6 +152,24 @@ def test_a_sound_mosaic_passes_and_what_cannot_be_judged_is_not_passed():
     assert all(found[n].passed for n in ("coverage", "negative_pixels", "rms_variation", "noise_jy"))
     assert found["flux_ratio"].passed is None
     assert "no catalogue" in found["flux_ratio"].text
+
+
+def test_the_variation_of_the_noise_does_not_grow_with_the_number_of_parts():
+    rng = np.random.default_rng(0)
+
+    def variation(ratios):
+        block = BlockFigures(1, 0, 1.0, 0, 0, 1e-3, np.ones(1, np.float32), tuple(ratios))
+        return checks([block], 1)["rms_variation"]
+
+    # parts of a hundred beams each know their noise to a tenth: 1.645 times that either way are a twentieth of them
+    many = variation(rng.normal(1.0, 0.12, 2000))
+    assert many.value == pytest.approx((1 + 1.645 * 0.12) / (1 - 1.645 * 0.12), rel=0.03)
+    assert many.passed
+    assert "in nine tenths of 2000 parts" in many.text
+    # a tenth of the mosaic that is noisier is none of chance
+    assert not variation(np.append(rng.normal(1.0, 0.05, 900), rng.normal(2.5, 0.1, 100))).passed
+    # of few parts each counts
+    assert variation([1.0, 1.1, 2.2]).value == pytest.approx(2.2)
 
 
 def test_each_fault_fails_its_own_check():

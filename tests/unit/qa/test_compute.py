@@ -293,10 +293,12 @@ def test_sources_are_held_against_the_list_across_the_zero_of_right_ascension():
     listed = [Calibrator("a", 359.9999, 60.0, 2.0), Calibrator("b", 10.0, 0.0, 4.0)]
     fits = [
         SourceFit(name="a", ra_deg=359.9999, dec_deg=60.0, found=True, found_ra_deg=0.0001, found_dec_deg=60.001,
-                  peak_jy=1.0),
+                  peak_jy=1.0, snr=15.0),
         SourceFit(name="b", ra_deg=10.0, dec_deg=0.0, found=False, peak_jy=9.0),
     ]  # fmt: skip
-    found = compare_sources(fits, listed, catalogue="the list")
+    found = compare_sources(fits, listed, catalogue="the list", beam_arcsec=(90.0, 40.0))
+    # sqrt(90 x 40) / (2 x 15)
+    assert found.error_arcsec[0] == pytest.approx(2.0)
     assert found.ratio[0] == 0.5
     assert found.east_arcsec[0] == pytest.approx(0.0002 * 3600 * 0.5)
     assert found.north_arcsec[0] == pytest.approx(3.6)

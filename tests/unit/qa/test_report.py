@@ -13,12 +13,14 @@ from PIL import Image
 
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError
 from nightbeam.gains.model import CalTable, TableKind
+from nightbeam.imaging.files import measure_sources
 from nightbeam.imaging.model import ImageOptions, ImageProduct, Verdict
 from nightbeam.qa import CalibrationUse, Unread, read_metrics, sample_visibilities, write_mosaic_qa, write_qa
-from nightbeam.qa.compute import GainPoints, Panels, sum_flags
+from nightbeam.qa.compute import GainPoints, Panels, compare_sources, judge, sum_flags
 from nightbeam.qa.figures import draw_flags, draw_gains, draw_panels, draw_sources, draw_uv, draw_visibilities
 from nightbeam.qa.files import count_flags, image_outline, read_coarse
-from nightbeam.qa.model import SourceComparison, VisibilitySample
+from nightbeam.qa.measures import source_measures
+from nightbeam.qa.model import FlagCounts, QaLimits, SourceComparison, VisibilitySample
 from nightbeam.sky import Calibrator
 
 GROUP = "2025-10-03T11:48:57"
@@ -74,6 +76,13 @@ def with_source(image, x, y, peak):
     return image + peak * np.exp(-4.0 * math.log(2.0) * ((gx - x) ** 2 + (gy - y) ** 2) / 25.0)
 
 
+def listed(name, x, y, flux):
+    """Return a source of a list at a pixel of an image of 256."""
+    return Calibrator(
+        name, CENTRE[0] - (x - 127.5) * 1e-3 / math.cos(math.radians(CENTRE[1])), CENTRE[1] + (y - 127.5) * 1e-3, flux
+    )
+
+
 def is_small_png(path):
     with Image.open(path) as image:
         image.verify()
@@ -94,13 +103,11 @@ def found_scores(report):
 
 @pytest.mark.slow
 def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path, ms):
-    # 1 Jy and 0.6 Jy as listed; seen through a beam of 0.5 the first is right and the second half as bright
-    image = with_source(with_source(noise(), 128, 128, 0.5), 60, 190, 0.15)
+    # 1 Jy, 0.6 Jy and 0.4 Jy as listed; seen through a beam of 0.5 the second is half as bright, and the third 3/4
+    image = with_source(with_source(with_source(noise(), 128, 128, 0.5), 60, 190, 0.15), 200, 60, 0.15)
     product = product_of(tmp_path, image)
-    ra, dec = 70.9 + (127.5 - 60) * 1e-3 / math.cos(math.radians(54.5)), 54.5 + (190 - 127.5) * 1e-3
-    catalogue = [Calibrator("one", 70.9 - 0.5e-3 / math.cos(math.radians(54.5)), 54.5005, 1.0),
-                 Calibrator("half", ra, dec, 0.6), Calibrator("elsewhere", 10.0, 0.0, 5.0),
-                 Calibrator("faint", 70.9, 54.45, 1e-4)]  # fmt: skip
+    catalogue = [listed("one", 128, 128, 1.0), listed("half", 60, 190, 0.6), listed("more", 200, 60, 0.4),
+                 Calibrator("elsewhere", 10.0, 0.0, 5.0), Calibrator("faint", 70.9, 54.45, 1e-4)]  # fmt: skip
     report = write_qa(
         GROUP, tmp_path / "qa", ms=ms, product=product, catalogue=catalogue, verdict=Verdict(True),
         calibration=CalibrationUse("calset", age_hours=0.0, ratio=1.0), subbands=((), 16),
@@ -111,7 +118,7 @@ def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path,
     assert all(a.path == tmp_path / "qa" / GROUP / a.name and a.group_id == GROUP for a in report.artifacts)
     assert all(is_small_png(a.path) if a.name.endswith(".png") else plain_json(a.path) for a in report.artifacts)
     scores = found_scores(report)
-    assert scores["flux_ratio"].value == pytest.approx((1.0 + 0.5) / 2, rel=0.03)
+    assert scores["flux_ratio"].value == pytest.approx(0.75, rel=0.03)
     assert scores["astrometry"].value < 1.0
     assert (scores["completeness"].value, scores["flagged"].value, scores["dead_receptors"].value) == (1.0, 0.0, 0)
     assert scores["corrected_data"].verdict == "bad"  # the set has no CORRECTED_DATA
@@ -123,8 +130,44 @@ def test_a_group_is_judged_and_shown_in_small_files_with_their_numbers(tmp_path,
     assert said["verdict"] == {"good": True, "reasons": []}
     assert {s["name"] for s in said["scores"]} == set(scores)
     drawn = plain_json(tmp_path / "qa" / GROUP / "sources.json")
-    assert drawn["names"] == ["one", "half"]
+    assert drawn["names"] == ["one", "half", "more"]
     assert plain_json(tmp_path / "qa" / GROUP / "flags.json")["by_window"] == {"0": 0.0}
+
+
+def test_of_close_pairs_of_a_list_neither_flux_nor_place_is_asked(tmp_path):
+    # as listed, all of them: two pairs within a beam and a half, and three sources that are alone
+    places = [("A", 128, 128, 1.0), ("a", 134, 128, 0.1), ("B", 60, 60, 0.8), ("b", 60, 67, 0.12),
+              ("c", 200, 60, 0.5), ("d", 60, 190, 0.5), ("e", 200, 200, 0.5)]  # fmt: skip
+    image = noise()
+    for _, x, y, flux in places:
+        image = with_source(image, x, y, 0.5 * flux)
+    report = write_qa(
+        GROUP, tmp_path / "qa", product=product_of(tmp_path, image), catalogue=[listed(*place) for place in places]
+    )
+    assert plain_json(tmp_path / "qa" / GROUP / "sources.json")["names"] == ["c", "d", "e"]
+    scores = found_scores(report)
+    assert [scores[name].verdict for name in ("flux_ratio", "astrometry", "completeness")] == ["good"] * 3
+
+
+def test_noise_alone_moves_no_image_from_its_place(tmp_path):
+    from nightbeam.testing.sky_tiles import SkyTile, write_tile
+
+    turn = math.cos(math.radians(33.0))
+    sources = [Calibrator(f"s{k}", 50.0 + x / turn, 33.0 + y, 11.0 * 2e-3 / 0.93)
+               for k, (x, y) in enumerate(((0.15, 0.1), (-0.15, 0.1), (0.0, -0.2)))]  # fmt: skip
+    for seed in range(12):
+        tile = SkyTile(
+            ra_deg=50.0, dec_deg=33.0, mid_mjd=60950.1, imsize=256, cell_arcsec=10.0, beam_major_arcsec=83.0,
+            beam_minor_arcsec=40.0, seed=seed,
+        )  # fmt: skip
+        made = write_tile(tmp_path / f"{seed}.img", tile, sources)
+        fits_of = measure_sources(
+            made.fits["image"], [(s.ra_deg, s.dec_deg) for s in sources], pb=made.fits["pb"],
+            names=[s.name for s in sources],
+        )  # fmt: skip
+        found = compare_sources(fits_of, sources, catalogue="the list", beam_arcsec=(83.0, 40.0))
+        (place,) = [m for m in source_measures(found, QaLimits()) if m.name == "astrometry"]
+        assert judge(place).verdict == "good", place.says
 
 
 @pytest.mark.slow
@@ -193,6 +236,37 @@ def test_what_is_no_fault_of_the_data_is_raised(tmp_path, monkeypatch, error):
     monkeypatch.setattr("nightbeam.qa.report.count_flags", fail)
     with pytest.raises(type(error)):
         write_qa(GROUP, tmp_path, ms=tmp_path / "x.ms")
+
+
+def test_what_is_gone_is_gone_from_the_report_too(tmp_path):
+    product = product_of(tmp_path, with_source(noise(64), 32, 32, 0.5))
+    catalogue = [Calibrator("one", *CENTRE, 1.0)]
+    write_qa(GROUP, tmp_path, product=product, catalogue=catalogue, calibration=CalibrationUse("calset"))
+    assert read_metrics(tmp_path / GROUP)["sources"]["fits"]
+    write_qa(GROUP, tmp_path, product=Unread("gone"), catalogue=catalogue, calibration=Unread("gone"),
+             ms=tmp_path / "none.ms", tables=Unread("gone"))  # fmt: skip
+    report = read_metrics(tmp_path / GROUP)
+    sections = ("image", "sources", "calibration", "flags", "coverage", "visibilities", "tables")
+    assert {name: report[name] for name in sections} == dict.fromkeys(sections)
+    assert {score["verdict"] for score in report["scores"]} == {"unknown"}
+
+
+def test_places_on_the_sky_are_written_to_a_hundredth_of_an_arcsecond(tmp_path):
+    there = (359.123456, -12.345678)
+    paths = [tmp_path / "a" / "t.fits", tmp_path / "b" / "t.fits"]
+    for path, ra in zip(paths, (there[0], 10.0), strict=True):
+        path.parent.mkdir()
+        fits.writeto(path, np.ones((50, 50), np.float32), header(50, centre=(ra, there[1])))
+    made = write_mosaic_qa("m", tmp_path / "qa", paths[0], None, tiles=paths)
+    outlines = plain_json(made[1].path)["tiles"]
+    assert list(outlines) == [str(path) for path in paths]  # of one name, and two all the same
+    for path in paths:
+        off = np.abs(np.array(outlines[str(path)]) - image_outline(path)) * 3600.0
+        assert off.max() < 0.01
+    product = product_of(tmp_path, noise(64), ra_deg=there[0], dec_deg=there[1], peak_ra_deg=there[0])
+    write_qa(GROUP, tmp_path / "qa", product=product)
+    drawn = plain_json(tmp_path / "qa" / GROUP / "image.json")
+    assert (drawn["ra_deg"], drawn["dec_deg"], drawn["peak_ra_deg"]) == (*there, there[0])
 
 
 def test_a_damaged_report_is_replaced(tmp_path, caplog):
@@ -286,6 +360,39 @@ def test_every_kind_of_table_of_the_full_array_has_its_figures(tmp_path, monkeyp
     assert json.loads(report.path.read_text())["tables"][name]["path"].endswith(kind.suffix)
 
 
+@pytest.mark.slow
+def test_every_gain_of_every_window_of_the_full_array_is_too_much_for_a_figure_and_thinned(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    n, windows = 117, 16
+    values = rng.normal(1.0, 0.1, (n * windows, 1, 2)) * 1.234e-5 * np.exp(2j * np.pi * rng.random((n * windows, 1, 2)))
+    table = solutions(
+        values, antenna=np.tile(np.arange(n), windows), spw=np.repeat(np.arange(windows), n),
+        freqs=[np.array([1.3e9 + 1e7 * w]) for w in range(windows)],
+        names=tuple(f"DSA-110-station-{k + 1:03d}" for k in range(n)), minutes=np.zeros(n * windows),
+    )  # fmt: skip
+    monkeypatch.setattr("nightbeam.gains.files.read_caltable", lambda path: table)
+    monkeypatch.setattr("nightbeam.gains.read_caltable", lambda path: table, raising=False)
+    caltable = CalTable(tmp_path / "x_gacal", TableKind.GAIN, 40, "0", "103")
+    (_, numbers, _) = write_qa(GROUP, tmp_path, tables=[caltable]).artifacts
+    assert len(plain_json(numbers.path)["amplitude"]) == 3000
+
+
+def test_the_gap_that_ends_at_the_longest_spacing_is_shaded(tmp_path, monkeypatch):
+    near = np.random.default_rng(0).uniform(1.0, 2.0, (20_000, 1)) * np.array([[0.6, 0.8]])
+    counts = FlagCounts(
+        antennas=("1", "2"), lengths_m=np.ones((2, 2)), total=np.ones((1, 1, 2, 2)), flagged=np.zeros((1, 1, 2, 2)),
+        uv_klambda=np.concatenate([near, [[6.0, 8.0]]]).astype(np.float32), width_hz=1e6, integration_s=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr("nightbeam.qa.report.count_flags", lambda ms: counts)
+    drawn = []
+    real = draw_uv
+    monkeypatch.setattr("nightbeam.qa.figures.draw_uv", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    write_qa(GROUP, tmp_path, ms=tmp_path / "none.ms")
+    said = plain_json(tmp_path / GROUP / "uv.json")
+    assert (max(said["u_klambda"]), said["gap_klambda"][1]) == (6.0, 10.0)
+    assert [len(axes.patches) for axes in drawn[0].axes] == [1, 1]
+
+
 def test_figures_of_nothing_can_be_drawn():
     nothing = np.zeros(0)
     sample = VisibilitySample("DATA", nothing, nothing, nothing, nothing)
@@ -356,7 +463,34 @@ def test_a_mosaic_and_its_noise_are_shown_with_their_tiles(tmp_path, shape):
     said = plain_json(made[1].path)
     assert (said["width"], said["height"]) == (nx, ny)
     assert said["least_noise_jy"] == pytest.approx(1e-3)
-    assert list(said["tiles"]) == list(said["rejected"]) == ["t.fits"]
+    assert list(said["tiles"]) == list(said["rejected"]) == [str(tile)]
+
+
+def test_the_least_noise_of_a_large_map_is_that_of_a_pixel(tmp_path):
+    noise_map = np.full((40, 1000), 2e-3, np.float32)
+    noise_map[17, 501] = 1e-3
+    for name, data in (("m", np.ones((40, 1000), np.float32)), ("n", noise_map)):
+        fits.writeto(tmp_path / f"{name}.fits", data, header(1000, 40))
+    made = write_mosaic_qa("m", tmp_path / "qa", tmp_path / "m.fits", tmp_path / "n.fits")
+    said = plain_json(made[1].path)
+    assert (said["step"], said["least_noise_jy"]) == (2, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_mosaic_of_a_whole_day_has_small_files_too(tmp_path, monkeypatch):
+    ra = np.linspace(0, 359, 288)
+    outline = {}
+    for k in range(288):
+        path = Path(f"/data/dsa110/contimg/output/images/2025-10-03T{k:06d}/2025-10-03T{k:06d}.img.image.pbcor.fits")
+        side = np.concatenate([np.linspace(-1.5, 1.5, 8), np.full(8, 1.5), np.linspace(1.5, -1.5, 8), np.full(8, -1.5)])
+        outline[path] = np.stack([ra[k] + 1.234567891 * side, 16.1234567891 + side], axis=1)
+    monkeypatch.setattr("nightbeam.qa.report.image_outline", lambda path: outline[path])
+    image = tmp_path / "m.fits"
+    fits.writeto(image, np.ones((60, 300), np.float32), header(300, 60, cell_deg=0.1))
+    made = write_mosaic_qa("m", tmp_path / "qa", image, None, tiles=list(outline))
+    assert is_small_png(made[0].path)
+    said = plain_json(made[1].path)
+    assert [len(corners) for corners in said["tiles"].values()] == [4] * 288
 
 
 def test_a_mosaic_that_is_not_there_is_an_error(tmp_path):

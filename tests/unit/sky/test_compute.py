@@ -21,6 +21,7 @@ from nightbeam.sky import (
     beam_first_null_rad,
     beam_fwhm_rad,
     earth_orientation,
+    is_alone,
     itrf_from_site,
     lst_rad,
     meridian_icrs,
@@ -99,6 +100,16 @@ def test_beyond_the_table_the_last_orientation_is_used_and_a_warning_logged(capl
         assert np.isfinite(lst_rad(2480000.0, 0.0))
     assert abs(far.dut1_s) < 0.9
     assert "Earth orientation table ends" in caplog.text
+
+
+def test_sources_with_a_neighbour_that_would_change_their_peak_are_told_from_those_that_are_alone():
+    ra, dec, flux = [0.0, 359.999, 5.0, 5.0, 9.0, 9.0], [0.0, 0.0, 60.0, 60.001, 0.0, 0.0009], [1, 0.1, 1, 0.01, 1, 1]
+    # 3.6 arcsec from a tenth of it; 3.6 arcsec from a hundredth of it, and that from it; and two that are equal
+    assert is_alone(ra, dec, flux, within_arcsec=4.0).tolist() == [False, False, True, False, False, False]
+    assert is_alone(ra, dec, flux, within_arcsec=3.5).tolist() == [True, True, True, True, False, False]
+    some = is_alone(ra, dec, flux, within_arcsec=4.0, among=np.array([2, 0]))
+    assert some.tolist() == [True, False]
+    assert is_alone([], [], [], within_arcsec=1.0).tolist() == []
 
 
 def test_separation_crosses_zero_hours_and_is_exact_for_small_and_opposite_directions():
