@@ -32,6 +32,7 @@ from nightbeam.contimg.quarantine import (
     image_stem_of,
     inside,
     item_of,
+    left_behind,
     mosaic_files,
     purge,
     put_aside,
@@ -240,7 +241,13 @@ def _holding(site: Site, products: Products, kind: str, original: Path) -> Itera
     """
     plan = _plan_of(products, kind, original)
     if plan is not None:
-        with hold_plan(site, plan):
+        with ExitStack() as stack:
+            stack.enter_context(hold_plan(site, plan))
+            if kind == "leftover":  # another plan may take its name
+                stem = output_stem(original)
+                lock = stem.with_name(f".{stem.name}.lock")
+                stack.callback(remove_free_lock, lock)
+                stack.enter_context(sole_owner(lock, what=f"the mosaic {stem.name}"))
             yield None
         return
     group_id = _group_of(products, kind, original)
@@ -259,6 +266,9 @@ def _plan_of(products: Products, kind: str, original: Path) -> str | None:
         return None if found is None else found.plan or found.name
     if kind == "mosaic":
         rows = [row for row in products.mosaics() if row.output_path == str(original)]
+        return next((row.plan or row.name for row in rows), output_stem(original).name)
+    if kind == "leftover":
+        rows = [row for row in products.mosaics() if original in left_behind(row)]
         return next((row.plan or row.name for row in rows), output_stem(original).name)
     return None
 
@@ -280,6 +290,7 @@ def _record(site: Site) -> Path:
 def _limits(site: Site) -> Limits:
     h = site.housekeeping
     days = {"ms": h.ms_days, "image": h.image_days, "mosaic": h.mosaic_days, "qa": h.qa_days, "log": h.log_days}
+    days["leftover"] = h.leftover_days
     return Limits(
         lease_s=site.ingest.in_progress_timeout_s,
         collecting_s=site.ingest.collecting_timeout_s,
@@ -323,6 +334,8 @@ class _Look:
         if kind == "mosaic":
             rows = [row for row in self.products.mosaics(status="built") if row.output_path == str(original)]
             return self._mosaic_product(rows[0]) if rows else None
+        if kind == "leftover":
+            return self.leftover(original, self.products.mosaics())
         made = max((row.created_at for row in self.products.qa_artifacts(original.name)), default=None)
         return None if made is None else self._qa_product(original.name, made, locked=True)
 
@@ -343,7 +356,7 @@ class _Look:
         """Return all of it as plain facts."""
         rows = list(self.groups.values())
         leases = [_lease(row) for row in rows if row.state == State.IN_PROGRESS]
-        products = [*self._ms(), *self._images(), *self._mosaics(), *self._qa(), *self._logs()]
+        products = [*self._ms(), *self._images(), *self._mosaics(), *self._leftovers(), *self._qa(), *self._logs()]
         products = [p for p in products if (p.kind, p.path) not in self.unfinished]
         return Facts(
             leases=tuple(leases),
@@ -525,6 +538,42 @@ class _Look:
 
         return _safely("mosaic", path, since, look)
 
+    def _leftovers(self) -> Iterator[Product]:
+        if self.products is None or self.limits.days["leftover"] is None:
+            return
+        rows = self.products.mosaics()
+        for path in dict.fromkeys(path for row in rows for path in left_behind(row)):
+            if product := self.leftover(path, rows):
+                yield product
+
+    def leftover(self, path: Path, rows: Sequence[MosaicRow]) -> Product | None:
+        """Return what there is of a mosaic that an earlier plan left behind; None for nothing."""
+
+        def look() -> Product | None:
+            assert self.products is not None
+            members = item_of(self.products, "leftover", path).members
+            if not members:
+                return None
+            since = self._since(path, max(member.lstat().st_mtime for member in members))
+            keep = self._why_leftover_stays(path, members, rows) if self.is_old("leftover", since) else ""
+            return Product("leftover", str(path), since, keep)
+
+        return _safely("leftover", path, None, look)
+
+    def _why_leftover_stays(self, path: Path, members: Sequence[Path], rows: Sequence[MosaicRow]) -> str:
+        assert self.products is not None
+        stem, there = output_stem(path), {_real(member) for member in members}
+        if any(member.is_symlink() or not inside(member, self.site.mosaic_dir()) for member in members):
+            return f"it does not lie in {self.site.mosaic_dir()}"
+        for row in rows:
+            if not there.isdisjoint(_real(file) for file in mosaic_files(row)):
+                return f"it is the mosaic {row.name}'s now"
+            if row.status != "built" and _real(self.site.mosaic_dir() / row.name) == _real(stem):
+                return f"the mosaic {row.name} will be made there"
+        if any(_real(Path(image.path)) in there for image in self.products.images(beginning=stem)):
+            return "it is among the images"
+        return ""
+
     def _qa(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["qa"] is None:
             return
@@ -635,9 +684,14 @@ def _brightest(group: GroupRow) -> float:
         return math.inf
 
 
+def _real(path: Path) -> Path:
+    """Return where a name truly lies, whatever links lead there; what it names is not followed."""
+    return path.parent.resolve() / path.name
+
+
 def _is_used(path: Path, places: Sequence[Path]) -> bool:
     """Return whether one of some real places is a path or lies below it, also where links lead to the path."""
-    real = path.parent.resolve() / path.name
+    real = _real(path)
     return any(place == real or real in place.parents for place in places)
 
 
@@ -742,8 +796,14 @@ class _Hand:
             moves = row.state == "restoring" or row.kind not in WHOLE
             if moves and group_id is not None and (why := self._why_busy(group_id)):
                 raise BusyError(f"somebody was stopped while {row.state} it; {why}", fix="wait until it has ended")
-            settle(self.look.site, products, row, now=self.clock(), follows=_is_the_rest(products, row))
+            settle(self.look.site, products, row, now=self.clock(), follows=self._follows(products, row))
         return True
+
+    def _follows(self, products: Products, row: QuarantineRow) -> bool:
+        if row.kind != "leftover":
+            return _is_the_rest(products, row)
+        found = self.look.leftover(Path(row.original_path), products.mosaics())
+        return found is not None and not found.keep
 
     def _why_busy(self, group_id: str) -> str:
         self.look.refresh(group_id)

@@ -18,13 +18,14 @@ from errno import EXDEV
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nightbeam.contimg.mosaics import output_stem
+from nightbeam.contimg.mosaics import LEFT_BEHIND, output_stem
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.core.files import directory_bytes, part_path, remove, require_space, sha256, storage_errors
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
 from nightbeam.imaging.model import KINDS, product_path
 from nightbeam.mosaic.files import mosaic_sidecar_path
+from nightbeam.mosaic.model import MOSAIC_KINDS, mosaic_path
 
 if TYPE_CHECKING:
     from nightbeam.catalog import ImageRow, MosaicRow, Products, QuarantineRow
@@ -36,6 +37,7 @@ __all__ = [
     "image_stem_of",
     "inside",
     "item_of",
+    "left_behind",
     "mosaic_files",
     "purge",
     "put_aside",
@@ -60,7 +62,7 @@ class Item:
     Attributes
     ----------
     kind
-        ``ms``, ``image``, ``mosaic`` or ``qa``.
+        ``ms``, ``image``, ``mosaic``, ``qa``, or ``leftover``: a mosaic that a row names as left behind.
     original
         What it is known by: the directory, the stem of an image, the file of a mosaic.
     members
@@ -81,6 +83,11 @@ def item_of(products: Products, kind: str, original: Path) -> Item:
         # A row may name anything; another product, and a Measurement Set above all, is no part of an image.
         members = (p for p in named if p.exists() and not (p.is_dir() and products.ms(p) is not None))
         return Item(kind, original, tuple(members))
+    if kind == "leftover":
+        stem = output_stem(original)  # these names and no others: nothing tells what else may lie there
+        named = [mosaic_sidecar_path(stem), *(mosaic_path(stem, k) for k in MOSAIC_KINDS)]
+        named.append(stem.with_name(f"{stem.name}.png"))
+        return Item(kind, original, tuple(path for path in named if path.exists()))
     rows = [row for row in products.mosaics(status="built") if row.output_path == str(original)]
     files = dict.fromkeys(path for row in rows for path in mosaic_files(row) if path.exists())
     return Item(kind, original, tuple(files))
@@ -110,6 +117,12 @@ def mosaic_files(row: MosaicRow) -> list[Path]:
             paths.add(mosaic_sidecar_path(output_stem(Path(row.output_path))))
         paths.add(Path(row.output_path))
     return sorted(paths, key=lambda p: (p.suffix != ".json", str(p)))
+
+
+def left_behind(row: MosaicRow) -> list[Path]:
+    """Return the mosaics of earlier plans that a row names."""
+    lines = (row.validation_issues or "").splitlines()
+    return [Path(line.removeprefix(LEFT_BEHIND)) for line in lines if line.startswith(LEFT_BEHIND)]
 
 
 def _files(text: str | None) -> dict[str, object]:
@@ -305,7 +318,17 @@ def _settle_restoring(site: Site, products: Products, row: QuarantineRow, *, now
 def _held(products: Products, kind: str, original: Path, target: Path, now: float) -> None:
     if kind == "ms" and not original.exists():
         products.upsert_ms(original, status="quarantined", now=now)
+    if kind == "leftover" and not original.exists():
+        _strike(products, original)
     products.quarantine.become(target, "held", moved=True, now=now)
+
+
+def _strike(products: Products, original: Path) -> None:
+    """Have no row name any longer what was left behind."""
+    for row in products.mosaics():
+        if original in left_behind(row):
+            lines = [n for n in (row.validation_issues or "").splitlines() if n != f"{LEFT_BEHIND}{original}"]
+            products.change_mosaic(row.name, validation_issues="\n".join(lines) or None)
 
 
 def _restored(products: Products, row: QuarantineRow, now: float) -> None:

@@ -206,7 +206,8 @@ def check_clock(facts: Facts, actions: list[Action], now: float) -> None:
     there = Counter(product.kind for product in facts.products if product.path not in staying)
     held = {held.path for held in facts.held}
     going = [a for a in actions if a.verb in (Verb.PUT_ASIDE, Verb.DELETE)]
-    doomed = Counter(a.kind for a in going if a.subject not in held)
+    # What earlier plans left behind is old whenever it is found.
+    doomed = Counter(a.kind for a in going if a.subject not in held and a.kind != "leftover")
     told = [f"{n} of {there[kind]} {kind}" for kind, n in doomed.items() if n > _MOST * there[kind]]
     deleted = sum(a.subject in held for a in going)
     if deleted > _MOST * len(held):

@@ -66,6 +66,29 @@ def put_mosaic(site: Site, name: str = "night", *, built_at: float = NOW - 20 * 
     return stem
 
 
+def put_leftover(site: Site, *, at: Path | None = None, age_days: float = 20.0) -> Path:
+    """Make what a plan of three strips left behind that has two now, named in the row of the first."""
+    stem = at or site.mosaic_dir() / "night_strip2"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for ending in ("json", "image.fits", "noise.fits", "weight.fits", "png"):
+        path = stem.with_name(f"{stem.name}.{ending}")
+        path.write_text(f"left {ending}")
+        os.utime(path, (NOW - age_days * DAY, NOW - age_days * DAY))
+    issues = f"noise: too high\nleft behind: {stem}.image.fits"
+    with site.products().database.write() as connection:
+        for strip, name in enumerate(("night", "night_strip1")):
+            row = {"name": name, "plan": "night", "strip": strip, "status": "planned", "tiles": "", "created_at": NOW}
+            told = issues if strip == 0 else None
+            connection.execute(tidy.sa.insert(MosaicTable).values(**row, validation_issues=told))
+    return stem
+
+
+def put_row(site: Site, name: str, **values: object) -> None:
+    with site.products().database.write() as connection:
+        row = {"name": name, "plan": name, "status": "planned", "tiles": "", "created_at": NOW, **values}
+        connection.execute(tidy.sa.insert(MosaicTable).values(**row))
+
+
 def files_of(directory: Path, stem: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in directory.glob(f"{stem.name}.*") if p.is_file()}
 
@@ -142,15 +165,15 @@ def kill_after_files(monkeypatch: pytest.MonkeyPatch, n: int, act: Callable[[], 
 @pytest.mark.slow
 @pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("deed", ["put aside", "put back"])
-@pytest.mark.parametrize("kind", ["image", "mosaic"])
+@pytest.mark.parametrize("kind", ["image", "mosaic", "leftover"])
 def test_a_product_of_several_files_is_whole_at_one_place_wherever_somebody_was_killed(tmp_path, kind, deed, far):
     for number in range(1000):
         with pytest.MonkeyPatch.context() as monkeypatch:
             site = tidy.new_site(tmp_path / str(number), housekeeping=DAYS)
             if far:
                 far_away(monkeypatch, site.quarantine_dir())
-            stem = put_old_image(site) if kind == "image" else put_mosaic(site)
-            original = stem if kind == "image" else stem.with_name("night.image.fits")
+            stem = {"image": put_old_image, "mosaic": put_mosaic, "leftover": put_leftover}[kind](site)
+            original = stem if kind == "image" else stem.with_name(f"{stem.name}.image.fits")
             before = files_of(stem.parent, stem)
             if deed == "put back":
                 go(site)
@@ -165,6 +188,9 @@ def test_a_product_of_several_files_is_whole_at_one_place_wherever_somebody_was_
             assert {r.state for r in rows} <= {"held", "restored"}, number
             places = [files_of(stem.parent, stem), *(files_of(Path(r.path), stem) for r in aside)]
             assert [place for place in places if place] == [before], number
+            if kind == "leftover":
+                assert bool(aside) or deed == "put back" or not rows
+                assert (site.products().mosaic("night").validation_issues == "noise: too high") is bool(rows)
         if not killed:
             break
     assert number > 10
@@ -399,6 +425,105 @@ def test_a_directory_and_what_is_above_it_do_not_lie_in_it(tmp_path):
     assert inside(tmp_path / "q" / "day", tmp_path / "q")
     for outside in (tmp_path / "q", tmp_path / "q" / "..", tmp_path / "q" / "day" / "..", Path("/")):
         assert not inside(outside, tmp_path / "q")
+
+
+# -- what an earlier plan left behind ---------------------------------------------------------------------------
+
+
+def test_what_a_plan_of_fewer_strips_left_behind_is_put_aside_comes_back_or_is_deleted_in_its_time(site):
+    stem = put_leftover(site)
+    strangers = [stem.with_name(n) for n in ("night_strip2.notes", "night_strip21.png", "night.image.fits")]
+    for path in strangers:
+        path.write_text("a stranger")
+    left = {name: text for name, text in files_of(stem.parent, stem).items() if "notes" not in name}
+    assert len(left) == 5
+    assert [(a.verb, a.kind) for a in go(site).done] == [("put aside", "leftover")]
+    (row,) = held_in_quarantine(site)
+    assert files_of(Path(row.path), stem) == left
+    assert all(path.exists() for path in strangers)
+    assert site.products().mosaic("night").validation_issues == "noise: too high"
+    assert put_back(site, Path(row.original_path), now=NOW).name == "night_strip2.image.fits"
+    assert {name: text for name, text in files_of(stem.parent, stem).items() if "notes" not in name} == left
+    assert go(site, now=NOW + 40 * DAY).done == ()  # who puts it back keeps it: no row names it any longer
+
+
+def test_what_was_left_behind_is_deleted_after_its_time_in_quarantine(site):
+    stem = put_leftover(site)
+    go(site)
+    assert go(site, now=NOW + 31 * DAY).counts["delete"] == 1
+    assert files_of(stem.parent, stem) == {}
+    assert held_in_quarantine(site) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "age_days"), [(7.0, 6.9), (None, 4000.0)], ids=["younger than its limit", "without a limit"]
+)
+def test_what_was_left_behind_stays_until_its_limit(tmp_path, days, age_days):
+    site = tidy.new_site(tmp_path / "state", housekeeping={"leftover_days": days})
+    stem = put_leftover(site, age_days=age_days)
+    assert go(site).done == ()
+    assert len(files_of(stem.parent, stem)) == 5
+
+
+@pytest.mark.parametrize(
+    ("taken", "why"),
+    [
+        ({"name": "night_strip2"}, "the mosaic night_strip2 will be made there"),
+        ({"name": "night_strip2", "status": "failed"}, "the mosaic night_strip2 will be made there"),
+        ({"name": "x", "status": "built", "output_path": "{stem}.image.fits"}, "it is the mosaic x's now"),
+        ({"name": "x", "output_path": "{stem}.noise.fits"}, "it is the mosaic x's now"),
+        ({"name": "x", "files": '{{"png": "{stem}.png"}}'}, "it is the mosaic x's now"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_was_left_behind_and_is_somebodys_again_stays(site, monkeypatch, taken, why, when):
+    stem = put_leftover(site)
+    values = {name: value.format(stem=stem) for name, value in taken.items()}
+    real = housekeeping.decide
+
+    def decide(*facts):
+        decided = real(*facts)
+        put_row(site, **values)
+        return decided
+
+    if when == "before":
+        put_row(site, **values)
+    else:
+        monkeypatch.setattr(housekeeping, "decide", decide)
+    report = go(site)
+    assert (report.done, len(files_of(stem.parent, stem))) == ((), 5)
+    assert (why if when == "before" else "it has changed meanwhile") in report.left[0].reason
+
+
+def test_what_was_left_behind_elsewhere_or_by_a_link_stays(site, tmp_path):
+    stem = put_leftover(site, at=tmp_path / "elsewhere" / "night_strip2")
+    assert "it does not lie in" in go(site).left[0].reason
+    assert len(files_of(stem.parent, stem)) == 5
+    link = site.mosaic_dir() / "linked.image.fits"
+    link.parent.mkdir()
+    link.symlink_to(stem.with_name("night_strip2.image.fits"))
+    os.utime(link, (NOW - 20 * DAY, NOW - 20 * DAY), follow_symlinks=False)
+    site.products().change_mosaic("night", validation_issues=f"left behind: {link}")
+    assert "it does not lie in" in go(site).left[0].reason
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("lock", ["plan", "file"])
+def test_what_was_left_behind_stays_while_somebody_holds_its_plan_or_its_name(site, lock):
+    stem = put_leftover(site)
+    held = hold_plan(site, "night") if lock == "plan" else sole_owner(stem.with_name(f".{stem.name}.lock"))
+    with held:
+        report = go(site)
+    assert (report.done, "is held by" in report.left[0].reason) == ((), True)
+    assert len(files_of(stem.parent, stem)) == 5
+    go(site)
+    assert list(stem.parent.iterdir()) == []
+
+
+def test_what_was_left_behind_does_not_look_like_a_clock_that_jumped(site):
+    put_leftover(site)
+    (site.state_dir / "housekeeping.json").write_text(json.dumps({"ended_at": NOW - 3 * DAY}))
+    assert tidy_up(site, now=NOW, tools=TOOLS).counts["put aside"] == 1
 
 
 # -- scratch, faults, calibrators -------------------------------------------------------------------------------
