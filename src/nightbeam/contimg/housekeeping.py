@@ -508,7 +508,7 @@ class _Look:
             assert self.products is not None
             if not self.is_old("image", since):  # nothing more is asked of it
                 return Product("image", str(stem), since) if any(Path(r.path).exists() for r in rows) else None
-            if not inside(stem, self.site.output_dir) or not item_of(self.products, "image", stem).members:
+            if not inside(stem, self.site.output_dir) or not item_of(self.products, "image", stem, rows).members:
                 return None
             named = [row.group_id for row in rows if row.group_id]
             keep = self.why_group_stays(named[0] if named else stem.stem, locked=locked)

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from errno import EXDEV
 from pathlib import Path
@@ -74,12 +74,20 @@ class Item:
     members: tuple[Path, ...]
 
 
-def item_of(products: Products, kind: str, original: Path) -> Item:
-    """Return a product as it lies on disk now; nothing there is no member."""
+def item_of(products: Products, kind: str, original: Path, images: Sequence[ImageRow] | None = None) -> Item:
+    """Return a product as it lies on disk now; nothing there is no member.
+
+    Parameters
+    ----------
+    products, kind, original
+        Which.
+    images
+        Its rows, if it is an image and they are known.
+    """
     if kind in WHOLE:
         return Item(kind, original, (original,) if original.is_dir() else ())
     if kind == "image":
-        named = _image_files(original, image_rows(products, original))
+        named = _image_files(original, image_rows(products, original) if images is None else images)
         # A row may name anything; another product, and a Measurement Set above all, is no part of an image.
         members = (p for p in named if p.exists() and not (p.is_dir() and products.ms(p) is not None))
         return Item(kind, original, tuple(members))

@@ -18,6 +18,7 @@ from nightbeam.catalog.products import Products
 from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.schema import MosaicTable
 from nightbeam.contimg import Site, housekeeping, quarantine
+from nightbeam.contimg.backfill import find_unimaged
 from nightbeam.contimg.housekeeping import held_in_quarantine, put_back, tidy_up
 from nightbeam.contimg.mosaics import hold_plan
 from nightbeam.contimg.quarantine import inside, item_of, mosaic_files
@@ -163,9 +164,16 @@ def kill_after_files(monkeypatch: pytest.MonkeyPatch, n: int, act: Callable[[], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("deed", ["put aside", "put back"])
-@pytest.mark.parametrize("kind", ["image", "mosaic", "leftover"])
+@pytest.mark.parametrize(
+    ("kind", "deed", "far"),
+    [
+        *(("image", deed, far) for deed in ("put aside", "put back") for far in (False, True)),
+        ("mosaic", "put aside", False),
+        ("mosaic", "put back", False),
+        ("leftover", "put aside", False),
+        ("leftover", "put back", False),
+    ],
+)
 def test_a_product_of_several_files_is_whole_at_one_place_wherever_somebody_was_killed(tmp_path, kind, deed, far):
     for number in range(1000):
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -181,7 +189,7 @@ def test_a_product_of_several_files_is_whole_at_one_place_wherever_somebody_was_
                 (lambda s=site: go(s)) if deed == "put aside" else (lambda s=site, o=original: put_back(s, o, now=NOW))
             )
             killed = kill_at(monkeypatch, number, act)
-            for later in (60.0, 2 * HOUR, 3 * HOUR):
+            for later in (60.0, 2 * HOUR):
                 assert go(site, now=NOW + later).failed == {}
             rows = [r for r in site.products().quarantine.rows() if r.kind == kind]
             aside = [r for r in rows if r.state == "held"]
@@ -589,10 +597,10 @@ def test_one_thing_that_cannot_be_looked_at_stays_and_does_not_stop_the_others(s
 
 
 def _with_an_error_on(name, real):
-    def look(products, kind, original):
+    def look(products, kind, original, *more):
         if original.name == name:
             raise OSError(5, "Input/output error")
-        return real(products, kind, original)
+        return real(products, kind, original, *more)
 
     return look
 
@@ -649,3 +657,35 @@ def test_a_row_whose_files_are_no_names_is_an_error_of_its_own(site):
     put_mosaic(site)
     with pytest.raises(InputError, match="names no files but"):
         mosaic_files(site.products().change_mosaic("night", files='["x"]'))
+
+
+@pytest.mark.parametrize("stem", ["2025_10_02_a", "night"])
+@pytest.mark.parametrize("active", [True, False])
+def test_a_set_of_any_name_keeps_the_measurement_set_that_it_was_solved_on(tmp_path, stem, active):
+    site = tidy.new_site(tmp_path / "state")
+    ms = site.output_dir / f"{stem}.ms"
+    ms.mkdir()
+    image = site.output_dir / "images" / f"{stem}.img.image.fits"
+    image.parent.mkdir()
+    for path in (image, image.with_name(f"{stem}.img.json")):
+        path.write_text("an image")
+    products = site.products()
+    products.upsert_ms(ms, status="done", processed_at=NOW - 40 * DAY)
+    products.upsert_image(image, ms_path=ms, now=NOW - 40 * DAY)
+    status = "active" if active else "retired"
+    with site.registry().database.write() as connection:
+        named = {"set_name": "the best", "status": status, "created_at": NOW}
+        connection.execute(tidy.sa.insert(tidy.CalSetTable).values(**named))
+        path = str(site.output_dir / "caltables" / f"{stem}_0_1_bpcal")
+        kind = {"table_type": "BP", "order_index": 30, "valid_start_mjd": 1.0, "valid_end_mjd": 2.0}
+        connection.execute(tidy.sa.insert(tidy.CalTable).values(path=path, **kind, **named))
+    go(site)
+    assert ms.exists() is active
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_image_in_the_middle_of_being_put_aside_is_not_made_anew(site, monkeypatch, n):
+    put_old_image(site)
+    site.products().upsert_ms(site.ms_path(A), start_mjd=60950.0)
+    kill_after_files(monkeypatch, n, lambda: go(site))
+    assert find_unimaged(site, tools=TOOLS, now=NOW) == []
