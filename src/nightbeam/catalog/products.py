@@ -110,14 +110,21 @@ class Products:
         return found
 
     def images(
-        self, *, group_id: str | None = None, ms_path: Path | None = None, limit: int | None = None
+        self,
+        *,
+        group_id: str | None = None,
+        ms_path: Path | None = None,
+        beginning: Path | None = None,
+        limit: int | None = None,
     ) -> list[ImageRow]:
-        """Return the images, newest first."""
+        """Return the images, newest first; of a group, of a Measurement Set, or whose path has a beginning."""
         query = sa.select(ImageTable).order_by(ImageTable.created_at.desc(), ImageTable.id.desc())
         if group_id is not None:
             query = query.where(ImageTable.group_id == group_id)
         if ms_path is not None:
             query = query.where(ImageTable.ms_path == str(ms_path))
+        if beginning is not None:
+            query = query.where(ImageTable.path.startswith(str(beginning), autoescape=True))
         return self._rows(ImageRow, query.limit(limit))
 
     # -- mosaics ------------------------------------------------------------------------------------------------

@@ -303,7 +303,7 @@ class _Search:
             self.images[image.ms_path].append(image)
             self.images[image.group_id or ""].append(image)
         rows = self.products.quarantine.rows() if self.products else []
-        self.aside = {(r.kind, r.original_path) for r in rows if r.state in ("held", "deleting", "deleted")}
+        self.aside = {(r.kind, r.original_path) for r in rows if r.state != "restored"}
 
     def find(self, directory: Path | None, night: date | None) -> list[Unimaged]:
         """Return what has no good image."""

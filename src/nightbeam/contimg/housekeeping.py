@@ -10,21 +10,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nightbeam.catalog.model import GroupRow, QuarantineRow, State
 from nightbeam.contimg.databases import Databases, open_existing
+from nightbeam.contimg.mosaics import hold_plan, output_stem
 from nightbeam.contimg.owners import is_alive, is_dead, places_in_use, scratch_maker
 from nightbeam.contimg.quarantine import (
+    WHOLE,
+    held_at,
+    image_rows,
     image_stem_of,
     inside,
     item_of,
+    left_behind,
     mosaic_files,
     purge,
     put_aside,
@@ -61,13 +69,15 @@ from nightbeam.core.locks import is_held, remove_free_lock, sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
-    from nightbeam.catalog import MsRow, Registry
+    from nightbeam.catalog import ImageRow, MosaicRow, MsRow, Products, Registry
 
 __all__ = ["TidyReport", "held_in_quarantine", "put_back", "require_queue", "tidy_up"]
 
 logger = logging.getLogger(__name__)
 
 _UNFINISHED = ("moving", "restoring", "deleting")
+#: What one product may be at fault with, on disk or in its row; it must not keep us from the others.
+_FAULTS = (NightbeamError, OSError, ValueError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +146,15 @@ def tidy_up(
     BusyError
         If somebody else is at it.
     """
-    now = time.time() if now is None else now
+    clock = time.time if now is None else partial(float, now)  # by the real one, a long copy takes its time
+    now = clock()
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(_alone(site))
         databases = open_existing(site, migrate=not dry_run)
-        notes = list(databases.notes)
         look = _Look(site, databases, tools, now)
         facts = look.facts()
+        notes = [*databases.notes, *look.notes]
         actions = decide(facts, look.limits, now)
         if not force:
             try:
@@ -156,7 +167,7 @@ def tidy_up(
         wanted = [a for a in actions if a.verb is not Verb.LEAVE]
         if dry_run:
             return TidyReport(tuple(wanted), tuple(left), notes=tuple(notes))
-        report = _carry_out(_Hand(look), wanted, left)
+        report = _carry_out(_Hand(look, clock), wanted, left)
         report = replace(report, notes=tuple(notes))
         try:
             write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
@@ -167,14 +178,39 @@ def tidy_up(
 
 
 def put_back(site: Site, path: Path, *, now: float | None = None) -> Path:
-    """Put a product back from quarantine; returns where it lies again. See `quarantine.restore`."""
+    """Put a product back from quarantine; returns where it lies again.
+
+    Parameters
+    ----------
+    site
+        Where.
+    path
+        Where it lies in quarantine, or where it lay before: then the last that was put aside from there.
+    now
+        Epoch seconds. Its age is counted from here on.
+
+    Raises
+    ------
+    MissingError, InputError, StorageError
+        As `quarantine.held_at` and `quarantine.restore`.
+    BusyError
+        If somebody works, or is about to work, on its group or mosaic.
+    """
     now = time.time() if now is None else now
     path = Path(os.path.normpath(path.absolute()))
     with _alone(site):
-        products = open_existing(site, migrate=True).products
+        databases = open_existing(site, migrate=True)
+        products = databases.products
         if products is None:
             raise MissingError(f"{path} is not in quarantine: there is no products database", fix="check the settings")
-        return restore(site, products, path, now=now)
+        row = held_at(products, path)
+        with _holding(site, products, row.kind, Path(row.original_path)) as group_id:
+            if databases.queue is not None and group_id is not None:
+                with suppress(MissingError):
+                    state = databases.queue.group(group_id).state
+                    if state in (State.PENDING, State.IN_PROGRESS):
+                        raise BusyError(f"group {group_id} is {state}", fix="wait until it has ended")
+            return restore(site, products, row, now=now)
 
 
 def require_queue(site: Site, *, look_only: bool = False) -> None:
@@ -197,6 +233,59 @@ def _alone(site: Site) -> Any:
     return sole_owner(site.state_dir / "locks" / "housekeeping.lock", what="housekeeping")
 
 
+@contextmanager
+def _holding(site: Site, products: Products, kind: str, original: Path) -> Iterator[str | None]:
+    """Keep all others of this machine away from a product; yields its group, or None for a mosaic's.
+
+    Raises
+    ------
+    BusyError
+        Naming who is at it.
+    """
+    plan = _plan_of(products, kind, original)
+    if plan is not None:
+        with ExitStack() as stack:
+            stack.enter_context(hold_plan(site, plan))
+            if kind == "leftover":  # another plan may take its name
+                stem = output_stem(original)
+                lock = stem.with_name(f".{stem.name}.lock")
+                stack.callback(remove_free_lock, lock)
+                stack.enter_context(sole_owner(lock, what=f"the mosaic {stem.name}"))
+            yield None
+        return
+    group_id = _group_of(products, kind, original)
+    lock = site.group_lock(group_id)
+    try:
+        with sole_owner(lock, what=f"group {group_id}"):
+            yield group_id
+    finally:
+        remove_free_lock(lock)
+
+
+def _plan_of(products: Products, kind: str, original: Path) -> str | None:
+    """Return the plan of a mosaic, or of the mosaic whose figures these are; None for what is a group's."""
+    if kind == "qa":
+        found = products.mosaic(original.name)
+        return None if found is None else found.plan or found.name
+    if kind == "mosaic":
+        rows = [row for row in products.mosaics() if row.output_path == str(original)]
+        return next((row.plan or row.name for row in rows), output_stem(original).name)
+    if kind == "leftover":
+        rows = [row for row in products.mosaics() if original in left_behind(row)]
+        return next((row.plan or row.name for row in rows), output_stem(original).name)
+    return None
+
+
+def _group_of(products: Products, kind: str, original: Path) -> str:
+    if kind == "ms":
+        row = products.ms(original)
+        return (row.group_id if row is not None else None) or original.stem
+    if kind == "image":
+        named = [image.group_id for image in image_rows(products, original) if image.group_id]
+        return named[0] if named else original.stem
+    return original.name
+
+
 def _record(site: Site) -> Path:
     return site.state_dir / "housekeeping.json"
 
@@ -204,6 +293,7 @@ def _record(site: Site) -> Path:
 def _limits(site: Site) -> Limits:
     h = site.housekeeping
     days = {"ms": h.ms_days, "image": h.image_days, "mosaic": h.mosaic_days, "qa": h.qa_days, "log": h.log_days}
+    days["leftover"] = h.leftover_days
     return Limits(
         lease_s=site.ingest.in_progress_timeout_s,
         collecting_s=site.ingest.collecting_timeout_s,
@@ -220,12 +310,37 @@ class _Look:
         self.site, self.tools, self.now = site, tools, now
         self.queue, self.registry, self.products = databases.queue, databases.registry, databases.products
         self.limits = _limits(site)
+        self.notes: list[str] = []
         self.groups = {row.group_id: row for row in (self.queue.groups() if self.queue else [])}
-        self.sets = _sets(self.registry)
+        self.sets = _Sets(self.registry)
         self.quarantined = self.products.quarantine.rows() if self.products else []
         away = ("held", "deleting", "deleted")
         self.aside = {(row.kind, row.original_path) for row in self.quarantined if row.state in away}
         self.restored = {r.original_path: r.ended_at or 0.0 for r in self.quarantined if r.state == "restored"}
+        self.unfinished = {(r.kind, r.original_path) for r in self.quarantined if r.state in _UNFINISHED}
+
+    def again(self, kind: str, original: Path, group_id: str | None) -> Product | None:
+        """Look again at one product, for who holds it; None where there is nothing of it, or its move is unfinished."""
+        assert self.products is not None
+        if group_id is not None:
+            self.refresh(group_id)
+        for row in self.products.quarantine.rows(original=original):
+            if row.kind == kind and row.state in _UNFINISHED:
+                return None
+            if row.kind == kind and row.state == "restored":
+                self.restored[row.original_path] = row.ended_at or 0.0
+        if kind == "ms":
+            found = self.products.ms(original)
+            return None if found is None else self._ms_product(found, locked=True)
+        if kind == "image":
+            return self._image_product(original, image_rows(self.products, original), self._planned(), locked=True)
+        if kind == "mosaic":
+            rows = [row for row in self.products.mosaics(status="built") if row.output_path == str(original)]
+            return self._mosaic_product(rows[0]) if rows else None
+        if kind == "leftover":
+            return self.leftover(original, self.products.mosaics())
+        made = max((row.created_at for row in self.products.qa_artifacts(original.name)), default=None)
+        return None if made is None else self._qa_product(original.name, made, locked=True)
 
     def refresh(self, group_id: str) -> None:
         """Look again at one group and at the set that was solved on it."""
@@ -238,13 +353,14 @@ class _Look:
             name = f"calset_{group_id}"
             tables = self.registry.tables(name)
             if tables:
-                self.sets[name] = _SetFact(tables[0].status, tuple(Path(t.path).name for t in tables))
+                self.sets.put(name, tables[0].status, [Path(t.path).name for t in tables])
 
     def facts(self) -> Facts:
         """Return all of it as plain facts."""
         rows = list(self.groups.values())
         leases = [_lease(row, self.site.group_lock(row.group_id)) for row in rows if row.state == State.IN_PROGRESS]
-        products = [*self._ms(), *self._images(), *self._mosaics(), *self._qa(), *self._logs()]
+        products = [*self._ms(), *self._images(), *self._mosaics(), *self._leftovers(), *self._qa(), *self._logs()]
+        products = [p for p in products if (p.kind, p.path) not in self.unfinished]
         return Facts(
             leases=tuple(leases),
             collecting=tuple(Collecting(r.group_id, r.received_at) for r in rows if r.state == State.COLLECTING),
@@ -256,27 +372,58 @@ class _Look:
 
     def _scratch(self, in_progress: list[str]) -> Iterator[Scratch]:
         used: list[Path] | None = None
-        for path in _half_written(self.site):
-            maker, changed = scratch_maker(path.name), _newest_change(path)
+        for path in self._half_written():
+            maker, changed = scratch_maker(path.name), self._changed(path)
             if maker is None or changed is None:
                 continue
             in_use = False
             if not maker.alive and is_older(changed, self.limits.scratch_s, self.now):
                 used = places_in_use() if used is None else used
-                in_use = any(place == path or path in place.parents for place in used)
+                in_use = _is_used(path, used)
             groups = tuple(group for group in in_progress if group in path.name)
             yield Scratch(str(path), changed, maker.alive, in_use, groups)
+
+    def _half_written(self) -> Iterator[Path]:
+        """Yield what lies in the scratch directory, and what is called a part file where products are written."""
+        yield from self._children(self.site.scratch_dir)
+        out, aside = self.site.output_dir, self.site.quarantine_dir()
+        days = [path for path in self._children(aside) if path.is_dir() and not path.is_symlink()]
+        for root in dict.fromkeys((out, out / "caltables", out / "images", self.site.mosaic_dir(), aside, *days)):
+            yield from (p for p in self._children(root) if p.name.startswith(".") and p.name.endswith(".part"))
+
+    def _children(self, directory: Path) -> list[Path]:
+        try:
+            return sorted(directory.iterdir()) if directory.is_dir() else []
+        except OSError as error:
+            self.notes.append(f"cannot look into {directory}: {error.strerror or error}")
+            return []
+
+    def _changed(self, path: Path) -> float | None:
+        try:
+            return _newest_change(path)
+        except OSError as error:
+            self.notes.append(f"cannot look at {path}: {error.strerror or error}")
+            return None
 
     def _ms(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["ms"] is None:
             return
         for row in self.products.ms_index():
-            path = Path(row.path)
-            if row.status in ("quarantined", "deleted") or not path.is_dir() or not inside(path, self.site.output_dir):
-                continue
-            since = self._since(path, row.processed_at or row.stage_updated_at)
-            keep = self.why_ms_stays(row) if self._is_old("ms", since) else ""
-            yield Product("ms", row.path, since, keep)
+            if product := self._ms_product(row):
+                yield product
+
+    def _ms_product(self, row: MsRow, *, locked: bool = False) -> Product | None:
+        path = Path(row.path)
+        since = self._since(path, row.processed_at or row.stage_updated_at)
+
+        def look() -> Product | None:
+            gone = row.status in ("quarantined", "deleted") or not path.is_dir()
+            if gone or not inside(path, self.site.output_dir):
+                return None
+            keep = self.why_ms_stays(row, locked=locked) if self.is_old("ms", since) else ""
+            return Product("ms", row.path, since, keep)
+
+        return _safely("ms", path, since, look)
 
     def why_ms_stays(self, row: MsRow, *, locked: bool = False) -> str:
         """Return why a Measurement Set must stay, or nothing where it may go; the dear question comes last.
@@ -312,14 +459,15 @@ class _Look:
         return ""
 
     def _calibrator(self, group_id: str, ms: Path) -> str:
-        own = self.sets.get(f"calset_{group_id}")
-        solved = [s for s in self.sets.values() if any(name.startswith(f"{ms.stem}_") for name in s.tables)]
-        if any(s.status == "active" for s in (*solved, *([own] if own else []))):
+        own = self.sets.status.get(f"calset_{group_id}")
+        if own == "active" or "active" in self.sets.solved_on(ms.stem):
             return "an active calibration set was solved on it"
         group = self.groups.get(group_id)
-        if group is not None and group.has_calibrator and not (own and own.status == "retired"):
-            return "there is a calibrator in its field"
-        return ""
+        if group is None or not group.has_calibrator or own == "retired":
+            return ""
+        if own is None and _brightest(group) < self.site.calibrate.min_flux_jy:
+            return ""  # nobody solves on it
+        return "there is a calibrator in its field"
 
     def _why_no_image(self, ms: Path) -> str:
         assert self.products is not None
@@ -332,34 +480,102 @@ class _Look:
                 self.tools.finished_image(stem)
             except (InputError, MissingError, RejectedError) as error:
                 why = f"it has no good image: {error.what}"
+            except OSError as error:
+                why = f"its image cannot be read: {error.strerror or error}"
             else:
                 return ""
         return why
 
+    def _planned(self) -> set[str]:
+        """Return the tiles that planned mosaics need."""
+        assert self.products is not None
+        return {tile for row in self.products.mosaics(status="planned") for tile in row.tiles.splitlines()}
+
     def _images(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["image"] is None:
             return
-        planned = {tile for row in self.products.mosaics(status="planned") for tile in row.tiles.splitlines()}
+        planned = self._planned()
+        by_stem: dict[Path, list[ImageRow]] = defaultdict(list)
         for row in self.products.images():
-            stem = image_stem_of(row)
-            if not inside(stem, self.site.output_dir) or not item_of(self.products, "image", stem).members:
-                continue
-            keep = self.why_group_stays(row.group_id or stem.stem)
-            yield Product(
-                "image",
-                str(stem),
-                self._since(stem, row.created_at),
-                keep or ("a planned mosaic needs it" if row.path in planned else ""),
-            )
+            by_stem[image_stem_of(row)].append(row)
+        for stem, rows in by_stem.items():
+            if product := self._image_product(stem, rows, planned):
+                yield product
+
+    def _image_product(
+        self, stem: Path, rows: Sequence[ImageRow], planned: set[str], *, locked: bool = False
+    ) -> Product | None:
+        since = self._since(stem, max((row.created_at for row in rows), default=None))
+
+        def look() -> Product | None:
+            assert self.products is not None
+            if not self.is_old("image", since):  # nothing more is asked of it
+                return Product("image", str(stem), since) if any(Path(r.path).exists() for r in rows) else None
+            if not inside(stem, self.site.output_dir) or not item_of(self.products, "image", stem, rows).members:
+                return None
+            named = [row.group_id for row in rows if row.group_id]
+            keep = self.why_group_stays(named[0] if named else stem.stem, locked=locked)
+            if any(row.path in planned for row in rows):
+                keep = keep or "a planned mosaic needs it"
+            return Product("image", str(stem), since, keep)
+
+        return _safely("image", stem, since, look)
 
     def _mosaics(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["mosaic"] is None:
             return
         for row in self.products.mosaics(status="built"):
-            path = Path(row.output_path or "")
+            if product := self._mosaic_product(row):
+                yield product
+
+    def _mosaic_product(self, row: MosaicRow) -> Product | None:
+        path = Path(row.output_path or "")
+        since = self._since(path, row.built_at or row.created_at)
+
+        def look() -> Product | None:
             files = [file for file in mosaic_files(row) if file.exists()]
-            if files and all(inside(file, self.site.mosaic_dir()) for file in files):
-                yield Product("mosaic", str(path), self._since(path, row.built_at or row.created_at))
+            if not files or not all(inside(file, self.site.mosaic_dir()) for file in files):
+                return None
+            apart = any(file.parent != path.parent for file in files)
+            return Product("mosaic", str(path), since, "its files lie in several places" if apart else "")
+
+        return _safely("mosaic", path, since, look)
+
+    def _leftovers(self) -> Iterator[Product]:
+        if self.products is None or self.limits.days["leftover"] is None:
+            return
+        rows = self.products.mosaics()
+        for path in dict.fromkeys(path for row in rows for path in left_behind(row)):
+            if product := self.leftover(path, rows):
+                yield product
+
+    def leftover(self, path: Path, rows: Sequence[MosaicRow]) -> Product | None:
+        """Return what there is of a mosaic that an earlier plan left behind; None for nothing."""
+
+        def look() -> Product | None:
+            assert self.products is not None
+            members = item_of(self.products, "leftover", path).members
+            if not members:
+                return None
+            since = self._since(path, max(member.lstat().st_mtime for member in members))
+            keep = self._why_leftover_stays(path, members, rows) if self.is_old("leftover", since) else ""
+            return Product("leftover", str(path), since, keep)
+
+        return _safely("leftover", path, None, look)
+
+    def _why_leftover_stays(self, path: Path, members: Sequence[Path], rows: Sequence[MosaicRow]) -> str:
+        assert self.products is not None
+        stem, there = output_stem(path), {_real(member) for member in members}
+        if any(member.is_symlink() or not inside(member, self.site.mosaic_dir()) for member in members):
+            return f"it does not lie in {self.site.mosaic_dir()}"
+        for row in rows:
+            if not there.isdisjoint(_real(file) for file in mosaic_files(row)):
+                return f"it is the mosaic {row.name}'s now"
+            if row.status != "built" and _real(self.site.mosaic_dir() / row.name) == _real(stem):
+                return f"the mosaic {row.name} will be made there"
+        if any(_real(Path(image.path)) in there for image in self.products.images(beginning=stem)):
+            return "it is among the images"
+        return ""
 
     def _qa(self) -> Iterator[Product]:
         if self.products is None or self.limits.days["qa"] is None:
@@ -367,16 +583,26 @@ class _Look:
         newest: dict[str, float] = {}
         for row in self.products.qa_artifacts():
             newest[row.group_id] = max(row.created_at, newest.get(row.group_id, row.created_at))
-        for group_id, made in newest.items():
-            path = self.site.qa_dir() / group_id
-            if path.is_dir() and not path.is_symlink() and inside(path, self.site.qa_dir()):
-                yield Product("qa", str(path), self._since(path, made), self.why_group_stays(group_id))
+        for name, made in newest.items():
+            if product := self._qa_product(name, made):
+                yield product
+
+    def _qa_product(self, name: str, made: float, *, locked: bool = False) -> Product | None:
+        path = self.site.qa_dir() / name
+        since = self._since(path, made)
+
+        def look() -> Product | None:
+            if not path.is_dir() or path.is_symlink() or not inside(path, self.site.qa_dir()):
+                return None
+            return Product("qa", str(path), since, self.why_group_stays(name, locked=locked))
+
+        return _safely("qa", path, since, look)
 
     def _logs(self) -> Iterator[Product]:
         if self.limits.days["log"] is None:
             return
-        for path in _children(self.site.log("x", "x").parent.parent):
-            changed = _newest_change(path)
+        for path in self._children(self.site.log("x", "x").parent.parent):
+            changed = self._changed(path)
             group = self.groups.get(path.name)
             busy = group is not None and group.state in (State.PENDING, State.IN_PROGRESS)
             if changed is not None and path.is_dir():
@@ -385,15 +611,19 @@ class _Look:
     def _held(self) -> Iterator[Held]:
         for row in self.quarantined:
             if row.state in ("held", *_UNFINISHED):
-                there = inside(Path(row.path), self.site.quarantine_dir())
-                keep = "" if there else f"it does not lie in {self.site.quarantine_dir()}"
+                keep = ""
+                try:
+                    if not inside(Path(row.path), self.site.quarantine_dir()):
+                        keep = f"it does not lie in {self.site.quarantine_dir()}"
+                except OSError as error:
+                    keep = f"it cannot be looked at: {error.strerror or error}"
                 yield Held(row.path, row.kind, row.state, row.moved_at, row.size_bytes, keep)
 
     def _since(self, original: Path, made: float | None) -> float | None:
         """Return since when something has been there: it was made, or put back."""
         return max((t for t in (made, self.restored.get(str(original))) if t is not None), default=None)
 
-    def _is_old(self, kind: str, since: float | None) -> bool:
+    def is_old(self, kind: str, since: float | None) -> bool:
         days = self.limits.days[kind]
         return is_older(since, None if days is None else days * SECONDS_PER_DAY, self.now)
 
@@ -414,34 +644,58 @@ def _lease(row: GroupRow, lock: Path) -> Lease:
     return Lease(row.group_id, row.owner or "an unknown worker", row.heartbeat_at or row.last_update, alive)
 
 
-@dataclass(frozen=True, slots=True)
-class _SetFact:
-    """A calibration set: whether it is in use, and the names of its tables."""
-
-    status: str
-    tables: tuple[str, ...]
-
-
-def _sets(registry: Registry | None) -> dict[str, _SetFact]:
-    if registry is None:
-        return {}
-    names: dict[str, list[str]] = {}
-    for table in registry.tables():
-        names.setdefault(table.set_name, []).append(Path(table.path).name)
-    return {line.set: _SetFact(line.status, tuple(names.get(line.set, ()))) for line in registry.sets()}
+def _safely(kind: str, path: Path, since: float | None, look: Callable[[], Product | None]) -> Product | None:
+    """Return what a look says of a product; one at fault stays, and says why."""
+    try:
+        return look()
+    except _FAULTS as error:
+        return Product(kind, str(path), since, f"it cannot be looked at: {getattr(error, 'what', None) or error}")
 
 
-def _half_written(site: Site) -> Iterator[Path]:
-    """Yield what lies in the scratch directory, and what is called a part file where products are written."""
-    yield from _children(site.scratch_dir)
-    out, aside = site.output_dir, site.quarantine_dir()
-    days = [path for path in _children(aside) if path.is_dir() and not path.is_symlink()]
-    for root in dict.fromkeys((out, out / "caltables", out / "images", site.mosaic_dir(), aside, *days)):
-        yield from (path for path in _children(root) if path.name.startswith(".") and path.name.endswith(".part"))
+class _Sets:
+    """Calibration sets: the state of each, and what they were solved on."""
+
+    def __init__(self, registry: Registry | None) -> None:
+        self.status: dict[str, str] = {}
+        self._on: dict[str, set[str]] = defaultdict(set)
+        if registry is None:
+            return
+        names: dict[str, list[str]] = {}
+        for table in registry.tables():
+            names.setdefault(table.set_name, []).append(Path(table.path).name)
+        for line in registry.sets():
+            self.put(line.set, line.status, names.get(line.set, []))
+
+    def put(self, name: str, status: str, tables: Sequence[str]) -> None:
+        """Note what a set is, and the names of its tables: ``STEM_FIELD_KIND``, where any part may hold a ``_``."""
+        self.status[name] = status
+        for table in tables:
+            parts = table.split("_")
+            for n in range(1, len(parts)):
+                self._on["_".join(parts[:n])].add(name)
+
+    def solved_on(self, stem: str) -> set[str]:
+        """Return the states of the sets that were solved on the Measurement Set of that name."""
+        return {self.status[name] for name in self._on.get(stem, ())}
 
 
-def _children(directory: Path) -> list[Path]:
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+def _brightest(group: GroupRow) -> float:
+    """Return the flux of the brightest calibrator in a group's field as the beam weighs it, Jy; infinite if unknown."""
+    try:
+        return max(float(match["weighted_flux"]) for match in json.loads(group.calibrators or ""))
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _real(path: Path) -> Path:
+    """Return where a name truly lies, whatever links lead there; what it names is not followed."""
+    return path.parent.resolve() / path.name
+
+
+def _is_used(path: Path, places: Sequence[Path]) -> bool:
+    """Return whether one of some real places is a path or lies below it, also where links lead to the path."""
+    real = _real(path)
+    return any(place == real or real in place.parents for place in places)
 
 
 def _newest_change(path: Path) -> float | None:
@@ -463,9 +717,8 @@ def _newest_change(path: Path) -> float | None:
 class _Hand:
     """Does what was decided, each thing after another look at it; what has changed meanwhile is left alone."""
 
-    def __init__(self, look: _Look) -> None:
-        self.look = look
-        self.rows = {row.path: row for row in look.quarantined}
+    def __init__(self, look: _Look, clock: Callable[[], float]) -> None:
+        self.look, self.clock = look, clock
 
     def do(self, action: Action) -> bool:
         """Return whether it was done."""
@@ -492,6 +745,8 @@ class _Hand:
         old = is_older(changed, self.look.limits.scratch_s, self.look.now)
         if not old or maker is None or maker.alive or self._is_worked_on(path.name):
             return False
+        if _is_used(path, places_in_use()):
+            raise BusyError(f"a process uses {path}", fix="it goes when nobody does")
         with storage_errors(path):
             remove(path)
         return True
@@ -510,42 +765,66 @@ class _Hand:
         return queue is not None and any(r.group_id in name for r in queue.groups(state=State.IN_PROGRESS))
 
     def _put_aside(self, action: Action) -> bool:
-        products = self.look.products
+        look, products, original = self.look, self.look.products, Path(action.subject)
         assert products is not None
-        original = Path(action.subject)
-        group_id = self._group_of(action.kind, original)
-        lock = self.look.site.group_lock(group_id)
-        try:
-            with sole_owner(lock, what=f"group {group_id}"):
-                # Another look, now that nobody else can begin: somebody may have taken the group meanwhile.
-                self.look.refresh(group_id)
-                if action.kind == "ms":
-                    row = products.ms(original)
-                    stays = row is None or bool(self.look.why_ms_stays(row, locked=True))
-                else:
-                    stays = bool(self.look.why_group_stays(group_id, locked=True))
-                item = item_of(products, action.kind, original)
-                if stays or not item.members:
-                    return False
-                put_aside(self.look.site, products, item, reason=action.reason, now=self.look.now)
-                return True
-        finally:
-            remove_free_lock(lock)
-
-    def _group_of(self, kind: str, original: Path) -> str:
-        if kind == "ms" and self.look.products is not None:
-            row = self.look.products.ms(original)
-            if row is not None and row.group_id:
-                return row.group_id
-        return original.name if kind == "qa" else original.stem
+        with _holding(look.site, products, action.kind, original) as group_id:
+            # Another look, now that nobody else can begin: somebody may have made it anew meanwhile.
+            product = look.again(action.kind, original, group_id)
+            if product is None or product.keep or not look.is_old(action.kind, product.since):
+                return False
+            item = item_of(products, action.kind, original)
+            if not item.members:
+                return False
+            put_aside(look.site, products, item, reason=action.reason, now=self.clock())
+            return True
 
     def _end(self, action: Action) -> bool:
-        products = self.look.products
+        look, products = self.look, self.look.products
         assert products is not None
-        row = self.rows[action.subject]
-        act = settle if action.verb is Verb.SETTLE else purge
-        act(self.look.site, products, row, now=self.look.now)
+        row = products.quarantine.row(Path(action.subject))
+        if row is None:
+            return False
+        if action.verb is Verb.SETTLE:
+            return row.state in ("moving", "restoring") and self._settle(products, row)
+        days = look.limits.quarantine_days
+        old = days is not None and is_older(row.moved_at, days * SECONDS_PER_DAY, look.now)
+        if row.state != "deleting" and not (row.state == "held" and old):
+            return False
+        purge(look.site, products, row, now=self.clock())
         return True
+
+    def _settle(self, products: Products, row: QuarantineRow) -> bool:
+        original = Path(row.original_path)
+        with _holding(self.look.site, products, row.kind, original) as group_id:
+            moves = row.state == "restoring" or row.kind not in WHOLE
+            if moves and group_id is not None and (why := self._why_busy(group_id)):
+                raise BusyError(f"somebody was stopped while {row.state} it; {why}", fix="wait until it has ended")
+            settle(self.look.site, products, row, now=self.clock(), follows=self._follows(products, row))
+        return True
+
+    def _follows(self, products: Products, row: QuarantineRow) -> bool:
+        if row.kind != "leftover":
+            return _is_the_rest(products, row)
+        found = self.look.leftover(Path(row.original_path), products.mosaics())
+        return found is not None and not found.keep
+
+    def _why_busy(self, group_id: str) -> str:
+        self.look.refresh(group_id)
+        return self.look.why_group_stays(group_id, locked=True)
+
+
+def _is_the_rest(products: Products, row: QuarantineRow) -> bool:
+    """Return whether what lies at the place of a product that was moved in part belongs to it: nobody made it anew."""
+    original = Path(row.original_path)
+    if row.kind == "image":
+        images = image_rows(products, original)
+        sets = [products.ms(Path(image.ms_path)) for image in images]
+        at_rest = all(ms is None or ms.status in ("done", "quarantined", "deleted") for ms in sets)
+        return at_rest and all(image.created_at < row.moved_at for image in images)
+    if row.kind == "mosaic":
+        mosaics = [mosaic for mosaic in products.mosaics() if mosaic.output_path == str(original)]
+        return all(m.status == "built" and (m.built_at or m.created_at) < row.moved_at for m in mosaics)
+    return True
 
 
 def _carry_out(hand: _Hand, wanted: list[Action], left: list[Action]) -> TidyReport:

@@ -7,32 +7,51 @@ is renamed, or copied under a hidden name, compared, and renamed.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from errno import EXDEV
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nightbeam.contimg.mosaics import LEFT_BEHIND, output_stem
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.core.files import directory_bytes, part_path, remove, require_space, sha256, storage_errors
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
+from nightbeam.imaging.model import KINDS, product_path
+from nightbeam.mosaic.files import mosaic_sidecar_path
+from nightbeam.mosaic.model import MOSAIC_KINDS, mosaic_path
 
 if TYPE_CHECKING:
     from nightbeam.catalog import ImageRow, MosaicRow, Products, QuarantineRow
 
-__all__ = ["Item", "image_stem_of", "inside", "item_of", "mosaic_files", "purge", "put_aside", "restore", "settle"]
+__all__ = [
+    "Item",
+    "held_at",
+    "image_rows",
+    "image_stem_of",
+    "inside",
+    "item_of",
+    "left_behind",
+    "mosaic_files",
+    "purge",
+    "put_aside",
+    "restore",
+    "settle",
+]
 
 logger = logging.getLogger(__name__)
 
 _MJD_OF_EPOCH = 40587.0
 #: Directories of their own; the others are files that share a beginning.
-_WHOLE = ("ms", "qa")
+WHOLE = ("ms", "qa")
+#: What CASA leaves beside an image, besides the kinds that every engine makes.
+_BESIDE = (".psf", ".sumwt", ".mask", ".weight")
 _ENDINGS = (".image.pbcor.fits", ".image.fits", ".image.pbcor", ".image")
 
 
@@ -43,7 +62,7 @@ class Item:
     Attributes
     ----------
     kind
-        ``ms``, ``image``, ``mosaic`` or ``qa``.
+        ``ms``, ``image``, ``mosaic``, ``qa``, or ``leftover``: a mosaic that a row names as left behind.
     original
         What it is known by: the directory, the stem of an image, the file of a mosaic.
     members
@@ -55,22 +74,70 @@ class Item:
     members: tuple[Path, ...]
 
 
-def item_of(products: Products, kind: str, original: Path) -> Item:
-    """Return a product as it lies on disk now; nothing there is no member."""
-    if kind in _WHOLE:
+def item_of(products: Products, kind: str, original: Path, images: Sequence[ImageRow] | None = None) -> Item:
+    """Return a product as it lies on disk now; nothing there is no member.
+
+    Parameters
+    ----------
+    products, kind, original
+        Which.
+    images
+        Its rows, if it is an image and they are known.
+    """
+    if kind in WHOLE:
         return Item(kind, original, (original,) if original.is_dir() else ())
     if kind == "image":
-        found = sorted(original.parent.glob(f"{glob.escape(original.name)}.*"))
-        return Item(kind, original, tuple(sorted(found, key=lambda p: p.suffix != ".json")))
+        named = _image_files(original, image_rows(products, original) if images is None else images)
+        # A row may name anything; another product, and a Measurement Set above all, is no part of an image.
+        members = (p for p in named if p.exists() and not (p.is_dir() and products.ms(p) is not None))
+        return Item(kind, original, tuple(members))
+    if kind == "leftover":
+        stem = output_stem(original)  # these names and no others: nothing tells what else may lie there
+        named = [mosaic_sidecar_path(stem), *(mosaic_path(stem, k) for k in MOSAIC_KINDS)]
+        named.append(stem.with_name(f"{stem.name}.png"))
+        return Item(kind, original, tuple(path for path in named if path.exists()))
     rows = [row for row in products.mosaics(status="built") if row.output_path == str(original)]
-    return Item(kind, original, tuple(path for row in rows for path in mosaic_files(row) if path.exists()))
+    files = dict.fromkeys(path for row in rows for path in mosaic_files(row) if path.exists())
+    return Item(kind, original, tuple(files))
+
+
+def image_rows(products: Products, stem: Path) -> list[ImageRow]:
+    """Return the rows of the images whose files begin with a stem."""
+    return [row for row in products.images(beginning=stem) if image_stem_of(row) == stem]
+
+
+def _image_files(stem: Path, rows: Iterable[ImageRow]) -> list[Path]:
+    """Return what an image's files may be called: as it is known, and as its rows say; its description first."""
+    known = [product_path(stem, kind, fits=fits) for kind in KINDS for fits in (True, False)]
+    known += [stem.with_name(stem.name + ending) for ending in (*_BESIDE, ".png")]
+    for row in rows:
+        told = [Path(row.path), *(Path(str(path)) for path in _files(row.files).values())]
+        known += [p for p in told if p.parent == stem.parent and p.name.startswith(f"{stem.name}.")]
+    first = stem.with_name(f"{stem.name}.json")
+    return [first, *sorted({p for p in known if p != first and p.suffix != ".ms"})]
 
 
 def mosaic_files(row: MosaicRow) -> list[Path]:
-    """Return the files of a mosaic, its description first."""
-    named = json.loads(row.files) if row.files else {}
-    paths = {Path(str(p)) for p in named.values()} | ({Path(row.output_path)} if row.output_path else set())
+    """Return the files of a mosaic, its description first; one of an older pipeline has none."""
+    paths = {Path(str(path)) for path in _files(row.files).values()}
+    if row.output_path:
+        if paths:
+            paths.add(mosaic_sidecar_path(output_stem(Path(row.output_path))))
+        paths.add(Path(row.output_path))
     return sorted(paths, key=lambda p: (p.suffix != ".json", str(p)))
+
+
+def left_behind(row: MosaicRow) -> list[Path]:
+    """Return the mosaics of earlier plans that a row names."""
+    lines = (row.validation_issues or "").splitlines()
+    return [Path(line.removeprefix(LEFT_BEHIND)) for line in lines if line.startswith(LEFT_BEHIND)]
+
+
+def _files(text: str | None) -> dict[str, object]:
+    found = json.loads(text) if text else {}
+    if not isinstance(found, dict):
+        raise InputError(f"its row names no files but {text}", fix="correct the column files")
+    return found
 
 
 def image_stem_of(row: ImageRow) -> Path:
@@ -81,6 +148,8 @@ def image_stem_of(row: ImageRow) -> Path:
 
 def inside(path: Path, directory: Path) -> bool:
     """Return whether a path is truly below a directory, whatever symbolic links lie on the way to it."""
+    if path.name in ("", ".."):
+        return False
     real = path.parent.resolve() / path.name
     return real != directory.resolve() and real.is_relative_to(directory.resolve())
 
@@ -99,10 +168,14 @@ def put_aside(site: Site, products: Products, item: Item, *, reason: str, now: f
         raise MissingError(f"there is nothing of {item.original}", fix="was it removed by hand?")
     target = _free_place(site, products, item.original.name, now)
     size = sum(directory_bytes(path) for path in item.members)
+    if target.parent.stat().st_dev != item.original.parent.stat().st_dev:
+        require_space(target.parent, size, what=f"the copy of {item.original.name}")
     products.quarantine.begin(target, original=item.original, kind=item.kind, reason=reason, size_bytes=size, now=now)
+    moves = _ways_aside(item, target)
     try:
-        _move_all(item, target)
+        _carry(moves)
     except OSError:
+        _move_back(moves)
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             products.quarantine.forget(target)
             _remove_empty(target, site.quarantine_dir())
@@ -112,42 +185,52 @@ def put_aside(site: Site, products: Products, item: Item, *, reason: str, now: f
     return target
 
 
-def restore(site: Site, products: Products, path: Path, *, now: float) -> Path:
-    """Put a product back where it lay; returns that place.
+def held_at(products: Products, path: Path) -> QuarantineRow:
+    """Return what lies in quarantine at a path, or lay at it before: then the last that was put aside from there.
+
+    Raises
+    ------
+    MissingError
+        If there is nothing.
+    """
+    held = products.quarantine.rows(states=("held", "moving", "restoring"))
+    found = [row for row in held if str(path) in (row.path, row.original_path)]
+    if not found:
+        raise MissingError(f"{path} is not in quarantine", fix="nightbeam housekeeping --held lists what is")
+    return found[-1]
+
+
+def restore(site: Site, products: Products, row: QuarantineRow, *, now: float) -> Path:
+    """Put a product back where it lay; returns that place. For who keeps all others away from it.
 
     Parameters
     ----------
-    site, products
-        Where.
-    path
-        Where it lies in quarantine, or where it lay before: then the last that was put aside from there.
+    site, products, row
+        What, and where.
     now
         Epoch seconds. Its age is counted from here on.
 
     Raises
     ------
     MissingError
-        If it is not in quarantine.
+        If it is gone from there.
     InputError
         If something else lies at its place.
     StorageError
         If there is no room: it is in quarantine still.
     """
-    held = products.quarantine.rows(states=("held", "restoring"))
-    found = [row for row in held if str(path) in (row.path, row.original_path)]
-    if not found:
-        raise MissingError(f"{path} is not in quarantine", fix="nightbeam housekeeping --held lists what is")
-    row = found[-1]
     source, original = Path(row.path), Path(row.original_path)
     if not source.exists():
         raise MissingError(f"{source} is gone from quarantine", fix="was it moved by hand?")
     moves = _ways_back(row)
-    taken = [target for _, target in moves if target.exists() or target.is_symlink()]
-    if taken:
-        raise InputError(f"something lies at {taken[0]} already", fix="move it away first")
-    products.quarantine.become(source, "restoring", now=now)
-    for here, there in moves:
-        _move(here, there)
+    if row.state == "held":
+        taken = next((target for _, target in moves if _is_there(target)), None)
+    else:  # somebody was stopped in the middle: a copy may be at both places
+        taken = _in_the_way(moves)
+    if taken is not None:
+        raise InputError(f"something lies at {taken} already", fix="move it away first")
+    products.quarantine.become(source, "restoring", moved=True, now=now)
+    _carry(moves)
     _restored(products, row, now)
     _remove_empty(source, site.quarantine_dir())
     logger.info("put back %s", original)
@@ -177,48 +260,83 @@ def purge(site: Site, products: Products, row: QuarantineRow, *, now: float) -> 
     logger.info("deleted %s, which lay at %s", path, row.original_path)
 
 
-def settle(site: Site, products: Products, row: QuarantineRow, *, now: float) -> None:
-    """Bring to its end what somebody was stopped in the middle of; what can be read is never deleted here.
+def settle(site: Site, products: Products, row: QuarantineRow, *, now: float, follows: bool = False) -> None:
+    """Bring to its end what somebody was stopped in the middle of, for who keeps all others away from it.
+
+    What can be read is deleted only where the same bytes lie at the other place.
+
+    Parameters
+    ----------
+    site, products, row
+        What, and where.
+    now
+        Epoch seconds.
+    follows
+        Whether what still lies where a product lay is the rest of it, and not of one that was made meanwhile.
 
     Raises
     ------
     StorageError
         If there is no room.
     """
-    path, original = Path(row.path), Path(row.original_path)
     if row.state == "moving":
-        item = item_of(products, row.kind, original)
-        if row.kind not in _WHOLE and path.is_dir() and item.members and not _begins_whole(item):
-            _move_all(item, path)  # its description is here already: the rest follows
-        if path.exists() and (row.kind in _WHOLE or any(path.iterdir())):
-            _held(products, row.kind, original, path, now)
-        else:
-            _remove_empty(path, site.quarantine_dir())
-            products.quarantine.forget(path)
+        _settle_moving(site, products, row, now=now, follows=follows)
+    else:
+        _settle_restoring(site, products, row, now=now)
+
+
+# -- inside -----------------------------------------------------------------------------------------------------
+
+
+def _settle_moving(site: Site, products: Products, row: QuarantineRow, *, now: float, follows: bool) -> None:
+    path, original = Path(row.path), Path(row.original_path)
+    begun = path.exists() and (row.kind in WHOLE or any(path.iterdir()))
+    if not begun:
+        _remove_empty(path, site.quarantine_dir())
+        products.quarantine.forget(path)
         return
+    item = item_of(products, row.kind, original)
+    if row.kind not in WHOLE and item.members:
+        moves = _ways_aside(item, path)
+        if follows and _in_the_way(moves) is None:
+            _carry(moves)
+        else:
+            logger.warning("%s is in quarantine in part; what lies at its place is another one", original)
+    _held(products, row.kind, original, path, now)
+
+
+def _settle_restoring(site: Site, products: Products, row: QuarantineRow, *, now: float) -> None:
+    path, original = Path(row.path), Path(row.original_path)
     moves = _ways_back(row) if path.exists() else []
-    if any(target.exists() for _, target in moves):  # a copy is back, and what it was made of is here still
+    if _in_the_way(moves) is not None:  # something else has come to its place
         found = products.ms(original) if row.kind == "ms" else None
         if found is not None and found.status == "quarantined":
             products.upsert_ms(original, status="done", now=now)
         products.quarantine.become(path, "held", moved=True, now=now)
         return
-    for here, there in moves:
-        _move(here, there)
-    if moves or item_of(products, row.kind, original).members:
+    back = path.exists() or bool(item_of(products, row.kind, original).members)
+    _carry(moves)
+    if back:
         _restored(products, row, now)
     else:
         products.quarantine.become(path, "deleted", now=now)
     _remove_empty(path, site.quarantine_dir())
 
 
-# -- inside -----------------------------------------------------------------------------------------------------
-
-
 def _held(products: Products, kind: str, original: Path, target: Path, now: float) -> None:
     if kind == "ms" and not original.exists():
         products.upsert_ms(original, status="quarantined", now=now)
+    if kind == "leftover" and not original.exists():
+        _strike(products, original)
     products.quarantine.become(target, "held", moved=True, now=now)
+
+
+def _strike(products: Products, original: Path) -> None:
+    """Have no row name any longer what was left behind."""
+    for row in products.mosaics():
+        if original in left_behind(row):
+            lines = [n for n in (row.validation_issues or "").splitlines() if n != f"{LEFT_BEHIND}{original}"]
+            products.change_mosaic(row.name, validation_issues="\n".join(lines) or None)
 
 
 def _restored(products: Products, row: QuarantineRow, now: float) -> None:
@@ -233,10 +351,6 @@ def _is_last_word(products: Products, row: QuarantineRow) -> bool:
     return found is not None and found.status == "quarantined" and not Path(row.original_path).exists()
 
 
-def _begins_whole(item: Item) -> bool:
-    return item.members[0].suffix == ".json"
-
-
 def _free_place(site: Site, products: Products, name: str, now: float) -> Path:
     day = datetime_from_mjd(_MJD_OF_EPOCH + now / SECONDS_PER_DAY).strftime("%Y-%m-%d")
     directory = site.quarantine_dir() / day
@@ -249,22 +363,61 @@ def _free_place(site: Site, products: Products, name: str, now: float) -> Path:
     return path
 
 
-def _move_all(item: Item, target: Path) -> None:
-    if item.kind in _WHOLE:
-        _move(item.members[0], target)
-        return
-    with storage_errors(target):
-        target.mkdir(exist_ok=True)
-    for member in item.members:
-        _move(member, target / member.name)
+def _ways_aside(item: Item, target: Path) -> list[tuple[Path, Path]]:
+    if item.kind in WHOLE:
+        return [(item.members[0], target)]
+    return [(member, target / member.name) for member in item.members]
 
 
 def _ways_back(row: QuarantineRow) -> list[tuple[Path, Path]]:
     path, original = Path(row.path), Path(row.original_path)
-    if row.kind in _WHOLE:
+    if row.kind in WHOLE:
         return [(path, original)]
     members = sorted(path.iterdir(), key=lambda p: (p.suffix == ".json", p.name))  # its description last
     return [(member, original.parent / member.name) for member in members]
+
+
+def _carry(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Move each to its place; where its copy lies there already, there is only the original to be dropped."""
+    for here, there in moves:
+        if _is_there(there):
+            _drop(here)
+        else:
+            _move(here, there)
+
+
+def _move_back(moves: list[tuple[Path, Path]]) -> None:
+    """Undo as much of some moves as can be undone; what cannot is settled later."""
+    for here, there in reversed(moves):
+        try:
+            if _is_there(there) and not _is_there(here):
+                _move(there, here)
+            elif _is_there(there) and _is_same(here, there):
+                _drop(there)
+        except OSError as error:
+            logger.warning("%s could not be moved back: %s", there, error)
+
+
+def _in_the_way(moves: Iterable[tuple[Path, Path]]) -> Path | None:
+    """Return the first place at which something else lies than what is to go there."""
+    return next((there for here, there in moves if _is_there(there) and not _is_same(here, there)), None)
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Return whether two things, and not one by two names, hold the same."""
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    if one.is_dir() != other.is_dir() or one.samefile(other):
+        return False
+    return _contents(one) == _contents(other) and sha256(one) == sha256(other)
+
+
+def _contents(path: Path) -> list[str]:
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.name != "table.lock")
 
 
 def _move(source: Path, target: Path) -> None:
@@ -289,8 +442,12 @@ def _move_by_copy(source: Path, target: Path) -> None:
         part.rename(target)
     finally:
         remove(part)
-    gone = part_path(source)
-    source.rename(gone)  # at once, so that nobody finds half of it
+    _drop(source)
+
+
+def _drop(path: Path) -> None:
+    gone = part_path(path)
+    path.rename(gone)  # at once, so that nobody finds half of it
     remove(gone)
 
 

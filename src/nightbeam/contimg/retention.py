@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -129,12 +130,22 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """From which age on. ``days`` has a number, or None for never, for each kind of product and for ``log``."""
+    """From which age on.
+
+    Attributes
+    ----------
+    settle_s
+        After which a move that was begun is taken for one whose maker was stopped. Of another machine's nothing is
+        known but when it began.
+    days
+        A number, or None for never, for each kind of product and for ``log``.
+    """
 
     lease_s: float = 900.0
     collecting_s: float = 86400.0
     scratch_s: float = 86400.0
     quarantine_days: float | None = 30.0
+    settle_s: float = 3600.0
     days: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -172,15 +183,17 @@ def decide(facts: Facts, limits: Limits, now: float) -> list[Action]:
         *(action for action in leases if action is not None),
         *_of_collecting(facts, limits, now),
         *_of_scratch(facts, limits, now, free),
+        # What somebody was stopped in the middle of is whole again before anything more is moved.
+        *sorted(_of_held(facts, limits, now), key=lambda action: action.verb is not Verb.SETTLE),
         *_of_products(facts, limits, now),
-        *_of_held(facts, limits, now),
     ]
 
 
 def check_clock(facts: Facts, actions: list[Action], now: float) -> None:
     """Refuse to put aside or delete most of what there is at once, after a long time in which nobody was here.
 
-    A clock that jumped forward looks the same.
+    A clock that jumped forward looks the same. Each kind is counted by itself, without what stays whatever its age, so
+    that many logs do not hide what becomes of the products; so is what lies in quarantine and would be gone for good.
 
     Raises
     ------
@@ -189,12 +202,20 @@ def check_clock(facts: Facts, actions: list[Action], now: float) -> None:
     """
     if facts.last_known is None or now - facts.last_known <= _LONG_S:
         return
-    doomed = sum(a.verb in (Verb.PUT_ASIDE, Verb.DELETE) for a in actions)
-    there = len(facts.products) + len(facts.held)
-    if doomed > _MOST * there:
+    staying = {a.subject for a in actions if a.verb is Verb.LEAVE}
+    there = Counter(product.kind for product in facts.products if product.path not in staying)
+    held = {held.path for held in facts.held}
+    going = [a for a in actions if a.verb in (Verb.PUT_ASIDE, Verb.DELETE)]
+    # What earlier plans left behind is old whenever it is found.
+    doomed = Counter(a.kind for a in going if a.subject not in held and a.kind != "leftover")
+    told = [f"{n} of {there[kind]} {kind}" for kind, n in doomed.items() if n > _MOST * there[kind]]
+    deleted = sum(a.subject in held for a in going)
+    if deleted > _MOST * len(held):
+        told.append(f"{deleted} of {len(held)} in quarantine")
+    if told:
         raise InputError(
-            f"the clock says {_iso(now)}, the site was last looked after at {_iso(facts.last_known)}: {doomed} of "
-            f"{there} products would be put aside or deleted at once",
+            f"the clock says {_iso(now)}, the site was last looked after at {_iso(facts.last_known)}: "
+            f"{', '.join(told)} would be put aside or deleted at once",
             fix="if the clock is right: nightbeam housekeeping --dry-run shows them, --force does it",
         )
 
@@ -249,7 +270,10 @@ def _of_held(facts: Facts, limits: Limits, now: float) -> Iterator[Action]:
     days = limits.quarantine_days
     for held in facts.held:
         if held.state in ("moving", "restoring"):
-            yield Action(Verb.SETTLE, held.kind, held.path, f"somebody was stopped while {held.state} it")
+            stopped = is_older(held.moved_at, limits.settle_s, now)
+            why = f"somebody was stopped while {held.state} it" if stopped else f"somebody may be {held.state} it"
+            verb = Verb.SETTLE if stopped and not held.keep else Verb.LEAVE
+            yield Action(verb, held.kind, held.path, f"{why}; {held.keep}" if held.keep else why)
             continue
         begun = held.state == "deleting"
         if begun or (days is not None and is_older(held.moved_at, days * SECONDS_PER_DAY, now)):

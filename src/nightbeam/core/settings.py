@@ -267,6 +267,7 @@ class HousekeepingSettings(_Section):
     image_days: float | None = Field(None, gt=0, description="The same for images.")
     mosaic_days: float | None = Field(None, gt=0, description="The same for mosaics.")
     qa_days: float | None = Field(None, gt=0, description="The same for figures and reports of quality.")
+    leftover_days: float | None = Field(7.0, gt=0, description="The same for mosaics that an earlier plan left behind.")
     log_days: float | None = Field(90.0, gt=0, description="Age at which logs of groups are deleted.")
 
 

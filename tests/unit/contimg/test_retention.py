@@ -118,6 +118,11 @@ def test_what_has_no_age_never_goes():
         ("deleting", 0.1, "it does not lie in /q", ["leave"]),
         ("moving", 99.0, "", ["settle"]),
         ("restoring", 99.0, "", ["settle"]),
+        ("moving", 0.5 / 24, "", ["leave"]),
+        ("restoring", 0.5 / 24, "", ["leave"]),
+        ("moving", -1.0, "", ["leave"]),
+        ("moving", 99.0, "it does not lie in /q", ["leave"]),
+        ("restoring", 99.0, "it does not lie in /q", ["leave"]),
     ],
 )
 def test_quarantine_is_emptied_by_age_and_what_was_begun_is_ended(state, age_days, keep, wanted):
@@ -145,6 +150,49 @@ def test_most_of_all_going_at_once_after_a_long_silence_is_a_matter_for_a_person
     if not stops:
         check_clock(facts, actions, NOW)
         return
-    with pytest.raises(InputError, match="6 of 10 products would be put aside or deleted at once") as stopped:
+    with pytest.raises(InputError, match="6 of 10 ms would be put aside or deleted at once") as stopped:
         check_clock(facts, actions, NOW)
     assert "--force" in stopped.value.fix
+
+
+def test_what_was_begun_is_whole_again_before_anything_else_is_moved():
+    product, held = Product("ms", "/data/x", NOW - 40 * DAY), Held("/q/y", "ms", "moving", NOW - DAY)
+    gone = Held("/q/z", "ms", "held", NOW - 40 * DAY)
+    assert verbs(Facts(products=(product,), held=(gone, held))) == ["settle", "delete", "put aside"]
+
+
+def _steady(now: float, *, logs: int = 0) -> Facts:
+    """Return a site as it is after years: 280 sets a day, 30 days of them, 30 days in quarantine, and logs."""
+    ages = [n / 280 for n in range(30 * 280)]
+    return Facts(
+        products=(
+            *(Product("ms", f"/data/{age}", NOW - age * DAY) for age in ages),
+            *(Product("log", f"/logs/{n}", NOW - n * DAY * 90 / logs) for n in range(logs)),
+        ),
+        held=tuple(Held(f"/q/{age}", "ms", "held", NOW - age * DAY) for age in ages),
+        last_known=NOW,
+    )
+
+
+@pytest.mark.parametrize("logs", [0, 90 * 280])
+def test_a_clock_that_jumps_ahead_on_a_steady_site_stops_everything_however_many_logs_there_are(logs):
+    now = NOW + 24 * DAY
+    facts = _steady(now, logs=logs)
+    with pytest.raises(InputError, match=r"6\d\d\d of 8400 ms, 6\d\d\d of 8400 in quarantine would be"):
+        check_clock(facts, decide(facts, LIMITS, now), now)
+
+
+def test_what_would_be_deleted_for_good_is_counted_by_itself():
+    held = tuple(Held(f"/q/{n}", "ms", "held", NOW - (40.0 if n < 6 else 1.0) * DAY) for n in range(10))
+    products = tuple(Product("ms", f"/data/{n}", NOW - DAY) for n in range(1000))
+    facts = Facts(products=products, held=held, last_known=NOW - 2 * DAY)
+    with pytest.raises(InputError, match="6 of 10 in quarantine would be"):
+        check_clock(facts, decide(facts, LIMITS, NOW), NOW)
+
+
+def test_what_stays_whatever_its_age_does_not_make_the_others_look_few():
+    products = [Product("ms", f"/data/{n}", NOW - 40 * DAY, "a calibrator") for n in range(20)]
+    products += [Product("ms", f"/data/{n}", NOW - 40 * DAY) for n in range(20, 30)]
+    facts = Facts(products=tuple(products), last_known=NOW - 2 * DAY)
+    with pytest.raises(InputError, match="10 of 10 ms would be"):
+        check_clock(facts, decide(facts, LIMITS, NOW), NOW)
