@@ -223,7 +223,7 @@ def test_a_tile_on_the_seam_lies_on_both_ends_of_the_grid():
     assert (left.x1 - left.x0) + (right.x1 - right.x0) == pytest.approx(256, abs=8)
 
 
-@given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 130))
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 130))
 def test_blocks_cover_every_pixel_once(width, height, side):
     count = np.zeros((height, width), int)
     for b in grid_blocks(width, height, side):
