@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/a-database.sqlite3"
     return str(request.getfixturevalue("postgresql_url"))
+
+
+@pytest.fixture(scope="session")
+def open_new(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Open a database that is new: in a file, a copy of one that was made once, for that takes longer than most tests.
+
+    What makes one, and what happens meanwhile, is tested with `database_url` alone.
+    """
+    made: dict[type, bytes] = {}
+
+    def opened(kind: type, url: str, **options: Any) -> Any:
+        if url.startswith("sqlite:///"):
+            if kind not in made:
+                first = tmp_path_factory.mktemp("new") / "new.sqlite3"
+                kind(f"sqlite:///{first}")
+                made[kind] = first.read_bytes()
+            file = Path(url.removeprefix("sqlite:///"))
+            assert not file.exists()
+            file.write_bytes(made[kind])
+        return kind(url, **options)
+
+    return opened
 
 
 @pytest.fixture

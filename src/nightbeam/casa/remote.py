@@ -49,7 +49,7 @@ def run_casa(
     log
         The child's stdout and stderr and CASA's log are appended here.
     timeout_s
-        For all the calls together, imports (2 to 4 s) included.
+        For all the calls together, imports (about a second) included.
     threads
         OpenMP threads of the child.
     flux_standards

@@ -73,8 +73,8 @@ def run(number: int, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def empty(logbook_url: str) -> Logbook:
-    return Logbook(logbook_url, busy_timeout_s=5.0)
+def empty(logbook_url: str, open_new: Callable[..., Logbook]) -> Logbook:
+    return open_new(Logbook, logbook_url, busy_timeout_s=5.0)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Queue:
-    return Queue(url)
+def queue(url: str, open_new: Callable[..., Queue]) -> Queue:
+    return open_new(Queue, url)
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def pages(queue: Queue, url: str) -> Iterator[QueuePages]:
 
 
 @pytest.fixture
-def products(url: str) -> Products:
-    return Products(url.replace("all.sqlite3", "products.sqlite3"))
+def products(url: str, open_new: Callable[..., Products]) -> Products:
+    return open_new(Products, url.replace("all.sqlite3", "products.sqlite3"))
 
 
 @pytest.fixture

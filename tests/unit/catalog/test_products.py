@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ MS = Path("/ms/2025-10-02T01:02:03.ms")
 
 
 @pytest.fixture
-def products(database_url: str) -> Products:
-    return Products(database_url)
+def products(database_url: str, open_new: Callable[..., Products]) -> Products:
+    return open_new(Products, database_url)
 
 
 def test_an_upsert_keeps_what_it_does_not_say(products: Products):

@@ -17,8 +17,8 @@ MJD = 60950.043
 
 
 @pytest.fixture
-def queue(database_url: str) -> Queue:
-    return Queue(database_url)
+def queue(database_url: str, open_new: Callable[..., Queue]) -> Queue:
+    return open_new(Queue, database_url)
 
 
 def fill(queue: Queue, group_id: str = G, n: int = 16, *, mjd: float = MJD, first: int = 0, **keywords: float) -> None:
