@@ -33,8 +33,6 @@ __all__ = [
 
 #: Of the noise over that of the receivers, where it is below 1: what they leave is known that well.
 _LESS_THAN_THERMAL = Limits(0.85, 0.7, ideal=1.0)
-#: Fewer sources do not tell where an image is.
-_PLACES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,12 +439,9 @@ def source_measures(found: SourceComparison | Unread, limits: QaLimits) -> list[
 
 def _astrometry(specs: Mapping[str, tuple[str, Limits]], found: SourceComparison, count: int) -> Measure:
     """Return how far the image is from its place: what the median offset exceeds three times its error by."""
-    if count < _PLACES:
-        few = f"{count} sources of {found.catalogue} are found, {_PLACES} tell where the image is"
-        return _measure(specs, "astrometry", None, "", unmade=few)
     east, north = float(np.nanmedian(found.east_arcsec)), float(np.nanmedian(found.north_arcsec))
-    # a median is 1.2533 times less certain than a mean
-    error = 1.2533 * math.sqrt(float(np.sum(found.error_arcsec[found.found] ** 2))) / count
+    # a median is 1.2533 times less certain than a mean; of one or two it is the mean
+    error = (1.2533 if count > 2 else 1.0) * math.sqrt(float(np.sum(found.error_arcsec[found.found] ** 2))) / count
     apart = math.hypot(east, north)
     says = (
         f"the image is {apart:.2f} +- {error:.2f} arcsec from its place in the median of {count} sources "

@@ -277,10 +277,11 @@ def test_places_are_held_against_an_image_only_beyond_three_times_their_error():
     assert (beyond.value, beyond.verdict) == (pytest.approx(9.0 - 3.7599), "bad")
 
 
-def test_two_sources_do_not_tell_where_an_image_is():
-    found = scores(source_measures(compared([1.0, 1.0], [9.0, 9.0]), LIMITS))
-    assert (found["astrometry"].verdict, found["flux_ratio"].verdict) == ("unknown", "good")
-    assert "2 sources of the list are found, 3 tell" in found["astrometry"].reason
+def test_a_calibrator_alone_tells_where_an_image_is_as_far_as_its_error_lets_it():
+    alone = scores(source_measures(compared([1.0], [5.0], error=1.0), LIMITS))["astrometry"]
+    assert (alone.value, "5.00 +- 1.00 arcsec" in alone.reason) == (pytest.approx(2.0), True)
+    faint = scores(source_measures(compared([1.0], [5.0], error=2.0), LIMITS))["astrometry"]
+    assert (faint.value, faint.verdict) == (0.0, "good")
     nowhere = scores(source_measures(compared([1.0] * 3, [0.0] * 3, error=math.nan), LIMITS))["astrometry"]
     assert nowhere.verdict == "unknown"
 
