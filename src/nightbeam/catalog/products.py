@@ -243,10 +243,12 @@ class Products:
         tiles: int | None = None,
         attempts: int = 0,
         error: str | None = None,
+        inputs: str | None = None,
         now: float | None = None,
     ) -> None:
         """Make or change the row of a night."""
         values = {"state": state, "tiles": tiles, "attempts": attempts, "error": error, "updated_at": _now(now)}
+        values["inputs"] = inputs
         with self.database.write() as connection:
             upsert(connection, NightTable, {"night": night}, values)
 

@@ -32,7 +32,10 @@ __all__ = [
     "MosaicTools",
     "PlannedStrip",
     "Window",
+    "catalogue_stamp",
     "check_name",
+    "night_inputs",
+    "night_of",
     "options_of",
     "plan_mosaic",
     "reference_sources",
@@ -48,6 +51,10 @@ CATALOGUE_HZ = 1.4e9
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _STRIP = re.compile(r"_strip\d+$")
 _NO_FILE = "missing"
+#: So often tiles are judged at most; each time one of a strip at least is gone.
+_ROUNDS = 5
+#: No observation of ours lies outside; days near the ends of the calendar have no day before or after them.
+_YEARS = (1900, 2100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,7 @@ class Window:
         UsageError
             If it is no day.
         """
-        try:
-            last = date.fromisoformat(night)
-        except ValueError as error:
-            raise UsageError(f"{night!r} is no night", fix="write it like 2025-10-03, a UTC day") from error
+        last = date.fromisoformat(night_of(night))
         midnight = datetime(last.year, last.month, last.day, tzinfo=UTC)
         begin, end = midnight - timedelta(days=days - 1), midnight + timedelta(days=1)
         return cls(mjd_from_datetime(begin), mjd_from_datetime(end))
@@ -90,6 +94,23 @@ class Window:
             "ever" if mjd is None else iso_z(datetime_from_mjd(mjd)) for mjd in (self.start_mjd, self.end_mjd)
         )
         return f"{begin}/{end}"
+
+
+def night_of(text: str) -> str:
+    """Return a night as it is written everywhere; one night under two names would have two mosaics.
+
+    Raises
+    ------
+    UsageError
+        If it is no UTC day between 1900 and 2100, or is written in another way than YYYY-MM-DD.
+    """
+    try:
+        found = date.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{text!r} is no night", fix="write it like 2025-10-03, a UTC day") from error
+    if text != found.isoformat() or not _YEARS[0] <= found.year < _YEARS[1]:
+        raise UsageError(f"{text!r} is no night", fix=f"write it like 2025-10-03, a UTC day: {found.isoformat()}?")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,8 @@ class MosaicPlan:
         Each tile's path and what tells whether it has changed.
     catalogue
         What tiles were compared with; empty if with nothing.
+    reference
+        What changes when the site's catalogue does: `catalogue_stamp`.
     """
 
     name: str
@@ -149,6 +172,7 @@ class MosaicPlan:
     verdicts: tuple[TileVerdict, ...]
     candidates: Mapping[str, str]
     catalogue: str
+    reference: list[Any] | None = None
 
     @property
     def rejected(self) -> tuple[TileVerdict, ...]:
@@ -229,6 +253,25 @@ def tile_identity(row: ImageRow) -> str:
     return row.sha256 or f"{found.st_size}:{found.st_mtime_ns}"
 
 
+def catalogue_stamp(site: Site) -> list[Any] | None:
+    """Return what changes when the site's catalogue does: its path, size and time; None without one."""
+    path = site.mosaic.catalogue
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path), None, None]
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
+def night_inputs(site: Site, rows: Iterable[ImageRow]) -> str:
+    """Return what changes when a night could end otherwise than before: tiles, options, catalogue."""
+    tiles = sorted([row.path, tile_identity(row)] for row in rows)
+    content = {"tiles": tiles, "options": _plain_options(options_of(site)), "catalogue": catalogue_stamp(site)}
+    return _fingerprint(content)
+
+
 def has_changed(candidates: Mapping[str, str], before: Mapping[str, str]) -> bool:
     """Return whether there are tiles that were not there before, or that are others now.
 
@@ -298,6 +341,7 @@ def plan_mosaic(
     options, tools = options or options_of(site), tools or MOSAIC_TOOLS
     rows = site.products().tiles_observed(window.start_mjd, window.end_mjd)
     candidates = {row.path: tile_identity(row) for row in rows}
+    reference = catalogue_stamp(site)  # before it is read: what is written meanwhile is read the next time
     catalogue, sources = reference_sources(site, (tile_of(row) for row in rows))
     left_out = [_left_out(row, candidates, rows) for row in rows]
     facts = [
@@ -307,7 +351,7 @@ def plan_mosaic(
     ]
     strips, judged = _strips(facts, options, tools)
     verdicts = tuple(verdict or judged[Path(row.path)] for row, verdict in zip(rows, left_out, strict=True))
-    identity = {"options": _plain_options(options), "catalogue": catalogue}
+    identity = {"options": _plain_options(options), "catalogue": catalogue, "reference": reference}
     planned = tuple(
         PlannedStrip(
             strip_name(name, number),
@@ -318,7 +362,7 @@ def plan_mosaic(
         )
         for number, strip in enumerate(strips)
     )
-    return MosaicPlan(name, window, options, planned, verdicts, candidates, catalogue)
+    return MosaicPlan(name, window, options, planned, verdicts, candidates, catalogue, reference)
 
 
 def _left_out(row: ImageRow, candidates: Mapping[str, str], rows: Sequence[ImageRow]) -> TileVerdict | None:
@@ -341,17 +385,27 @@ def _left_out(row: ImageRow, candidates: Mapping[str, str], rows: Sequence[Image
 def _strips(
     facts: Sequence[TileFacts], options: MosaicOptions, tools: MosaicTools
 ) -> tuple[list[Strip], dict[Path, TileVerdict]]:
-    """Judge tiles among their neighbours; what is left of a strip is split again where a joining tile is gone."""
+    """Judge tiles among their neighbours; what is left of a strip is split again where a joining tile is gone.
+
+    And judged again, because medians change with it: who builds it judges what is left, and should find no other.
+    """
     by_path = {fact.tile.path: fact for fact in facts}
     unfit = [fact for fact in facts if fact.problems]
     verdicts = {v.tile.path: v for v in tools.judge(unfit, options)} if unfit else {}
     strips: list[Strip] = []
-    for whole in tools.split([fact.tile for fact in facts if not fact.problems], options):
-        judged = [_for_a_mean(v) for v in tools.judge([by_path[tile.path] for tile in whole.tiles], options)]
-        verdicts |= {verdict.tile.path: verdict for verdict in judged}
-        accepted = [verdict.tile for verdict in judged if verdict.accepted]
-        strips += tools.split(accepted, options) if accepted else []
-    return sorted(strips, key=_time_of), verdicts
+    left = list(tools.split([fact.tile for fact in facts if not fact.problems], options))
+    for _ in range(_ROUNDS):
+        parts: list[Strip] = []
+        for whole in left:
+            judged = [_for_a_mean(v) for v in tools.judge([by_path[tile.path] for tile in whole.tiles], options)]
+            verdicts |= {verdict.tile.path: verdict for verdict in judged}
+            accepted = [verdict.tile for verdict in judged if verdict.accepted]
+            if len(accepted) == len(judged):
+                strips.append(whole)
+            elif accepted:
+                parts += tools.split(accepted, options)
+        left = parts
+    return sorted([*strips, *left], key=_time_of), verdicts
 
 
 def _for_a_mean(verdict: TileVerdict) -> TileVerdict:

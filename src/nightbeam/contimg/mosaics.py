@@ -134,15 +134,17 @@ def _files_left(row: MosaicRow) -> list[str]:
 
 def _row(plan: MosaicPlan, strip: PlannedStrip, old: MosaicRow | None, left: Iterable[str]) -> dict[str, Any]:
     tiles = strip.strip.tiles
+    # Of a mosaic that stays, what its builder found holds, not what the plan thinks of the same tiles.
+    verdicts = strip.verdicts if old is None else _as_built(strip.verdicts, old)
     begin, end = strip.strip.start_mjd, strip.strip.end_mjd
     mine = {
         "name": strip.name,
         "strip": strip.number,
         "method": plan.options.method,
         "tiles": "\n".join(str(tile.path) for tile in tiles),
-        "verdicts": [verdict.to_json() for verdict in strip.verdicts],
-        "tiles_used": len(tiles),
-        "tiles_rejected": len([v for v in strip.verdicts if not v.accepted]),
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+        "tiles_used": len(tiles) if old is None else old.tiles_used,
+        "tiles_rejected": len([v for v in verdicts if not v.accepted]),
     }
     if old is None:
         planned = {
@@ -160,10 +162,16 @@ def _row(plan: MosaicPlan, strip: PlannedStrip, old: MosaicRow | None, left: Ite
         "window": [plan.window.start_mjd, plan.window.end_mjd],
         "options": asdict(plan.options),
         "catalogue": plan.catalogue,
+        "reference": plan.reference,
         "inputs": strip.inputs,
         "candidates": dict(plan.candidates) if strip.number == 0 else {},
     }
     return {**planned, **mine, "validation_issues": "\n".join(issues) or None, "parameters": parameters}
+
+
+def _as_built(verdicts: Sequence[TileVerdict], row: MosaicRow) -> list[TileVerdict]:
+    found = {v.tile.path: v for v in map(TileVerdict.from_json, json.loads(row.verdicts or "[]"))}
+    return [found.get(v.tile.path, v) if v.accepted else v for v in verdicts]
 
 
 def _issues_of(row: MosaicRow | None) -> list[str]:
@@ -252,7 +260,7 @@ def build_rows(
     """Do what `build_mosaics` does, for who holds the plan."""
     tools = tools or MOSAIC_TOOLS
     done: list[MosaicRow] = []
-    failed: list[tuple[str, NightbeamError]] = []
+    failed: list[tuple[str, Exception]] = []
     for row in rows:
         stem = _stem(site, row, output)
         if is_whole(row) and not force and (output is None or _is_at(row, stem)):
@@ -261,15 +269,29 @@ def build_rows(
             continue
         try:
             done.append(_build(site, row, stem, tools, force=force))
-        except NightbeamError as error:
-            logger.error("the mosaic %s could not be made: %s", row.name, error.what)
+        except Exception as error:  # raised at the end, with its mosaic
+            ours = not isinstance(error, NightbeamError)
+            logger.error("the mosaic %s could not be made: %s", row.name, _text_of(error), exc_info=ours)
             failed.append((row.name, error))
     if failed and len(rows) == 1:
         raise failed[0][1]
     if failed:
-        named = "; ".join(f"{name}: {error.what}" for name, error in failed)
-        raise PartialError(f"{len(failed)} of {len(rows)} mosaics could not be made: {named}", fix=failed[0][1].fix)
+        raise _partial(failed, len(rows))
     return done
+
+
+def _partial(failed: Sequence[tuple[str, Exception]], of: int) -> NightbeamError:
+    """Return one error for several mosaics: one that may pass by itself, if one of theirs may."""
+    named = "; ".join(f"{name}: {_text_of(error)}" for name, error in failed)
+    told = [error for _, error in failed if isinstance(error, NightbeamError)]
+    passing = [error for error in told if error.retry]
+    kind = type(passing[0]) if passing else PartialError
+    fix = next((error.fix for error in [*passing, *told] if error.fix), "")
+    return kind(f"{len(failed)} of {of} mosaics could not be made: {named}", fix=fix)
+
+
+def _text_of(error: Exception) -> str:
+    return error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
 
 
 def _stem(site: Site, row: MosaicRow, output: Path | None) -> Path:
@@ -294,8 +316,7 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
         product = _make(site, row, stem, tools, force=force)
         built = products.mosaic_built(row.name, **_built(row, product))
     except Exception as error:  # told to the row, then raised
-        text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-        failed = products.mosaic_failed(row.name, text)
+        failed = products.mosaic_failed(row.name, _text_of(error))
         try:
             _judge(site, failed, tools)
         except NightbeamError as other:  # must not hide why the mosaic failed

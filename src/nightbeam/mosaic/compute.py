@@ -453,6 +453,8 @@ def interpolation_factor(image: Floats) -> float:
     spline = spline_filter(clean, order=3)
     inside = np.mgrid[8 : clean.shape[0] - 8, 8 : clean.shape[1] - 8].astype(float)
     before = robust_noise(clean[8:-8, 8:-8])
+    if not before > 0:  # a hole in the middle
+        return 1.0
     total = 0.0
     steps = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.25))  # 0.75 is 0.25 seen from the other side
     for dy, share_y in steps:

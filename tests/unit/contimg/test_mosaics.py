@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -30,7 +31,7 @@ from nightbeam.core.errors import (
     StorageError,
     UsageError,
 )
-from nightbeam.mosaic.model import Check, ReasonCode, Tile
+from nightbeam.mosaic.model import Check, Reason, ReasonCode, Tile, TileVerdict
 
 _world = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))
 MosaicWorld, everything, mjd, reasons = (_world["MosaicWorld"], _world["everything"], _world["mjd"], _world["reasons"])
@@ -156,6 +157,35 @@ class TestAPlan:
         build(world)
         assert len(world.built) == 1
 
+    def test_made_again_of_the_very_same_keeps_what_the_builder_found(self, world: MosaicWorld):
+        strip_of(world, 3)
+        planned(world)
+        build(world)
+        (row,) = world.products.mosaics()
+        verdicts = json.loads(row.verdicts or "")
+        verdicts[1] |= {"accepted": False, "reasons": [{"code": "noise", "text": "it is noisy beside these"}]}
+        world.products.change_mosaic("night", verdicts=verdicts, tiles_used=2, tiles_rejected=1)
+        world.add("2025-10-03T03:30:00", word="no beam")
+        (row,) = planned(world)
+        assert (row.status, row.tiles_used, row.tiles_rejected) == ("built", 2, 2)
+        assert reasons(row) == {
+            "2025-10-03T03:05:00": ["it is noisy beside these"],
+            "2025-10-03T03:30:00": ["no beam"],
+        }
+
+    def test_judges_again_what_is_left_until_nothing_changes(self, world: MosaicWorld):
+        strip_of(world, 3)
+        limits = iter([("2025-10-03T03:00:00",), ("2025-10-03T03:10:00",), ()])
+
+        def judge(facts, _options):
+            bad = next(limits)
+            why = (Reason(ReasonCode.NOISE, "it is too noisy"),)
+            return [TileVerdict(f.tile, f.tile.name not in bad, why if f.tile.name in bad else ()) for f in facts]
+
+        world.tools = dataclasses.replace(world.tools, judge=judge)
+        (row,) = planned(world)
+        assert (row.tiles_used, set(reasons(row))) == (1, {"2025-10-03T03:00:00", "2025-10-03T03:10:00"})
+
     @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 101, "night_strip1"])
     def test_has_a_name_that_can_be_a_files_and_is_no_strips(self, name: str):
         with pytest.raises(UsageError):
@@ -229,6 +259,28 @@ class TestBuilding:
         world.errors.clear()
         assert {r.status for r in build(world)} == {"built"}
         assert [name for name, _ in world.built] == ["night", "night_strip1", "night"]
+
+    def test_of_one_strip_that_fails_by_an_error_of_our_own_does_not_stop_the_other(self, world: MosaicWorld):
+        strip_of(world, 3)
+        strip_of(world, 20)
+        world.errors["night"] = ZeroDivisionError("float division by zero")
+        planned(world)
+        with pytest.raises(PartialError, match=r"1 of 2 .*: night: ZeroDivisionError: float division by zero"):
+            build(world)
+        assert [r.status for r in rows_of(world.site, "night")] == ["failed", "built"]
+
+    def test_of_one_strip_that_may_be_made_later_may_be_tried_again(self, world: MosaicWorld):
+        strip_of(world, 3)
+        strip_of(world, 20)
+        world.errors["night"] = InputError("tile 2 is truncated", fix="make it again")
+        world.errors["night_strip1"] = StorageError("no space left", fix="free some space")
+        planned(world)
+        with pytest.raises(
+            StorageError, match=r"2 of 2 mosaics .* tile 2 is truncated; night_strip1: no space"
+        ) as told:
+            build(world)
+        assert told.value.retry
+        assert told.value.fix == "free some space"
 
     def test_on_a_full_disk_leaves_a_row_that_says_so_and_can_be_tried_again(self, world: MosaicWorld):
         strip_of(world, 3)

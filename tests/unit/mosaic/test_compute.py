@@ -281,6 +281,12 @@ def test_noise_that_is_sampled_well_loses_nothing():
     assert interpolation_factor(noise) == pytest.approx(1.0, abs=0.005)
 
 
+def test_a_hole_in_the_middle_leaves_nothing_to_measure():
+    noise = np.random.default_rng(1).normal(size=(192, 192))
+    noise[31:161, 31:161] = np.nan
+    assert interpolation_factor(noise) == 1.0
+
+
 @pytest.mark.parametrize("pa", [0.0, 30.0, -75.0, 90.0])
 def test_the_mean_of_equal_beams_is_that_beam(pa):
     major, minor, angle = mean_beam([(40.0, 20.0, pa), (40.0, 20.0, pa + 180.0)], [1.0, 3.0])
