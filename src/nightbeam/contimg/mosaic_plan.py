@@ -405,7 +405,18 @@ def _strips(
             elif accepted:
                 parts += tools.split(accepted, options)
         left = parts
-    return sorted([*strips, *left], key=_time_of), verdicts
+    pieces = [piece for strip in [*strips, *left] for piece in _cut(strip, options, tools)]
+    return sorted(pieces, key=_time_of), verdicts
+
+
+def _cut(strip: Strip, options: MosaicOptions, tools: MosaicTools) -> list[Strip]:
+    """Return the pieces of a strip, each of which hangs together."""
+    from nightbeam.mosaic import cut_strip
+
+    if options.method == "mean":
+        return [strip]
+    pieces = cut_strip(strip, max_span_deg=options.max_span_deg, overlap_tiles=options.overlap_tiles)
+    return pieces if len(pieces) == 1 else [part for piece in pieces for part in tools.split(piece.tiles, options)]
 
 
 def _for_a_mean(verdict: TileVerdict) -> TileVerdict:
@@ -418,8 +429,8 @@ def _for_a_mean(verdict: TileVerdict) -> TileVerdict:
     return verdict
 
 
-def _time_of(strip: Strip) -> float:
-    return strip.start_mjd or 0.0
+def _time_of(strip: Strip) -> tuple[float, float]:
+    return strip.start_mjd or 0.0, strip.mid_mjd or 0.0
 
 
 def _near(number: int, strips: Sequence[Strip], verdicts: Sequence[TileVerdict]) -> tuple[TileVerdict, ...]:

@@ -201,11 +201,14 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
         leading = (0,) * (len(hdus[0].shape) - 2)
         step = max(1, -(-max(ny, nx) // most))
         lines = max(1, _BLOCK_VALUES // (nx * step))
-        rows = [
-            _cells(np.asarray(plane[(*leading, slice(y, min(ny, y + lines * step)))], np.float32), step, brightest)
-            for y in range(0, ny, lines * step)
-        ]
-        return CoarsePlane(np.concatenate(rows), step, (ny, nx), _celestial(path, header))
+        across = step * max(1, _BLOCK_VALUES // (lines * step**2))
+
+        def cells(y: int, x: int) -> NDArray[np.float32]:
+            part = plane[(*leading, slice(y, min(ny, y + lines * step)), slice(x, min(nx, x + across)))]
+            return _cells(np.asarray(part, np.float32), step, brightest)
+
+        found = np.block([[cells(y, x) for x in range(0, nx, across)] for y in range(0, ny, lines * step)])
+        return CoarsePlane(found, step, (ny, nx), _celestial(path, header))
 
 
 def _cells(block: NDArray[np.float32], step: int, brightest: bool) -> NDArray[np.float32]:
