@@ -221,7 +221,12 @@ class Products:
         return found[0] if found else None
 
     def mosaics(
-        self, *, plan: str | None = None, status: str | None = None, limit: int | None = None
+        self,
+        *,
+        plan: str | None = None,
+        status: str | None = None,
+        output_path: Path | None = None,
+        limit: int | None = None,
     ) -> list[MosaicRow]:
         """Return the mosaics, the newest data first; those of one plan in the order of its strips."""
         if plan is not None:
@@ -231,6 +236,8 @@ class Products:
         query = sa.select(MosaicTable).order_by(newest, MosaicTable.created_at.desc(), MosaicTable.id.desc())
         if status is not None:
             query = query.where(MosaicTable.status == status)
+        if output_path is not None:
+            query = query.where(MosaicTable.output_path == str(output_path))
         return self._rows(MosaicRow, query.limit(limit))
 
     # -- nights -------------------------------------------------------------------------------------------------

@@ -343,14 +343,9 @@ def plan_mosaic(
     candidates = {row.path: tile_identity(row) for row in rows}
     reference = catalogue_stamp(site)  # before it is read: what is written meanwhile is read the next time
     catalogue, sources = reference_sources(site, (tile_of(row) for row in rows))
-    left_out = [_left_out(row, candidates, rows) for row in rows]
-    facts = [
-        tools.inspect(site, tile_of(row), options, sources)
-        for row, verdict in zip(rows, left_out, strict=True)
-        if verdict is None
-    ]
+    left_out, facts = _looked_at(rows, candidates, lambda tile: tools.inspect(site, tile, options, sources))
     strips, judged = _strips(facts, options, tools)
-    verdicts = tuple(verdict or judged[Path(row.path)] for row, verdict in zip(rows, left_out, strict=True))
+    verdicts = tuple(left_out.get(row.path) or judged[Path(row.path)] for row in rows)
     identity = {"options": _plain_options(options), "catalogue": catalogue, "reference": reference}
     planned = tuple(
         PlannedStrip(
@@ -365,21 +360,34 @@ def plan_mosaic(
     return MosaicPlan(name, window, options, planned, verdicts, candidates, catalogue, reference)
 
 
-def _left_out(row: ImageRow, candidates: Mapping[str, str], rows: Sequence[ImageRow]) -> TileVerdict | None:
-    """Return the verdict on a tile that need not be looked at; None for all others.
+def _looked_at(
+    rows: Sequence[ImageRow], candidates: Mapping[str, str], look: Callable[[Tile], TileFacts]
+) -> tuple[dict[str, TileVerdict], list[TileFacts]]:
+    """Return the verdicts, by path, on tiles that need not be looked at, and what the others are.
 
-    Of several images of one observation the newest corrected one that is there serves: the same data twice are not half
-    the noise.
+    Of several images of one observation the newest corrected one that is there and sound serves: the same data twice
+    are not half the noise.
     """
-    if row.mid_mjd is None:
-        why = "when it was observed is not known: neither images nor ms_index has its mid_mjd"
-        return TileVerdict(tile_of(row), False, (Reason(ReasonCode.MISSING, why),))
-    there = [r for r in rows if r.ms_path == row.ms_path and candidates[r.path] != _NO_FILE]
-    newest = max(there, key=lambda r: (bool(r.pbcor), r.created_at, r.id), default=row)
-    if newest.path == row.path:
-        return None
-    why = f"{Path(newest.path).name} is a later or corrected image of the same observation"
-    return TileVerdict(tile_of(row), False, (Reason(ReasonCode.DUPLICATE, why),))
+    verdicts: dict[str, TileVerdict] = {}
+    facts: dict[str, TileFacts] = {}
+    observations: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        if row.mid_mjd is None:
+            why = "when it was observed is not known: neither images nor ms_index has its mid_mjd"
+            verdicts[row.path] = TileVerdict(tile_of(row), False, (Reason(ReasonCode.MISSING, why),))
+        else:
+            observations.setdefault(row.ms_path, []).append(row)
+    for images in observations.values():
+        chosen: ImageRow | None = None
+        order = sorted(images, key=lambda r: (candidates[r.path] != _NO_FILE, bool(r.pbcor), r.id), reverse=True)
+        for row in order:
+            if chosen is None:
+                facts[row.path] = look(tile_of(row))
+                chosen = None if facts[row.path].problems else row
+                continue
+            why = f"{Path(chosen.path).name} is a later or corrected image of the same observation"
+            verdicts[row.path] = TileVerdict(tile_of(row), False, (Reason(ReasonCode.DUPLICATE, why),))
+    return verdicts, [facts[row.path] for row in rows if row.path in facts]
 
 
 def _strips(

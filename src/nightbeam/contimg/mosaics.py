@@ -28,7 +28,7 @@ from nightbeam.core.files import storage_errors, write_bytes
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z
 from nightbeam.mosaic.files import mosaic_sidecar_path
-from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict
+from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict, mosaic_path
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Products
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 #: What a line of ``validation_issues`` begins with that names a file of an earlier plan.
 LEFT_BEHIND = "left behind: "
+_SUFFIXES = (".image.fits", ".image", ".img", ".im", ".fits", ".fit")
 #: The picture among the QA artifacts of a mosaic.
 PICTURE = "image.png"
 
@@ -98,7 +99,10 @@ def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     rows = []
     for strip in plan.strips:
         old = before[strip.name] if strip.name in kept else None
-        rows.append(_row(plan, strip, old, left.get(strip.name, [])))
+        values = _row(plan, strip, old, left.get(strip.name, []))
+        if old is None and (last := _before(before.get(strip.name))):
+            values["parameters"]["before"] = last
+        rows.append(values)
     return products.put_plan(plan.name, rows)
 
 
@@ -117,12 +121,16 @@ def is_whole(row: MosaicRow) -> bool:
 
     One of an older pipeline has no description, and says nothing of its files.
     """
-    if row.status != "built" or row.output_path is None:
+    return row.status == "built" and _is_there(row.output_path, json.loads(row.files or "{}"))
+
+
+def _is_there(output_path: str | None, named: Mapping[str, str]) -> bool:
+    if output_path is None:
         return False
-    files = [Path(path) for path in json.loads(row.files or "{}").values()]
+    files = [Path(path) for path in named.values()]
     if files:
-        files.append(mosaic_sidecar_path(output_stem(Path(row.output_path))))
-    return all(path.exists() for path in [*files, Path(row.output_path)])
+        files.append(mosaic_sidecar_path(output_stem(Path(output_path))))
+    return all(path.exists() for path in [*files, Path(output_path)])
 
 
 def _files_left(row: MosaicRow) -> list[str]:
@@ -169,6 +177,16 @@ def _row(plan: MosaicPlan, strip: PlannedStrip, old: MosaicRow | None, left: Ite
     return {**planned, **mine, "validation_issues": "\n".join(issues) or None, "parameters": parameters}
 
 
+def _before(row: MosaicRow | None) -> dict[str, Any] | None:
+    """Return where the mosaic lies that a row had before it was planned anew, if that is still whole."""
+    if row is None:
+        return None
+    told = ("output_path", "sha256", "built_at", "tiles_used", "noise_jy", "peak_jy", "version")
+    mine = {**{name: getattr(row, name) for name in told}, "files": json.loads(row.files or "{}")}
+    last = mine if row.status == "built" else _parameters(row).get("before")
+    return last if isinstance(last, dict) and _is_there(last.get("output_path"), last.get("files") or {}) else None
+
+
 def _as_built(verdicts: Sequence[TileVerdict], row: MosaicRow) -> list[TileVerdict]:
     found = {v.tile.path: v for v in map(TileVerdict.from_json, json.loads(row.verdicts or "[]"))}
     return [found.get(v.tile.path, v) if v.accepted else v for v in verdicts]
@@ -204,10 +222,13 @@ def rows_of(site: Site, name: str) -> list[MosaicRow]:
 
 
 def output_stem(output: Path) -> Path:
-    """Return what the names of the files begin with that are asked for as ``output``: that without its suffix."""
+    """Return what the names of the files begin with that are asked for as ``output``: that without its suffix.
+
+    Only what images end in is a suffix: the day of ``sky_2025.10.03`` is none.
+    """
     name = output.name
-    for suffix in (".image.fits", ".image", ".img", output.suffix):
-        if suffix and name.endswith(suffix) and name != suffix:
+    for suffix in _SUFFIXES:
+        if name.endswith(suffix) and name != suffix:
             return output.with_name(name.removesuffix(suffix))
     return output
 
@@ -268,6 +289,7 @@ def build_rows(
             done.append(row)
             continue
         try:
+            _check_free(site, row, stem)
             done.append(_build(site, row, stem, tools, force=force))
         except Exception as error:  # raised at the end, with its mosaic
             ours = not isinstance(error, NightbeamError)
@@ -299,6 +321,16 @@ def _stem(site: Site, row: MosaicRow, output: Path | None) -> Path:
         return site.mosaic_dir() / row.name
     stem = output_stem(output.absolute())
     return stem.with_name(f"{stem.name}_strip{row.strip}") if row.strip else stem
+
+
+def _check_free(site: Site, row: MosaicRow, stem: Path) -> None:
+    """Raise an InputError if the files of another mosaic have these names, or will have."""
+    products = site.products()
+    others = {other.name for other in products.mosaics(output_path=mosaic_path(stem, "image"))}
+    if stem.parent == site.mosaic_dir().absolute() and products.mosaic(stem.name) is not None:
+        others.add(stem.name)
+    if others := others - {row.name}:
+        raise InputError(f"{stem} is where the mosaic {min(others)} has its files", fix="choose another output")
 
 
 def _is_at(row: MosaicRow, stem: Path) -> bool:
@@ -411,10 +443,14 @@ def _built(row: MosaicRow, product: MosaicProduct) -> dict[str, Any]:
         "verdicts": [verdict.to_json() for verdict in verdicts],
         "tiles_used": len(product.tiles),
         "tiles_rejected": len([v for v in verdicts if not v.accepted]),
-        "parameters": {**_parameters(row), "made": dict(product.parameters)},
+        "parameters": {**_without_before(row), "made": dict(product.parameters)},
         "validation_issues": "\n".join(dict.fromkeys(issues)) or None,
         "version": product.version,
     }
+
+
+def _without_before(row: MosaicRow) -> dict[str, Any]:
+    return {name: value for name, value in _parameters(row).items() if name != "before"}
 
 
 # -- what people and programs are shown ---------------------------------------------------------------------------
@@ -478,4 +514,5 @@ def mosaic_report(row: MosaicRow) -> dict[str, Any]:
         "checks": json.loads(row.checks or "[]"),
         "files": json.loads(row.files or "{}"),
         "issues": _issues_of(row),
+        "before": None if row.status == "built" else _before(row),
     }

@@ -105,10 +105,12 @@ def split_strips(tiles: Sequence[Tile], *, dec_tolerance_deg: float = 1.0, min_o
     InputError
         If the place or the size of a tile is not known.
     """
+    # Bands are laid through what hangs together, and only where that is too high: a tile elsewhere shifts none.
     strips = [
         Strip(tuple(_eastwards(part)))
-        for band in _bands(tiles, dec_tolerance_deg)
-        for part in _connected(band, min_overlap)
+        for whole in _connected(list(tiles), min_overlap, dec_tolerance_deg)
+        for band in _bands(whole, dec_tolerance_deg)
+        for part in _connected(band, min_overlap, dec_tolerance_deg)
     ]
     return sorted(strips, key=lambda s: (s.start_mjd is None, s.start_mjd or 0.0, s.ra_deg, s.dec_deg))
 
@@ -139,14 +141,20 @@ def _bands(tiles: Sequence[Tile], tolerance: float) -> Iterator[list[Tile]]:
         yield band
 
 
-def _connected(tiles: list[Tile], min_overlap: float) -> Iterator[list[Tile]]:
+def _connected(tiles: list[Tile], min_overlap: float, tolerance: float) -> Iterator[list[Tile]]:
+    places = {id(tile): place_of(tile) for tile in tiles}
+
+    def touch(one: Tile, other: Tile) -> bool:
+        here, there = places[id(one)], places[id(other)]
+        return abs(here.dec - there.dec) <= tolerance and _overlap(here, there, min_overlap)
+
     left = list(tiles)
     while left:
         part, border = [], [left.pop(0)]
         while border:
             tile = border.pop()
             part.append(tile)
-            near = [other for other in left if _overlap(place_of(tile), place_of(other), min_overlap)]
+            near = [other for other in left if touch(tile, other)]
             left = [other for other in left if not any(other is n for n in near)]
             border += near
         yield part

@@ -221,6 +221,8 @@ def _duplicate_test(facts: Sequence[TileFacts]) -> Callable[[TileFacts], Iterato
         for other in facts:
             if other is found:
                 return
+            if other.problems:  # it is no use, and hides no other
+                continue
             if other.tile.path == found.tile.path:
                 yield Reason(ReasonCode.DUPLICATE, "it is named twice")
                 return

@@ -93,6 +93,20 @@ class TestTilesAreChosen:
         new.unlink()
         assert [tile.path for strip in plan(world).strips for tile in strip.strip.tiles] == [old]
 
+    def test_and_the_newest_of_an_observation_that_is_sound(self, world: MosaicWorld):
+        old = world.add("2025-10-03T01:00:00", now=9.0)  # by a clock that was wrong
+        columns = {"mid_mjd": mjd("2025-10-03T01:00:00"), "ra_deg": 1.0, "dec_deg": 33.0, "pbcor": 1}
+        for word, now in (("good", 2.0), ("cut short", 3.0)):
+            path = old.with_name(f"{word}.fits")
+            path.write_text(word)
+            world.products.upsert_image(path, ms_path=Path("/ms/2025-10-03T01:00:00.ms"), now=now, **columns)
+        found = plan(world)
+        assert [t.path.name for s in found.strips for t in s.strip.tiles] == ["good.fits"]
+        assert {v.tile.path.name: [str(r.code) for r in v.reasons] for v in found.rejected} == {
+            "2025-10-03T01:00:00.fits": ["duplicate"],
+            "cut short.fits": ["unreadable"],
+        }
+
     def test_and_each_that_is_not_used_says_why(self, world: MosaicWorld):
         strip_of(world, 1)
         world.add("2025-10-03T01:15:00", noise_jy=0.2)
@@ -330,6 +344,19 @@ class TestBuilding:
         build(world, output=tmp_path / "mine" / "sky.img")
         assert len(world.built) == 2
 
+    def test_goes_nowhere_where_another_has_its_files_or_will_have(self, world: MosaicWorld, tmp_path: Path):
+        strip_of(world, 3)
+        for name in ("night", "mine", "later"):
+            planned(world, name)
+        build(world, "night")
+        build(world, "mine", output=tmp_path / "sky.img")
+        before = everything(world.products)
+        for taken in (world.site.mosaic_dir() / "night.img", tmp_path / "sky", world.site.mosaic_dir() / "mine.fits"):
+            with pytest.raises(InputError, match=r"is where the mosaic (night|mine) has its files"):
+                build(world, "later", output=taken)
+        assert everything(world.products) == before
+        assert build(world, "mine", output=tmp_path / "sky.img")[0].name == "mine"
+
     def test_why_it_failed_is_not_hidden_by_scores_that_cannot_be_recorded(self, world: MosaicWorld, monkeypatch):
         strip_of(world, 3, 2)
         store_plan(world.site, plan(world))
@@ -376,6 +403,25 @@ class TestFilesOfAnEarlierPlan:
         planned(world)
         assert build(world)[0].validation_issues is None
 
+    def test_are_told_for_as_long_as_what_was_to_take_their_place_is_not_there(self, world: MosaicWorld):
+        strip_of(world, 3)
+        planned(world)
+        build(world)
+        image = str(world.site.mosaic_dir() / "night.image.fits")
+        world.errors["night"] = InputError("tile 4 is truncated")
+        for minute in (15, 20):
+            world.add(f"2025-10-03T03:{minute}:00")
+            planned(world)
+            with pytest.raises(InputError):
+                build(world)
+            report = mosaic_report(world.products.mosaics()[0])
+            assert (report["mosaic"]["status"], report["before"]["output_path"]) == ("failed", image)
+            assert (report["before"]["tiles_used"], report["before"]["sha256"]) == (3, "1" * 64)
+        world.errors.clear()
+        (row,) = build(world)
+        assert mosaic_report(row)["before"] is None
+        assert "before" not in json.loads(row.parameters or "")
+
     def test_are_not_forgotten_by_a_plan_that_was_not_built(self, world: MosaicWorld):
         strip_of(world, 3)
         planned(world)
@@ -413,7 +459,10 @@ def test_the_sites_settings_are_the_options_and_the_callers_word_wins(tmp_path: 
 
 @pytest.mark.parametrize(
     ("output", "stem"),
-    [("a/n.img", "a/n"), ("n.image.fits", "n"), ("n.fits", "n"), ("n", "n"), (".img", ".img"), ("n.2.img", "n.2")],
+    [
+        *[("a/n.img", "a/n"), ("n.image.fits", "n"), ("n.fits", "n"), ("n", "n"), (".img", ".img"), ("n.2.img", "n.2")],
+        *[("sky_2025.10.02", "sky_2025.10.02"), ("sky_2025.10.02.fits", "sky_2025.10.02")],
+    ],
 )
 def test_an_output_loses_its_suffix(output: str, stem: str):
     assert output_stem(Path(output)) == Path(stem)

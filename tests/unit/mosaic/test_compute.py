@@ -87,6 +87,19 @@ def test_tiles_of_two_declinations_are_two_strips():
     assert names(split_strips(tiles)) == [["a", "b"], ["x", "y"]]
 
 
+def test_a_tile_elsewhere_tears_no_strip_apart():
+    # 16.0 to 16.6 are within a degree; one at 15.5 far away must not lay the limit through them.
+    tiles = [tile("a", 10.0, 16.0), tile("b", 11.3, 16.6), tile("c", 12.6, 16.1), tile("far", 80.0, 15.5)]
+    assert sorted(names(split_strips(tiles))) == [["a", "b", "c"], ["far"]]
+
+
+def test_what_climbs_beyond_the_limit_is_cut_in_declination():
+    tiles = [tile(f"{k}", 10.0 + 0.5 * k, 16.0 + 0.4 * k) for k in range(5)]
+    strips = split_strips(tiles)
+    assert len(strips) == 2
+    assert all(max(t.dec_deg for t in s.tiles) - min(t.dec_deg for t in s.tiles) <= 1.0 for s in strips)
+
+
 def test_a_gap_in_right_ascension_makes_two_strips_in_the_order_of_observation():
     tiles = [tile("a", 10.0, mid_mjd=2.0), tile("b", 11.3, mid_mjd=2.1), tile("x", 50.0, mid_mjd=1.0)]
     assert names(split_strips(tiles)) == [["x"], ["a", "b"]]

@@ -110,6 +110,12 @@ def test_the_same_path_and_the_same_observation_count_once():
     assert [str(v.reasons[0].code) for v in found[6:]] == ["duplicate", "duplicate"]
 
 
+def test_an_image_that_cannot_be_read_hides_no_other_of_its_observation():
+    broken = TileFacts(tile=GOOD[0], problems=(Reason(ReasonCode.UNREADABLE, "cut short"),))
+    again = TileFacts(tile=replace(GOOD[0], path=Path("/t/again.fits")))
+    assert [v.accepted for v in judge_tiles([broken, again], MosaicOptions())] == [False, True]
+
+
 def test_a_tile_that_cannot_be_read_does_not_shift_the_medians():
     broken = TileFacts(tile=odd(noise_jy=1e3), problems=(Reason(ReasonCode.UNREADABLE, "cut short"),))
     found = judge_tiles([*(TileFacts(tile=t) for t in GOOD[-2:]), broken], MosaicOptions())
