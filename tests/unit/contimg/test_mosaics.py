@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import runpy
 from pathlib import Path
@@ -138,6 +139,25 @@ class TestAPlan:
         rows = planned(world)
         assert [len(r.tiles.splitlines()) for r in rows] == [2, 2]
         assert sum(r.tiles_rejected or 0 for r in rows) == 1
+
+    def test_of_more_than_four_hours_is_cut_and_a_late_tile_leaves_the_other_pieces_built(self, world: MosaicWorld):
+        whens = [f"2025-10-03T{5 * k // 60:02d}:{5 * k % 60:02d}:00" for k in range(140)]
+        for when in whens:
+            world.add(when)
+        rows = planned(world)
+        tiles = [row.tiles.splitlines() for row in rows]
+        assert [row.name for row in rows] == ["night", "night_strip1", "night_strip2", "night_strip3"][: len(rows)]
+        assert len(rows) >= 2
+        assert max(map(len, tiles)) <= 75 + 2
+        assert len({path for piece in tiles for path in piece}) == 140
+        for one, other in itertools.pairwise(tiles):  # the next begins with the last two of the one before
+            assert one[-2:] == other[:2]
+        build(world)
+        assert [row.tiles_used for row in world.products.mosaics(plan="night")] == list(map(len, tiles))
+        world.add("2025-10-03T05:52:30")
+        statuses = [row.status for row in planned(world)]
+        assert 1 <= statuses.count("planned") <= 2
+        assert statuses.count("built") == len(rows) - statuses.count("planned")
 
     def test_of_nothing_leaves_the_earlier_one_as_it_was(self, world: MosaicWorld):
         with pytest.raises(RejectedError, match="no tile was observed in 2025-10-03T00:00:00Z/2025-10-04T00:00:00Z"):
