@@ -195,7 +195,7 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
     """
     from astropy.io import fits
 
-    with _fits_errors(path), fits.open(path, memmap=True) as hdus:
+    with _fits_errors(path), fits.open(path, memmap=False) as hdus:
         header, plane = hdus[0].header, hdus[0].section
         ny, nx = _plane_shape(path, hdus[0].shape)
         leading = (0,) * (len(hdus[0].shape) - 2)
