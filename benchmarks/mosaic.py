@@ -57,6 +57,7 @@ def _run(data: Path, work: Path, counts: list[int], pixels: int) -> dict:
             beam_major_arcsec=6.25 * cell, beam_minor_arcsec=5.0 * cell,
         )  # fmt: skip
         drift_night(data, sky, tiles=max(counts), first_ra_deg=FIRST_RA, dec_deg=DEC, like=like)
+    _check_pixels(data, pixels)
     rows = []
     for count in counts:
         for path in sorted(data.glob("*.fits")):
@@ -72,6 +73,14 @@ def _run(data: Path, work: Path, counts: list[int], pixels: int) -> dict:
             growth = (own[-1]["cpu_s"] - own[0]["cpu_s"]) / mpix
             own[-1]["cpu_s_per_more_mpix_tile"] = round(growth, 3)
     return {"pixels": pixels, "rows": rows, "load_average": os.getloadavg()[0], "cores": os.cpu_count()}
+
+
+def _check_pixels(data: Path, pixels: int) -> None:
+    from astropy.io import fits
+
+    for path in sorted(data.glob("*.image.fits")):
+        if (found := fits.getheader(path)["NAXIS1"]) != pixels:
+            sys.exit(f"{path} has {found} pixels and --pixels is {pixels}: give that, or another --data")
 
 
 def _sky(tiles: int) -> list:

@@ -433,7 +433,10 @@ class MosaicRow:
 
 @dataclass(frozen=True, slots=True)
 class NightRow:
-    """One row of ``nights``: ``state`` is ``done``, ``empty`` or ``failed``; ``night`` is a UTC day, YYYY-MM-DD."""
+    """One row of ``nights``: ``state`` is ``done``, ``empty`` or ``failed``; ``night`` is a UTC day, YYYY-MM-DD.
+
+    ``inputs`` changes with what was tried: tiles, options, catalogue.
+    """
 
     night: str
     state: str
@@ -441,6 +444,7 @@ class NightRow:
     attempts: int
     updated_at: float
     error: str | None
+    inputs: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,12 @@ class Products:
         return found[0] if found else None
 
     def mosaics(
-        self, *, plan: str | None = None, status: str | None = None, limit: int | None = None
+        self,
+        *,
+        plan: str | None = None,
+        status: str | None = None,
+        output_path: Path | None = None,
+        limit: int | None = None,
     ) -> list[MosaicRow]:
         """Return the mosaics, the newest data first; those of one plan in the order of its strips."""
         if plan is not None:
@@ -238,6 +243,8 @@ class Products:
         query = sa.select(MosaicTable).order_by(newest, MosaicTable.created_at.desc(), MosaicTable.id.desc())
         if status is not None:
             query = query.where(MosaicTable.status == status)
+        if output_path is not None:
+            query = query.where(MosaicTable.output_path == str(output_path))
         return self._rows(MosaicRow, query.limit(limit))
 
     # -- nights -------------------------------------------------------------------------------------------------
@@ -250,10 +257,12 @@ class Products:
         tiles: int | None = None,
         attempts: int = 0,
         error: str | None = None,
+        inputs: str | None = None,
         now: float | None = None,
     ) -> None:
         """Make or change the row of a night."""
         values = {"state": state, "tiles": tiles, "attempts": attempts, "error": error, "updated_at": _now(now)}
+        values["inputs"] = inputs
         with self.database.write() as connection:
             upsert(connection, NightTable, {"night": night}, values)
 

@@ -366,6 +366,7 @@ class NightTable(ProductsBase):
     attempts: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     updated_at: Mapped[float] = mapped_column(real())
     error: Mapped[str | None] = mapped_column(Text)
+    inputs: Mapped[str | None] = mapped_column(Text)
 
 
 class QaScoreTable(ProductsBase):

@@ -26,6 +26,9 @@ _COLUMNS = ("name", "status", "observed", "tiles", "rejected", "noise_mjy", "goo
 _NOTHING, _NOT_ALIGNED = 1, 2
 #: How the builder says the latter.
 _UNLIKE = "do not share their pixels"
+#: Smaller numbers are days written without dashes, or years.
+_LEAST_SECONDS = 1e9
+_TIMES = "2025-10-03 or 2025-10-03T11:48:57, or seconds since 1970 (of 2001 or later)"
 
 
 class Moment(click.ParamType[float]):
@@ -40,15 +43,18 @@ class Moment(click.ParamType[float]):
         try:
             return mjd_from_datetime(_moment(str(value)))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time: give seconds since 1970, or 2025-10-03T11:48:57", param, ctx)
+            self.fail(f"{value!r} is no time: give {_TIMES}", param, ctx)
 
 
 def _moment(text: str) -> datetime:
     try:
-        return datetime.fromtimestamp(float(text), UTC)
+        seconds = float(text)
     except ValueError:
         found = datetime.fromisoformat(text)
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    if not seconds >= _LEAST_SECONDS:  # 20251003 is a day in August 1970, and never meant
+        raise ValueError(text)
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def db_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,6 +204,9 @@ def show_mosaic(ctx: click.Context, name: str | None, products_db: str | None, l
         for part in ("tiles", "checks"):
             if report[part]:
                 show(report[part], title=part)
+        if report["before"]:
+            known = [{"field": key, "value": value} for key, value in report["before"].items() if key != "files"]
+            show(known, title=f"the {row.name} that was made before, and is still there")
         for issue in report["issues"]:
             talk(issue)
 
@@ -236,7 +245,7 @@ def _present(text: str | None) -> datetime | None:
     try:
         return None if text is None else _moment(text)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{text!r} is no time", fix="give seconds since 1970, or 2025-10-03T11:48:57") from error
+        raise UsageError(f"{text!r} is no time", fix=f"give {_TIMES}") from error
 
 
 def _window(night: str | None, since: float | None, until: float | None) -> Window:

@@ -32,7 +32,10 @@ __all__ = [
     "MosaicTools",
     "PlannedStrip",
     "Window",
+    "catalogue_stamp",
     "check_name",
+    "night_inputs",
+    "night_of",
     "options_of",
     "plan_mosaic",
     "reference_sources",
@@ -48,6 +51,10 @@ CATALOGUE_HZ = 1.4e9
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _STRIP = re.compile(r"_strip\d+$")
 _NO_FILE = "missing"
+#: So often tiles are judged at most; each time one of a strip at least is gone.
+_ROUNDS = 5
+#: No observation of ours lies outside; days near the ends of the calendar have no day before or after them.
+_YEARS = (1900, 2100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,7 @@ class Window:
         UsageError
             If it is no day.
         """
-        try:
-            last = date.fromisoformat(night)
-        except ValueError as error:
-            raise UsageError(f"{night!r} is no night", fix="write it like 2025-10-03, a UTC day") from error
+        last = date.fromisoformat(night_of(night))
         midnight = datetime(last.year, last.month, last.day, tzinfo=UTC)
         begin, end = midnight - timedelta(days=days - 1), midnight + timedelta(days=1)
         return cls(mjd_from_datetime(begin), mjd_from_datetime(end))
@@ -90,6 +94,23 @@ class Window:
             "ever" if mjd is None else iso_z(datetime_from_mjd(mjd)) for mjd in (self.start_mjd, self.end_mjd)
         )
         return f"{begin}/{end}"
+
+
+def night_of(text: str) -> str:
+    """Return a night as it is written everywhere; one night under two names would have two mosaics.
+
+    Raises
+    ------
+    UsageError
+        If it is no UTC day between 1900 and 2100, or is written in another way than YYYY-MM-DD.
+    """
+    try:
+        found = date.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{text!r} is no night", fix="write it like 2025-10-03, a UTC day") from error
+    if text != found.isoformat() or not _YEARS[0] <= found.year < _YEARS[1]:
+        raise UsageError(f"{text!r} is no night", fix=f"write it like 2025-10-03, a UTC day: {found.isoformat()}?")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,8 @@ class MosaicPlan:
         Each tile's path and what tells whether it has changed.
     catalogue
         What tiles were compared with; empty if with nothing.
+    reference
+        What changes when the site's catalogue does: `catalogue_stamp`.
     """
 
     name: str
@@ -149,6 +172,7 @@ class MosaicPlan:
     verdicts: tuple[TileVerdict, ...]
     candidates: Mapping[str, str]
     catalogue: str
+    reference: list[Any] | None = None
 
     @property
     def rejected(self) -> tuple[TileVerdict, ...]:
@@ -232,6 +256,25 @@ def tile_identity(row: ImageRow) -> str:
     return row.sha256 or f"{found.st_size}:{found.st_mtime_ns}"
 
 
+def catalogue_stamp(site: Site) -> list[Any] | None:
+    """Return what changes when the site's catalogue does: its path, size and time; None without one."""
+    path = site.mosaic.catalogue
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path), None, None]
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
+def night_inputs(site: Site, rows: Iterable[ImageRow]) -> str:
+    """Return what changes when a night could end otherwise than before: tiles, options, catalogue."""
+    tiles = sorted([row.path, tile_identity(row)] for row in rows)
+    content = {"tiles": tiles, "options": _plain_options(options_of(site)), "catalogue": catalogue_stamp(site)}
+    return _fingerprint(content)
+
+
 def has_changed(candidates: Mapping[str, str], before: Mapping[str, str]) -> bool:
     """Return whether there are tiles that were not there before, or that are others now.
 
@@ -301,16 +344,12 @@ def plan_mosaic(
     options, tools = options or options_of(site), tools or MOSAIC_TOOLS
     rows = site.products().tiles_observed(window.start_mjd, window.end_mjd)
     candidates = {row.path: tile_identity(row) for row in rows}
+    reference = catalogue_stamp(site)  # before it is read: what is written meanwhile is read the next time
     catalogue, sources = reference_sources(site, (tile_of(row) for row in rows))
-    left_out = [_left_out(row, candidates, rows) for row in rows]
-    facts = [
-        tools.inspect(site, tile_of(row), options, sources)
-        for row, verdict in zip(rows, left_out, strict=True)
-        if verdict is None
-    ]
+    left_out, facts = _looked_at(rows, candidates, lambda tile: tools.inspect(site, tile, options, sources))
     strips, judged = _strips(facts, options, tools)
-    verdicts = tuple(verdict or judged[Path(row.path)] for row, verdict in zip(rows, left_out, strict=True))
-    identity = {"options": _plain_options(options), "catalogue": catalogue}
+    verdicts = tuple(left_out.get(row.path) or judged[Path(row.path)] for row in rows)
+    identity = {"options": _plain_options(options), "catalogue": catalogue, "reference": reference}
     planned = tuple(
         PlannedStrip(
             strip_name(name, number),
@@ -321,40 +360,74 @@ def plan_mosaic(
         )
         for number, strip in enumerate(strips)
     )
-    return MosaicPlan(name, window, options, planned, verdicts, candidates, catalogue)
+    return MosaicPlan(name, window, options, planned, verdicts, candidates, catalogue, reference)
 
 
-def _left_out(row: ImageRow, candidates: Mapping[str, str], rows: Sequence[ImageRow]) -> TileVerdict | None:
-    """Return the verdict on a tile that need not be looked at; None for all others.
+def _looked_at(
+    rows: Sequence[ImageRow], candidates: Mapping[str, str], look: Callable[[Tile], TileFacts]
+) -> tuple[dict[str, TileVerdict], list[TileFacts]]:
+    """Return the verdicts, by path, on tiles that need not be looked at, and what the others are.
 
-    Of several images of one observation the newest corrected one that is there serves: the same data twice are not half
-    the noise.
+    Of several images of one observation the newest corrected one that is there and sound serves: the same data twice
+    are not half the noise.
     """
-    if row.mid_mjd is None:
-        why = "when it was observed is not known: neither images nor ms_index has its mid_mjd"
-        return TileVerdict(tile_of(row), False, (Reason(ReasonCode.MISSING, why),))
-    there = [r for r in rows if r.ms_path == row.ms_path and candidates[r.path] != _NO_FILE]
-    newest = max(there, key=lambda r: (bool(r.pbcor), r.created_at, r.id), default=row)
-    if newest.path == row.path:
-        return None
-    why = f"{Path(newest.path).name} is a later or corrected image of the same observation"
-    return TileVerdict(tile_of(row), False, (Reason(ReasonCode.DUPLICATE, why),))
+    verdicts: dict[str, TileVerdict] = {}
+    facts: dict[str, TileFacts] = {}
+    observations: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        if row.mid_mjd is None:
+            why = "when it was observed is not known: neither images nor ms_index has its mid_mjd"
+            verdicts[row.path] = TileVerdict(tile_of(row), False, (Reason(ReasonCode.MISSING, why),))
+        else:
+            observations.setdefault(row.ms_path, []).append(row)
+    for images in observations.values():
+        chosen: ImageRow | None = None
+        order = sorted(images, key=lambda r: (candidates[r.path] != _NO_FILE, bool(r.pbcor), r.id), reverse=True)
+        for row in order:
+            if chosen is None:
+                facts[row.path] = look(tile_of(row))
+                chosen = None if facts[row.path].problems else row
+                continue
+            why = f"{Path(chosen.path).name} is a later or corrected image of the same observation"
+            verdicts[row.path] = TileVerdict(tile_of(row), False, (Reason(ReasonCode.DUPLICATE, why),))
+    return verdicts, [facts[row.path] for row in rows if row.path in facts]
 
 
 def _strips(
     facts: Sequence[TileFacts], options: MosaicOptions, tools: MosaicTools
 ) -> tuple[list[Strip], dict[Path, TileVerdict]]:
-    """Judge tiles among their neighbours; what is left of a strip is split again where a joining tile is gone."""
+    """Judge tiles among their neighbours; what is left of a strip is split again where a joining tile is gone.
+
+    And judged again, because medians change with it: who builds it judges what is left, and should find no other.
+    """
     by_path = {fact.tile.path: fact for fact in facts}
     unfit = [fact for fact in facts if fact.problems]
     verdicts = {v.tile.path: v for v in tools.judge(unfit, options)} if unfit else {}
     strips: list[Strip] = []
-    for whole in tools.split([fact.tile for fact in facts if not fact.problems], options):
-        judged = [_for_a_mean(v) for v in tools.judge([by_path[tile.path] for tile in whole.tiles], options)]
-        verdicts |= {verdict.tile.path: verdict for verdict in judged}
-        accepted = [verdict.tile for verdict in judged if verdict.accepted]
-        strips += tools.split(accepted, options) if accepted else []
-    return sorted(strips, key=_time_of), verdicts
+    left = list(tools.split([fact.tile for fact in facts if not fact.problems], options))
+    for _ in range(_ROUNDS):
+        parts: list[Strip] = []
+        for whole in left:
+            judged = [_for_a_mean(v) for v in tools.judge([by_path[tile.path] for tile in whole.tiles], options)]
+            verdicts |= {verdict.tile.path: verdict for verdict in judged}
+            accepted = [verdict.tile for verdict in judged if verdict.accepted]
+            if len(accepted) == len(judged):
+                strips.append(whole)
+            elif accepted:
+                parts += tools.split(accepted, options)
+        left = parts
+    pieces = [piece for strip in [*strips, *left] for piece in _cut(strip, options, tools)]
+    return sorted(pieces, key=_time_of), verdicts
+
+
+def _cut(strip: Strip, options: MosaicOptions, tools: MosaicTools) -> list[Strip]:
+    """Return the pieces of a strip, each of which hangs together."""
+    from nightbeam.mosaic import cut_strip
+
+    if options.method == "mean":
+        return [strip]
+    pieces = cut_strip(strip, max_span_deg=options.max_span_deg, overlap_tiles=options.overlap_tiles)
+    return pieces if len(pieces) == 1 else [part for piece in pieces for part in tools.split(piece.tiles, options)]
 
 
 def _for_a_mean(verdict: TileVerdict) -> TileVerdict:
@@ -367,8 +440,8 @@ def _for_a_mean(verdict: TileVerdict) -> TileVerdict:
     return verdict
 
 
-def _time_of(strip: Strip) -> float:
-    return strip.start_mjd or 0.0
+def _time_of(strip: Strip) -> tuple[float, float]:
+    return strip.start_mjd or 0.0, strip.mid_mjd or 0.0
 
 
 def _near(number: int, strips: Sequence[Strip], verdicts: Sequence[TileVerdict]) -> tuple[TileVerdict, ...]:

@@ -28,7 +28,7 @@ from nightbeam.core.files import storage_errors, write_bytes
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z
 from nightbeam.mosaic.files import mosaic_sidecar_path
-from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict
+from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict, mosaic_path
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Products
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 #: What a line of ``validation_issues`` begins with that names a file of an earlier plan.
 LEFT_BEHIND = "left behind: "
+_SUFFIXES = (".image.fits", ".image", ".img", ".im", ".fits", ".fit")
 #: The picture among the QA artifacts of a mosaic.
 PICTURE = "image.png"
 
@@ -99,7 +100,10 @@ def store_plan(site: Site, plan: MosaicPlan) -> list[MosaicRow]:
     rows = []
     for strip in plan.strips:
         old = before[strip.name] if strip.name in kept else None
-        rows.append(_row(plan, strip, old, left.get(strip.name, [])))
+        values = _row(plan, strip, old, left.get(strip.name, []))
+        if old is None and (last := _before(before.get(strip.name))):
+            values["parameters"]["before"] = last
+        rows.append(values)
     for name in sorted(before.keys() - kept):  # before the rows: killed in between, it is judged anew or replaced
         forget_quality(site, name, kind="mosaic")
     return products.put_plan(plan.name, rows)
@@ -120,12 +124,16 @@ def is_whole(row: MosaicRow) -> bool:
 
     One of an older pipeline has no description, and says nothing of its files.
     """
-    if row.status != "built" or row.output_path is None:
+    return row.status == "built" and _is_there(row.output_path, json.loads(row.files or "{}"))
+
+
+def _is_there(output_path: str | None, named: Mapping[str, str]) -> bool:
+    if output_path is None:
         return False
-    files = [Path(path) for path in json.loads(row.files or "{}").values()]
+    files = [Path(path) for path in named.values()]
     if files:
-        files.append(mosaic_sidecar_path(output_stem(Path(row.output_path))))
-    return all(path.exists() for path in [*files, Path(row.output_path)])
+        files.append(mosaic_sidecar_path(output_stem(Path(output_path))))
+    return all(path.exists() for path in [*files, Path(output_path)])
 
 
 def _files_left(row: MosaicRow) -> list[str]:
@@ -137,15 +145,17 @@ def _files_left(row: MosaicRow) -> list[str]:
 
 def _row(plan: MosaicPlan, strip: PlannedStrip, old: MosaicRow | None, left: Iterable[str]) -> dict[str, Any]:
     tiles = strip.strip.tiles
+    # Of a mosaic that stays, what its builder found holds, not what the plan thinks of the same tiles.
+    verdicts = strip.verdicts if old is None else _as_built(strip.verdicts, old)
     begin, end = strip.strip.start_mjd, strip.strip.end_mjd
     mine = {
         "name": strip.name,
         "strip": strip.number,
         "method": plan.options.method,
         "tiles": "\n".join(str(tile.path) for tile in tiles),
-        "verdicts": [verdict.to_json() for verdict in strip.verdicts],
-        "tiles_used": len(tiles),
-        "tiles_rejected": len([v for v in strip.verdicts if not v.accepted]),
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+        "tiles_used": len(tiles) if old is None else old.tiles_used,
+        "tiles_rejected": len([v for v in verdicts if not v.accepted]),
     }
     if old is None:
         planned = {
@@ -163,10 +173,26 @@ def _row(plan: MosaicPlan, strip: PlannedStrip, old: MosaicRow | None, left: Ite
         "window": [plan.window.start_mjd, plan.window.end_mjd],
         "options": asdict(plan.options),
         "catalogue": plan.catalogue,
+        "reference": plan.reference,
         "inputs": strip.inputs,
         "candidates": dict(plan.candidates) if strip.number == 0 else {},
     }
     return {**planned, **mine, "validation_issues": "\n".join(issues) or None, "parameters": parameters}
+
+
+def _before(row: MosaicRow | None) -> dict[str, Any] | None:
+    """Return where the mosaic lies that a row had before it was planned anew, if that is still whole."""
+    if row is None:
+        return None
+    told = ("output_path", "sha256", "built_at", "tiles_used", "noise_jy", "peak_jy", "version")
+    mine = {**{name: getattr(row, name) for name in told}, "files": json.loads(row.files or "{}")}
+    last = mine if row.status == "built" else _parameters(row).get("before")
+    return last if isinstance(last, dict) and _is_there(last.get("output_path"), last.get("files") or {}) else None
+
+
+def _as_built(verdicts: Sequence[TileVerdict], row: MosaicRow) -> list[TileVerdict]:
+    found = {v.tile.path: v for v in map(TileVerdict.from_json, json.loads(row.verdicts or "[]"))}
+    return [found.get(v.tile.path, v) if v.accepted else v for v in verdicts]
 
 
 def _issues_of(row: MosaicRow | None) -> list[str]:
@@ -199,10 +225,13 @@ def rows_of(site: Site, name: str) -> list[MosaicRow]:
 
 
 def output_stem(output: Path) -> Path:
-    """Return what the names of the files begin with that are asked for as ``output``: that without its suffix."""
+    """Return what the names of the files begin with that are asked for as ``output``: that without its suffix.
+
+    Only what images end in is a suffix: the day of ``sky_2025.10.03`` is none.
+    """
     name = output.name
-    for suffix in (".image.fits", ".image", ".img", output.suffix):
-        if suffix and name.endswith(suffix) and name != suffix:
+    for suffix in _SUFFIXES:
+        if name.endswith(suffix) and name != suffix:
             return output.with_name(name.removesuffix(suffix))
     return output
 
@@ -255,7 +284,7 @@ def build_rows(
     """Do what `build_mosaics` does, for who holds the plan."""
     tools = tools or MOSAIC_TOOLS
     done: list[MosaicRow] = []
-    failed: list[tuple[str, NightbeamError]] = []
+    failed: list[tuple[str, Exception]] = []
     for row in rows:
         stem = _stem(site, row, output)
         if is_whole(row) and not force and (output is None or _is_at(row, stem)):
@@ -263,16 +292,31 @@ def build_rows(
             done.append(row)
             continue
         try:
+            _check_free(site, row, stem)
             done.append(_build(site, row, stem, tools, force=force))
-        except NightbeamError as error:
-            logger.error("the mosaic %s could not be made: %s", row.name, error.what)
+        except Exception as error:  # raised at the end, with its mosaic
+            ours = not isinstance(error, NightbeamError)
+            logger.error("the mosaic %s could not be made: %s", row.name, _text_of(error), exc_info=ours)
             failed.append((row.name, error))
     if failed and len(rows) == 1:
         raise failed[0][1]
     if failed:
-        named = "; ".join(f"{name}: {error.what}" for name, error in failed)
-        raise PartialError(f"{len(failed)} of {len(rows)} mosaics could not be made: {named}", fix=failed[0][1].fix)
+        raise _partial(failed, len(rows))
     return done
+
+
+def _partial(failed: Sequence[tuple[str, Exception]], of: int) -> NightbeamError:
+    """Return one error for several mosaics: one that may pass by itself, if one of theirs may."""
+    named = "; ".join(f"{name}: {_text_of(error)}" for name, error in failed)
+    told = [error for _, error in failed if isinstance(error, NightbeamError)]
+    passing = [error for error in told if error.retry]
+    kind = type(passing[0]) if passing else PartialError
+    fix = next((error.fix for error in [*passing, *told] if error.fix), "")
+    return kind(f"{len(failed)} of {of} mosaics could not be made: {named}", fix=fix)
+
+
+def _text_of(error: Exception) -> str:
+    return error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
 
 
 def _stem(site: Site, row: MosaicRow, output: Path | None) -> Path:
@@ -280,6 +324,16 @@ def _stem(site: Site, row: MosaicRow, output: Path | None) -> Path:
         return site.mosaic_dir() / row.name
     stem = output_stem(output.absolute())
     return stem.with_name(f"{stem.name}_strip{row.strip}") if row.strip else stem
+
+
+def _check_free(site: Site, row: MosaicRow, stem: Path) -> None:
+    """Raise an InputError if the files of another mosaic have these names, or will have."""
+    products = site.products()
+    others = {other.name for other in products.mosaics(output_path=mosaic_path(stem, "image"))}
+    if stem.parent == site.mosaic_dir().absolute() and products.mosaic(stem.name) is not None:
+        others.add(stem.name)
+    if others := others - {row.name}:
+        raise InputError(f"{stem} is where the mosaic {min(others)} has its files", fix="choose another output")
 
 
 def _is_at(row: MosaicRow, stem: Path) -> bool:
@@ -297,8 +351,7 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
         product = _make(site, row, stem, tools, force=force)
         built = products.mosaic_built(row.name, **_built(row, product))
     except Exception as error:  # told to the row, then raised
-        text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-        failed = products.mosaic_failed(row.name, text)
+        failed = products.mosaic_failed(row.name, _text_of(error))
         try:
             _judge(site, failed, tools)
         except NightbeamError as other:  # must not hide why the mosaic failed
@@ -393,10 +446,14 @@ def _built(row: MosaicRow, product: MosaicProduct) -> dict[str, Any]:
         "verdicts": [verdict.to_json() for verdict in verdicts],
         "tiles_used": len(product.tiles),
         "tiles_rejected": len([v for v in verdicts if not v.accepted]),
-        "parameters": {**_parameters(row), "made": dict(product.parameters)},
+        "parameters": {**_without_before(row), "made": dict(product.parameters)},
         "validation_issues": "\n".join(dict.fromkeys(issues)) or None,
         "version": product.version,
     }
+
+
+def _without_before(row: MosaicRow) -> dict[str, Any]:
+    return {name: value for name, value in _parameters(row).items() if name != "before"}
 
 
 # -- what people and programs are shown ---------------------------------------------------------------------------
@@ -460,4 +517,5 @@ def mosaic_report(row: MosaicRow) -> dict[str, Any]:
         "checks": json.loads(row.checks or "[]"),
         "files": json.loads(row.files or "{}"),
         "issues": _issues_of(row),
+        "before": None if row.status == "built" else _before(row),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from nightbeam.catalog.model import ImageRow, MosaicRow, NightRow
 from nightbeam.contimg.mosaic_plan import (
     MosaicTools,
     Window,
+    catalogue_stamp,
     has_changed,
+    night_inputs,
+    night_of,
     options_of,
     plan_mosaic,
     tile_identity,
@@ -40,8 +44,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: A night that failed so often for what is in its data is left alone until its tiles change.
+#: A night that failed so often for what is in its data is left alone until its tiles or the settings change.
 MOST_ATTEMPTS = 3
+#: What the row says while a night is made, and for good if that is the end of its process.
+_BEGUN = "begun, and not ended yet: if nobody is at it, its process was killed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +69,16 @@ class NightOutcome:
 
 def mosaic_of_night(site: Site, night: str) -> str:
     """Return what the mosaic of a night is called."""
-    return f"{site.mosaic.name_prefix}_{night.replace('-', '_')}"
+    return f"{site.mosaic.name_prefix}_{night_of(night).replace('-', '_')}"
 
 
 def nights_due(site: Site, *, now: datetime | None = None) -> list[str]:
-    """Return the nights to be made now, oldest first.
+    """Return the nights to be made now: those that failed least first, of these the oldest.
 
     Of yesterday and the ``catch_up_days`` before it (UTC), those that have tiles and are not done, or have others than
     when they were. Yesterday is also due if it is not known yet that it has none. Nothing else counts, neither when
-    this ran last nor what the clock said then.
+    this ran last nor what the clock said then. A night that ends its process (by more memory than there is) comes last
+    the next time, so that it keeps no other from being made.
 
     Parameters
     ----------
@@ -79,11 +86,23 @@ def nights_due(site: Site, *, now: datetime | None = None) -> list[str]:
         Where.
     now
         Aware; the present by default.
+
+    Raises
+    ------
+    UsageError
+        If that cannot be the present.
     """
-    yesterday = (now or utc_now()).date() - timedelta(days=1)
+    present = (now or utc_now()).date()
+    night_of(present.isoformat())
+    yesterday = present - timedelta(days=1)
     nights = [str(yesterday - timedelta(days=back)) for back in range(site.mosaic.catch_up_days, -1, -1)]
     products = site.products()
-    return [night for night in nights if _is_due(site, products, night, latest=night == str(yesterday))]
+    due = [night for night in nights if _is_due(site, products, night, latest=night == str(yesterday))]
+    return sorted(due, key=lambda night: _attempts(products.night(night)))
+
+
+def _attempts(known: NightRow | None) -> int:
+    return known.attempts if known is not None and known.state == "failed" else 0
 
 
 def _is_due(site: Site, products: Products, night: str, *, latest: bool) -> bool:
@@ -93,7 +112,7 @@ def _is_due(site: Site, products: Products, night: str, *, latest: bool) -> bool
     if known is None or known.state == "empty":
         return True
     if known.state == "failed":
-        return known.attempts < MOST_ATTEMPTS or known.tiles != len(tiles)
+        return known.attempts < MOST_ATTEMPTS or known.inputs != night_inputs(site, tiles)
     return not _is_made(site, products.mosaics(plan=mosaic_of_night(site, night)), tiles)
 
 
@@ -109,8 +128,9 @@ def _is_made(site: Site, rows: Iterable[MosaicRow], tiles: Iterable[ImageRow]) -
         return False
     parameters = json.loads(rows[0].parameters or "{}")
     same_way = parameters.get("options") == json.loads(json.dumps(asdict(options_of(site))))
+    same_sky = parameters.get("reference") == catalogue_stamp(site)
     found = {row.path: tile_identity(row) for row in tiles}
-    return same_way and not has_changed(found, parameters.get("candidates") or {})
+    return same_way and same_sky and not has_changed(found, parameters.get("candidates") or {})
 
 
 def make_night(site: Site, night: str, *, force: bool = False, tools: MosaicTools | None = None) -> NightOutcome:
@@ -136,7 +156,8 @@ def make_night(site: Site, night: str, *, force: bool = False, tools: MosaicTool
     NightbeamError
         Why it could not be made; the night's row says it too.
     """
-    begin, name = time.monotonic(), mosaic_of_night(site, night)
+    begin, night = time.monotonic(), night_of(night)
+    name = mosaic_of_night(site, night)
     window = Window.of_night(night, days=site.mosaic.window_days)
     with hold_plan(site, name):
         products = site.products()
@@ -144,19 +165,17 @@ def make_night(site: Site, night: str, *, force: bool = False, tools: MosaicTool
         if not tiles:
             return _nothing_observed(products, night, name, known)
         rows = products.mosaics(plan=name)
-        action = "unchanged"
-        if force or not _is_made(site, rows, tiles) or not all(is_whole(row) for row in rows):
-            action = "built"
-            try:
+        made = not force and _is_made(site, rows, tiles) and all(is_whole(row) for row in rows)
+        settled = made and known is not None and known.state == "done"
+        with nullcontext() if settled else _attempt(products, night, known, len(tiles), night_inputs(site, tiles)):
+            if not made:
                 rows = store_plan(site, plan_mosaic(site, name, window, tools=tools))
                 rows = build_rows(site, rows, force=force, tools=tools)
-            except Exception as error:  # told to the night's row, then raised
-                _failed(products, night, known, len(tiles), error)
-                raise
-        for row in rows:
-            judge_once(site, row, tools)
+            for row in rows:
+                judge_once(site, row, tools)
         products.put_night(night, "done", tiles=len(tiles))
     names = tuple(row.name for row in rows)
+    action = "unchanged" if made else "built"
     logger.info("night %s: %s, %s of %d tiles", night, action, ", ".join(names), len(tiles))
     return NightOutcome(night, name, action, len(tiles), names, time.monotonic() - begin)
 
@@ -169,13 +188,22 @@ def _nothing_observed(products: Products, night: str, name: str, known: NightRow
     return NightOutcome(night, name, "empty", mosaics=tuple(row.name for row in products.mosaics(plan=name)))
 
 
-def _failed(products: Products, night: str, known: NightRow | None, tiles: int, error: Exception) -> None:
-    """Note why a night failed; what may pass by itself (a full disk, another builder) does not count as an attempt."""
-    passing = isinstance(error, NightbeamError) and error.retry
-    before = known.attempts if known is not None and known.state == "failed" and known.tiles == tiles else 0
-    text = _text_of(error)
-    products.put_night(night, "failed", tiles=tiles, attempts=before + (not passing), error=text)
-    logger.error("night %s: %s", night, text)
+@contextmanager
+def _attempt(products: Products, night: str, known: NightRow | None, tiles: int, inputs: str) -> Iterator[None]:
+    """Count an attempt before it is made, for it may end this process, and note why it failed.
+
+    What may pass by itself (a full disk, another builder), and a person's or a platform's stop, is not counted.
+    """
+    before = _attempts(known) if known is not None and known.inputs == inputs else 0
+    products.put_night(night, "failed", tiles=tiles, attempts=before + 1, error=_BEGUN, inputs=inputs)
+    try:
+        yield
+    except BaseException as error:  # told to the night's row, then raised
+        passing = error.retry if isinstance(error, NightbeamError) else not isinstance(error, Exception)
+        text = _text_of(error)
+        products.put_night(night, "failed", tiles=tiles, attempts=before + (not passing), error=text, inputs=inputs)
+        logger.error("night %s: %s", night, text)
+        raise
 
 
 def make_nights(
@@ -190,11 +218,13 @@ def make_nights(
 
     Raises
     ------
+    UsageError
+        If one is no night, before anything is made.
     PartialError
         At the end, naming those that could not, and why.
     """
     outcomes = []
-    for night in nights:
+    for night in [night_of(one) for one in nights]:
         try:
             outcome = make_night(site, night, force=force, tools=tools)
         except Exception as error:  # raised at the end, with its night

@@ -190,6 +190,10 @@ class MosaicSettings(_Section):
     min_overlap: float = Field(
         0.0, ge=0, lt=1, description="Neighbours of a strip overlap by this fraction of a tile at least."
     )
+    max_span_deg: float = Field(
+        60.0, ge=5, le=360, description="A strip with more right ascension from end to end is cut into several mosaics."
+    )
+    overlap_tiles: int = Field(2, ge=0, le=20, description="So many tiles a piece of a strip shares with the next.")
     max_astrometry_arcsec: float = Field(2.0, gt=0, description="A tile whose sources are farther off is rejected.")
     min_sources: int = Field(3, ge=1, description="Fewer sources in common with the catalogue judge nothing.")
     min_source_jy: float = Field(0.01, gt=0, description="Fainter sources of the catalogue are not looked for.")

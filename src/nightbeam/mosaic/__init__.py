@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightbeam.mosaic.compute import circular_mean_deg, common_grid, split_strips
+from nightbeam.mosaic.compute import circular_mean_deg, common_grid, cut_strip, split_strips
 from nightbeam.mosaic.files import inspect_tile, mosaic_sidecar_path, read_mosaic, verify_mosaic
 from nightbeam.mosaic.judging import judge_tiles
 from nightbeam.mosaic.model import (
@@ -36,6 +36,7 @@ __all__ = [
     "build_mosaic",
     "circular_mean_deg",
     "common_grid",
+    "cut_strip",
     "inspect_tile",
     "judge_tiles",
     "mosaic_path",

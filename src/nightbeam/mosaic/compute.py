@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from nightbeam.mosaic.model import (
 )
 
 __all__ = [
+    "NOISE_SAMPLES",
     "Block",
     "BlockFigures",
     "CatalogueFigures",
@@ -29,6 +31,7 @@ __all__ = [
     "circular_mean_deg",
     "combine",
     "common_grid",
+    "cut_strip",
     "footprint",
     "grid_blocks",
     "grid_wcs",
@@ -36,6 +39,7 @@ __all__ = [
     "mean_beam",
     "measure_block",
     "place_of",
+    "sampled_noise",
     "split_strips",
     "tile_outline",
 ]
@@ -101,10 +105,12 @@ def split_strips(tiles: Sequence[Tile], *, dec_tolerance_deg: float = 1.0, min_o
     InputError
         If the place or the size of a tile is not known.
     """
+    # Bands are laid through what hangs together, and only where that is too high: a tile elsewhere shifts none.
     strips = [
         Strip(tuple(_eastwards(part)))
-        for band in _bands(tiles, dec_tolerance_deg)
-        for part in _connected(band, min_overlap)
+        for whole in _connected(list(tiles), min_overlap, dec_tolerance_deg)
+        for band in _bands(whole, dec_tolerance_deg)
+        for part in _connected(band, min_overlap, dec_tolerance_deg)
     ]
     return sorted(strips, key=lambda s: (s.start_mjd is None, s.start_mjd or 0.0, s.ra_deg, s.dec_deg))
 
@@ -135,14 +141,20 @@ def _bands(tiles: Sequence[Tile], tolerance: float) -> Iterator[list[Tile]]:
         yield band
 
 
-def _connected(tiles: list[Tile], min_overlap: float) -> Iterator[list[Tile]]:
+def _connected(tiles: list[Tile], min_overlap: float, tolerance: float) -> Iterator[list[Tile]]:
+    places = {id(tile): place_of(tile) for tile in tiles}
+
+    def touch(one: Tile, other: Tile) -> bool:
+        here, there = places[id(one)], places[id(other)]
+        return abs(here.dec - there.dec) <= tolerance and _overlap(here, there, min_overlap)
+
     left = list(tiles)
     while left:
         part, border = [], [left.pop(0)]
         while border:
             tile = border.pop()
             part.append(tile)
-            near = [other for other in left if _overlap(place_of(tile), place_of(other), min_overlap)]
+            near = [other for other in left if touch(tile, other)]
             left = [other for other in left if not any(other is n for n in near)]
             border += near
         yield part
@@ -163,6 +175,57 @@ def _eastwards(tiles: list[Tile]) -> list[Tile]:
     gaps = [(ras[k] - ras[k - 1]) % 360.0 for k in range(len(ras))]
     first = max(range(len(gaps)), key=gaps.__getitem__)
     return ordered[first:] + ordered[:first]
+
+
+def cut_strip(strip: Strip, *, max_span_deg: float, overlap_tiles: int = 2) -> list[Strip]:
+    """Return the pieces of a strip that is longer than one mosaic is to be; itself if it is not.
+
+    It is cut at fixed right ascensions, multiples of the limit (or of a little less, where that does not go into the
+    circle), so that a tile that comes late changes its own piece and at most the one before. What would be shorter than
+    a quarter of that belongs to its neighbour.
+
+    Parameters
+    ----------
+    strip
+        As `split_strips` gives it.
+    max_span_deg
+        Right ascension from the first centre of a piece to its last, before others are added to it.
+    overlap_tiles
+        Of the next piece so many of the first tiles belong to a piece too: no source is cut by a seam. The last piece
+        of a strip that goes all around ends with the first tiles of the first.
+    """
+    ras = [float(tile.ra_deg or 0.0) % 360.0 for tile in strip.tiles]
+    if _span(ras) <= max_span_deg:
+        return [strip]
+    cell = 360.0 / math.ceil(360.0 / max_span_deg)
+    cells = [math.floor(ra / cell) for ra in ras]
+    ring = _span(ras) > 180.0 and _overlap(place_of(strip.tiles[-1]), place_of(strip.tiles[0]), 0.0)
+    first = next((k for k in range(1, len(cells)) if cells[k] != cells[k - 1]), 0) if ring else 0
+    order = [*range(first, len(cells)), *range(first)]
+    runs = _without_slivers([list(run) for _, run in groupby(order, key=cells.__getitem__)], ras, cell / 4.0)
+    pieces = []
+    for k, run in enumerate(runs):
+        after = runs[(k + 1) % len(runs)] if ring or k + 1 < len(runs) else []
+        more = after[:overlap_tiles] if len(runs) > 1 else []
+        pieces.append(Strip(tuple(strip.tiles[i] for i in [*run, *more])))
+    return pieces
+
+
+def _span(ras: Sequence[float]) -> float:
+    """Return how far right ascensions that are ordered eastwards go on."""
+    return math.fsum((after - before) % 360.0 for before, after in pairwise(ras))
+
+
+def _without_slivers(runs: list[list[int]], ras: Sequence[float], least_deg: float) -> list[list[int]]:
+    kept: list[list[int]] = []
+    for run in runs:
+        if kept and _span([ras[k] for k in run]) < least_deg:
+            kept[-1] = kept[-1] + run
+        else:
+            kept.append(run)
+    if len(kept) > 1 and _span([ras[k] for k in kept[0]]) < least_deg:
+        kept[:2] = [kept[0] + kept[1]]
+    return kept
 
 
 def tile_outline(tile: Tile, *, points: int = 9) -> Floats:
@@ -453,6 +516,8 @@ def interpolation_factor(image: Floats) -> float:
     spline = spline_filter(clean, order=3)
     inside = np.mgrid[8 : clean.shape[0] - 8, 8 : clean.shape[1] - 8].astype(float)
     before = robust_noise(clean[8:-8, 8:-8])
+    if not before > 0:  # a hole in the middle
+        return 1.0
     total = 0.0
     steps = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.25))  # 0.75 is 0.25 seen from the other side
     for dy, share_y in steps:
@@ -507,10 +572,20 @@ class BlockFigures:
 
 NEGATIVE_SIGMA = -5.0
 _SAMPLE_STEP = 8
+#: Of a noise map so many pixels are looked at for its median, however large it is.
+NOISE_SAMPLES = 2**20
 
 
-def measure_block(found: Combination, block: Block, *, part_px: int) -> BlockFigures:
-    """Measure a finished block; its noise in parts of ``part_px`` pixels that are covered by half at least."""
+def sampled_noise(figures: Sequence[BlockFigures]) -> NDArray[np.float32]:
+    """Return the sample of the noise map that blocks have kept."""
+    return np.concatenate([np.empty(0, np.float32), *(f.noise_jy for f in figures)])
+
+
+def measure_block(found: Combination, block: Block, *, part_px: int, samples: int = NOISE_SAMPLES) -> BlockFigures:
+    """Measure a finished block; its noise in parts of ``part_px`` pixels that are covered by half at least.
+
+    Of its noise map about ``samples`` pixels are kept at most.
+    """
     image, weight = found
     covered = weight > 0
     if not covered.any():
@@ -525,7 +600,8 @@ def measure_block(found: Combination, block: Block, *, part_px: int) -> BlockFig
         here = covered[cut]
         if np.count_nonzero(here) >= 0.5 * part_px**2:
             ratios.append(robust_noise(snr[cut][here]))
-    sample = noise[::_SAMPLE_STEP, ::_SAMPLE_STEP]
+    step = max(_SAMPLE_STEP, math.ceil(math.sqrt(noise.size / samples)))
+    sample = noise[::step, ::step]
     return BlockFigures(
         covered=int(np.count_nonzero(covered)),
         negative=int(np.count_nonzero(snr[covered] < NEGATIVE_SIGMA)),

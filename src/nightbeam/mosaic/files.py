@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,17 @@ from nightbeam.sky import is_alone, separation
 from nightbeam.sky.model import Calibrator
 
 __all__ = [
+    "NotUsableError",
     "PlaneFile",
     "PlaneWriter",
     "against_catalogue",
+    "describe_mosaic",
     "inspect_tile",
     "mosaic_sidecar_path",
     "open_plane",
+    "outline_of",
     "read_mosaic",
+    "reading",
     "tile_planes",
     "verify_mosaic",
     "write_mosaic",
@@ -44,6 +49,9 @@ _TYPES = {-32: ">f4", -64: ">f8"}
 _SAMPLE_ROWS = 128
 #: The middle of a tile on which interpolation is tried out.
 _MIDDLE_PX = 192
+#: A piece narrower than one part in so many of the width is read row by row.
+_NARROW = 4
+_OUTLINE_POINTS = 33
 _FLAT_SUFFIX, _PBCOR_SUFFIX = ".image.fits", ".image.pbcor.fits"
 #: Sources are looked for where the noise lets them show this clearly; the brightest so many, each takes 20 ms.
 _LOOK_SNR, _FOUND_SNR = 10.0, 5.0
@@ -57,6 +65,25 @@ class NotUsableError(InputError):
     def __init__(self, what: str, *, fix: str = "", code: ReasonCode = ReasonCode.UNREADABLE) -> None:
         super().__init__(what, fix=fix)
         self.code = code
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file that is read that it cannot be, so that this is not taken for a fault of what is written.
+
+    Raises
+    ------
+    NotUsableError
+        With its name.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = f"{path} was taken away while it was read"
+        raise NotUsableError(what, fix="plan the mosaic again", code=ReasonCode.MISSING) from error
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror or error}"
+        raise NotUsableError(what, fix="look after its disk and its owner, or make it again") from error
 
 
 @dataclass(frozen=True)
@@ -115,24 +142,35 @@ class PlaneFile:
         NotUsableError
             If the file ends before.
         """
-        item = np.dtype(self.dtype).itemsize
-        rows = piece.y1 - piece.y0
-        offset = self.start + item * piece.y0 * self.width
-        data = np.fromfile(self.path, self.dtype, rows * self.width, offset=offset)
+        rows, columns = piece.shape
+        if _NARROW * columns < self.width:
+            return self._lines(range(piece.y0, piece.y1), piece.x0, piece.x1)
+        offset = self.start + np.dtype(self.dtype).itemsize * piece.y0 * self.width
+        with reading(self.path):
+            data = np.fromfile(self.path, self.dtype, rows * self.width, offset=offset)
         if data.size < rows * self.width:
-            raise NotUsableError(f"{self.path} ends before row {piece.y1}", fix="make the image again")
+            raise self._ends(piece.y1)
         return data.reshape(rows, self.width)[:, piece.x0 : piece.x1].astype(np.float32)
 
     def rows(self, step: int) -> NDArray[np.float32]:
         """Return every so many rows, beginning in the middle of the first step."""
-        item, first = np.dtype(self.dtype).itemsize, step // 2
-        shape = (len(range(first, self.height, step)), self.width)
-        found = np.empty(shape, np.float32)
-        with self.path.open("rb") as data:
-            for k in range(shape[0]):
-                data.seek(self.start + item * self.width * (first + k * step))
-                found[k] = np.frombuffer(data.read(item * self.width), self.dtype)
+        return self._lines(range(step // 2, self.height, step), 0, self.width)
+
+    def _lines(self, rows: range, x0: int, x1: int) -> NDArray[np.float32]:
+        """Return some columns of some rows, of which each is looked for."""
+        item = np.dtype(self.dtype).itemsize
+        found = np.empty((len(rows), x1 - x0), np.float32)
+        with reading(self.path), self.path.open("rb") as data:
+            for k, y in enumerate(rows):
+                data.seek(self.start + item * (self.width * y + x0))
+                line = data.read(item * (x1 - x0))
+                if len(line) < item * (x1 - x0):
+                    raise self._ends(y + 1)
+                found[k] = np.frombuffer(line, self.dtype)
         return found
+
+    def _ends(self, row: int) -> NotUsableError:
+        return NotUsableError(f"{self.path} ends before row {row}", fix="make the image again")
 
 
 def open_plane(path: Path) -> PlaneFile:
@@ -145,14 +183,16 @@ def open_plane(path: Path) -> PlaneFile:
     """
     from astropy.io.fits import Header
 
-    if path.is_dir():
-        raise NotUsableError("it is a directory, not a FITS file", fix="make the image with FITS")
     try:
+        if path.is_dir():
+            raise NotUsableError("it is a directory, not a FITS file", fix="make the image with FITS")
         with path.open("rb") as data:
             header = Header.fromfile(data)
             start, size = data.tell(), os.fstat(data.fileno()).st_size
         shape = [int(header[f"NAXIS{k}"]) for k in range(int(header["NAXIS"]), 0, -1)]
         bits = int(header["BITPIX"])
+    except NotUsableError:
+        raise
     except FileNotFoundError as error:
         raise NotUsableError("it is not there", code=ReasonCode.MISSING) from error
     except Exception as error:  # a file of anything: astropy raises whatever its parser stumbles on
@@ -221,12 +261,15 @@ def inspect_tile(
         return _inspected(tile, image, pb, options, catalogue)
     except NotUsableError as error:
         return TileFacts(tile=tile, problems=(Reason(error.code, error.what),))
+    except (OSError, ValueError) as error:  # of whatever a file may hold
+        return TileFacts(tile=tile, problems=(Reason(ReasonCode.UNREADABLE, f"it cannot be read: {error}"),))
 
 
 def _inspected(
     tile: Tile, image: PlaneFile, pb: PlaneFile | None, options: MosaicOptions, catalogue: Sequence[Calibrator]
 ) -> TileFacts:
     tile = _described(tile, image)
+    outline_of(image)  # or it says that this is no part of the sky
     step = max(1, image.height // _SAMPLE_ROWS)
     data = image.rows(step)
     if not np.isfinite(data).any() or not np.any(data[np.isfinite(data)]):
@@ -290,6 +333,27 @@ def _described(tile: Tile, image: PlaneFile) -> Tile:
         beam_pa_deg=float(beam[2]),
         **{name: value for name, value in known.items() if value is not None},
     )
+
+
+def outline_of(image: PlaneFile) -> NDArray[np.floating[Any]]:
+    """Return the border of an image in ICRS degrees (n, 2).
+
+    Raises
+    ------
+    NotUsableError
+        If a part of it is not on the sky.
+    """
+    from astropy.wcs.utils import pixel_to_skycoord
+
+    x, y = (np.linspace(-0.5, n - 0.5, _OUTLINE_POINTS) for n in (image.width, image.height))
+    bx = np.concatenate([x, x, np.full(len(y), x[0]), np.full(len(y), x[-1])])
+    by = np.concatenate([np.full(len(x), y[0]), np.full(len(x), y[-1]), y, y])
+    sky = pixel_to_skycoord(bx, by, image.wcs, origin=0).icrs
+    border = np.stack([sky.ra.deg, sky.dec.deg], axis=-1)
+    if not np.isfinite(border).all():
+        what = f"it reaches beyond the sky: {image.width} x {image.height} pixels of {image.cell_arcsec:.4g} arcsec"
+        raise NotUsableError(what, fix="make a smaller image", code=ReasonCode.NO_WCS)
+    return border
 
 
 def _positive(value: Any) -> float | None:
@@ -413,7 +477,12 @@ def _compared(
     beam_arcsec = float(sky.header["BMAJ"]) * 3600.0, float(sky.header["BMIN"]) * 3600.0
     fits: list[tuple[Calibrator, SourceFit]] = []
     looked_for = 0
-    for source in _alone(_bright(catalogue, options, sky, nx, ny), catalogue, _ALONE_BEAMS * beam_arcsec[0]):
+    apart_arcsec = _ALONE_BEAMS * beam_arcsec[0]
+    near = _near(catalogue, sky, nx, ny, apart_arcsec / 3600.0)
+    bright = sorted(
+        _inside([s for s in near if s.flux_jy >= options.min_source_jy], sky, nx, ny), key=lambda s: -s.flux_jy
+    )
+    for source in _alone(bright, near, apart_arcsec):
         x, y = sky.to_pixel(source.ra_deg, source.dec_deg)
         if not (0 <= x <= nx - 1 and 0 <= y <= ny - 1):
             continue
@@ -445,21 +514,32 @@ def _compared(
     )
 
 
-def _bright(
-    catalogue: Sequence[Calibrator], options: MosaicOptions, sky: SkyImage, nx: int, ny: int
-) -> list[Calibrator]:
-    """Return the sources that may be on an image and are bright enough, the brightest first."""
-    bright = [s for s in catalogue if s.flux_jy >= options.min_source_jy]
-    if not bright:
+def _near(catalogue: Sequence[Calibrator], sky: SkyImage, nx: int, ny: int, margin_deg: float) -> list[Calibrator]:
+    """Return the sources that may be on an image or within a margin of it."""
+    if not catalogue:
         return []
     ra, dec = sky.to_sky(0.5 * (nx - 1), 0.5 * (ny - 1))
-    reach = 1.1 * max(
-        [float(separation(ra, dec, *corner)) for corner in (sky.to_sky(x, y) for x in (0, nx - 1) for y in (0, ny - 1))
-         if math.isfinite(corner[0])] or [180.0]
-    )  # fmt: skip
-    away = separation(ra, dec, [s.ra_deg for s in bright], [s.dec_deg for s in bright])
-    near = [s for s, d in zip(bright, away, strict=True) if d <= reach or not math.isfinite(reach)]
-    return sorted(near, key=lambda s: -s.flux_jy)
+    corners = [sky.to_sky(x, y) for x in (0, nx - 1) for y in (0, ny - 1)]
+    away = [float(separation(ra, dec, *corner)) for corner in corners if math.isfinite(corner[0])]
+    reach = 1.1 * max(away or [180.0]) + margin_deg
+    if not math.isfinite(reach):
+        return list(catalogue)
+    distance = separation(ra, dec, [s.ra_deg for s in catalogue], [s.dec_deg for s in catalogue])
+    return [catalogue[k] for k in np.flatnonzero(distance <= reach)]
+
+
+def _inside(sources: Sequence[Calibrator], sky: SkyImage, nx: int, ny: int) -> list[Calibrator]:
+    """Return those which fall on an image, or just beside it."""
+    from astropy.coordinates import SkyCoord
+    from astropy.wcs.utils import skycoord_to_pixel
+
+    if not sources:
+        return []
+    places = SkyCoord([s.ra_deg for s in sources], [s.dec_deg for s in sources], unit="deg", frame="icrs")
+    with np.errstate(invalid="ignore"):
+        x, y = skycoord_to_pixel(places, sky.wcs, origin=0)
+        here = (x > -2) & (x < nx + 1) & (y > -2) & (y < ny + 1)
+    return [sources[k] for k in np.flatnonzero(here)]
 
 
 def _alone(sources: Sequence[Calibrator], catalogue: Sequence[Calibrator], apart_arcsec: float) -> list[Calibrator]:
@@ -522,10 +602,15 @@ def mosaic_sidecar_path(stem: Path) -> Path:
     return stem.with_name(stem.name + ".json")
 
 
-def write_mosaic(product: MosaicProduct) -> None:
+def describe_mosaic(product: MosaicProduct) -> str:
+    """Return the description of a finished mosaic, as `write_mosaic` writes it."""
+    plain = {"version": _VERSION, "mosaic": product.to_json()}
+    return json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write_mosaic(stem: Path, description: str) -> None:
     """Write the description of a finished mosaic, last of all its files."""
-    text = json.dumps({"version": _VERSION, "mosaic": product.to_json()}, indent=1, sort_keys=True, allow_nan=False)
-    write_text(mosaic_sidecar_path(product.stem), text + "\n")
+    write_text(mosaic_sidecar_path(stem), description)
 
 
 def read_mosaic(stem: Path) -> MosaicProduct:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import median
+from statistics import median, median_low
 
 import numpy as np
 
-from nightbeam.mosaic.compute import NEGATIVE_SIGMA, BlockFigures, CatalogueFigures, place_of, split_strips
+from nightbeam.mosaic.compute import (
+    NEGATIVE_SIGMA,
+    BlockFigures,
+    CatalogueFigures,
+    place_of,
+    sampled_noise,
+    split_strips,
+)
 from nightbeam.mosaic.model import (
     Check,
     MosaicOptions,
@@ -49,8 +56,7 @@ def judge_tiles(facts: Sequence[TileFacts], options: MosaicOptions) -> list[Tile
         _strip_test(facts, options),
         _duplicate_test(facts),
     ]
-    if options.method == "mean":
-        tests.append(_alignment_test(sound))
+    tests.append(_alignment_test(sound) if options.method == "mean" else _pixel_test(sound, options))
     verdicts = []
     for found in facts:
         reasons = tuple(reason for test in tests for reason in test(found))
@@ -71,7 +77,7 @@ def _dynamic_range(tile: Tile, options: MosaicOptions) -> Iterator[Reason]:
 
 def _noise_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
     noises = [t.noise_jy for t in sound if t.noise_jy is not None and t.noise_jy > 0]
-    middle = median(noises) if noises else 0.0
+    middle = median_low(noises) if noises else 0.0  # of two the lesser: else neither could be too noisy
 
     def test(facts: TileFacts) -> Iterator[Reason]:
         noise, most = facts.tile.noise_jy, options.max_noise_factor
@@ -105,6 +111,23 @@ def _beam_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileF
                 f"from the median of {len(beams)} tiles ({major:.1f} x {minor:.1f}), at most "
                 f"{100 * options.beam_tolerance:g} % is wanted",
             )
+
+    return test
+
+
+def _pixel_test(sound: Sequence[Tile], options: MosaicOptions) -> Callable[[TileFacts], Iterator[Reason]]:
+    cells = [t.cell_arcsec for t in sound if t.cell_arcsec]
+    middle = median(cells) if cells else 0.0
+
+    def test(facts: TileFacts) -> Iterator[Reason]:
+        cell = facts.tile.cell_arcsec
+        if facts.problems or not cell or abs(cell / middle - 1.0) <= options.beam_tolerance:
+            return
+        yield Reason(
+            ReasonCode.PIXEL_SIZE,
+            f"its pixels of {cell:.4g} arcsec are {100 * abs(cell / middle - 1.0):.0f} % from the median of "
+            f"{len(cells)} tiles ({middle:.4g} arcsec), at most {100 * options.beam_tolerance:g} % is wanted",
+        )
 
     return test
 
@@ -198,6 +221,8 @@ def _duplicate_test(facts: Sequence[TileFacts]) -> Callable[[TileFacts], Iterato
         for other in facts:
             if other is found:
                 return
+            if other.problems:  # it is no use, and hides no other
+                continue
             if other.tile.path == found.tile.path:
                 yield Reason(ReasonCode.DUPLICATE, "it is named twice")
                 return
@@ -248,7 +273,7 @@ def judge_mosaic(
     """
     covered = sum(f.covered for f in figures)
     ratios = [r for f in figures for r in f.ratios]
-    noises = np.concatenate([f.noise_jy for f in figures]) if figures else np.empty(0, np.float32)
+    noises = sampled_noise(figures)
     checks = [
         _least("coverage", covered / max(pixels, 1), options.min_coverage, "of the grid is covered"),
         _most("negative_pixels", sum(f.negative for f in figures) / max(covered, 1), options.max_negative_fraction,

@@ -149,6 +149,7 @@ class ReasonCode(StrEnum):
     NOISE = "noise"
     DYNAMIC_RANGE = "dynamic_range"
     BEAM = "beam"
+    PIXEL_SIZE = "pixel_size"
     FREQUENCY = "frequency"
     CALIBRATION = "calibration"
     ASTROMETRY = "astrometry"
@@ -280,10 +281,13 @@ class MosaicOptions:
     pb_cut
         A tile counts where its primary beam is above this.
     min_dynamic_range, max_noise_factor, beam_tolerance, freq_tolerance_mhz
-        A tile with a lower peak over noise, with more noise than this times the median of the tiles, with a beam or a
-        frequency farther from the median is rejected.
+        A tile with a lower peak over noise, with more noise than this times the median of the tiles (of two: than the
+        lesser), with a beam, a pixel (by ``beam_tolerance`` too) or a frequency farther from the median is rejected.
     dec_tolerance_deg, min_overlap
         What makes tiles neighbours of one strip: `nightbeam.mosaic.compute.split_strips`.
+    max_span_deg, overlap_tiles
+        A longer strip is cut into several mosaics that have tiles in common: `nightbeam.mosaic.compute.cut_strip`.
+        Not with ``mean``.
     max_astrometry_arcsec, min_sources, min_source_jy
         A tile whose sources are farther from their places in the catalogue (median) is rejected; fewer sources in
         common judge nothing; fainter ones are not looked for.
@@ -308,6 +312,8 @@ class MosaicOptions:
     freq_tolerance_mhz: float = 50.0
     dec_tolerance_deg: float = 1.0
     min_overlap: float = 0.0
+    max_span_deg: float = 60.0
+    overlap_tiles: int = 2
     max_astrometry_arcsec: float = 2.0
     min_sources: int = 3
     min_source_jy: float = 0.01
@@ -329,6 +335,8 @@ class MosaicOptions:
             (not self.freq_tolerance_mhz > 0, f"freq_tolerance_mhz {self.freq_tolerance_mhz} is not positive"),
             (not self.dec_tolerance_deg > 0, f"dec_tolerance_deg {self.dec_tolerance_deg} is not positive"),
             (not 0 <= self.min_overlap < 1, f"min_overlap {self.min_overlap} is not between 0 and 1"),
+            (not 0 < self.max_span_deg <= 360, f"max_span_deg {self.max_span_deg} is not between 0 and 360"),
+            (self.overlap_tiles < 0, f"overlap_tiles {self.overlap_tiles} is negative"),
             (self.min_sources < 1, f"min_sources {self.min_sources} is less than 1"),
         ]
         for is_wrong, what in wrong:
@@ -456,7 +464,7 @@ class MosaicProduct:
     beam_major_arcsec: float
     beam_minor_arcsec: float
     beam_pa_deg: float
-    freq_hz: float
+    freq_hz: float | None
     start_mjd: float | None
     mid_mjd: float | None
     end_mjd: float | None

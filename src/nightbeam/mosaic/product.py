@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from nightbeam.core.errors import InputError, MissingError, RejectedError, Usage
 from nightbeam.core.files import (
     part_path,
     remove,
+    remove_parts,
     replace_path,
     require_space,
     scratch_directory,
@@ -35,6 +35,7 @@ from nightbeam.imaging.figures import draw_image, save_png
 from nightbeam.imaging.files import SkyImage, set_cards
 from nightbeam.mosaic.compute import (
     BLANK_MARGIN_PX,
+    NOISE_SAMPLES,
     Block,
     BlockFigures,
     Combination,
@@ -46,17 +47,22 @@ from nightbeam.mosaic.compute import (
     interpolation_factor,
     mean_beam,
     measure_block,
+    sampled_noise,
 )
 from nightbeam.mosaic.files import (
+    NotUsableError,
     PlaneFile,
     PlaneWriter,
     against_catalogue,
+    describe_mosaic,
     fits_time,
     inspect_tile,
     middle_piece,
     mosaic_sidecar_path,
     open_plane,
+    outline_of,
     read_mosaic,
+    reading,
     tile_planes,
     verify_mosaic,
     write_mosaic,
@@ -86,7 +92,7 @@ _SPLINE_MARGIN_PX = 12
 _MOST_PICTURE_PX = 1600
 #: Side of the parts whose noise is compared: enough beams that chance is small.
 _PART_BEAMS, _LEAST_PART_PX = 16, 64
-_OUTLINE_POINTS = 33
+_AGAIN = "plan and build the mosaic again"
 #: What of a tile's header describes its pixels.
 _GRID_CARDS = ("CTYPE", "CUNIT", "CRVAL", "CRPIX", "CDELT", "PC", "PV", "LONPOLE", "LATPOLE", "RADESYS", "EQUINOX")
 
@@ -115,7 +121,7 @@ class _Measured:
     peak_dec: float = 0.0
     covered: float = 0.0
     beam: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    freq_hz: float = 0.0
+    freq_hz: float | None = None
     shares: tuple[float, ...] = ()
 
 
@@ -185,8 +191,8 @@ def build_mosaic(
         if not force and (found := _finished(stem, before)):
             logger.info("%s is finished already", stem.name)
             return found
-        for stale in stem.parent.glob(f".{glob.escape(stem.name)}.*.part"):  # of one that was killed while publishing
-            remove(stale)
+        for path in _files_of(stem):
+            remove_parts(path)  # of one that was killed while publishing
         work = scratch_directory(scratch.absolute(), owner="mosaic")
         try:
             product = _make(
@@ -199,6 +205,11 @@ def build_mosaic(
             remove(work)
 
 
+def _files_of(stem: Path) -> list[Path]:
+    planes = [mosaic_path(stem, kind) for kind in MOSAIC_KINDS]
+    return [*planes, stem.with_name(stem.name + ".png"), mosaic_sidecar_path(stem)]
+
+
 def _fingerprint(tiles: Sequence[Tile], options: MosaicOptions, name: str, catalogue: Sequence[Calibrator]) -> str:
     files = [[_stamp(t.path), None if t.pb_path is None else _stamp(t.pb_path)] for t in tiles]
     plain = [[t.to_json() for t in tiles], files, asdict(options), name, [asdict(c) for c in catalogue]]
@@ -208,7 +219,7 @@ def _fingerprint(tiles: Sequence[Tile], options: MosaicOptions, name: str, catal
 def _stamp(path: Path) -> list[int] | None:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:  # why is told by who opens it
         return None
     return [found.st_size, found.st_mtime_ns]
 
@@ -241,8 +252,8 @@ def _make(
     begin = time.monotonic()
     verdicts = judge_tiles([inspect_tile(t, options=options, catalogue=catalogue) for t in tiles], options)
     good = _good(verdicts, name)
-    planes = [tile_planes(tile) for tile in good]
-    outlines = [_outline(image) for image, _ in planes]
+    planes = [_opened(tile) for tile in good]
+    outlines = [outline_of(image) for image, _ in planes]
     grid = _shared_grid(good, planes) if options.method == "mean" else common_grid(good, outlines=outlines)
     for place in {work, stem.parent}:
         require_space(place, 3 * 4 * grid.width * grid.height + 2**21, what=f"the mosaic {name}")
@@ -260,7 +271,8 @@ def _make(
     if catalogue:
         against = against_catalogue(open_plane(paths["image"]), open_plane(paths["noise"]), catalogue, options)
     png = work / "mosaic.png"
-    save_png(draw_image(_small(open_plane(paths["image"])), title=f"{name}  {measured.freq_hz / 1e6:.0f} MHz"), png)
+    title = name if measured.freq_hz is None else f"{name}  {measured.freq_hz / 1e6:.0f} MHz"
+    save_png(draw_image(_small(open_plane(paths["image"]), block_pixels), title=title), png)
     strip = Strip(tuple(good))
     return MosaicProduct(
         stem=stem,
@@ -321,32 +333,25 @@ def _good(verdicts: Sequence[TileVerdict], name: str) -> list[Tile]:
     return good
 
 
+def _opened(tile: Tile) -> tuple[PlaneFile, PlaneFile | None]:
+    try:
+        return tile_planes(tile)
+    except NotUsableError as error:  # it was sound a moment ago
+        raise InputError(f"the tile {tile.name} was changed while it was read: {error.what}", fix=_AGAIN) from error
+
+
 def _told(verdicts: Sequence[TileVerdict], code: ReasonCode | None = None) -> str:
     lines = [f"  {v.tile.name}: {r.text}" for v in verdicts for r in v.reasons if code in (None, r.code)]
     more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
     return "\n".join(lines[:20] + more)
 
 
-def _outline(image: PlaneFile) -> NDArray[np.floating[Any]]:
-    """Return the border of an image in ICRS degrees (n, 2)."""
-    from astropy.wcs.utils import pixel_to_skycoord
-
-    x, y = (np.linspace(-0.5, n - 0.5, _OUTLINE_POINTS) for n in (image.width, image.height))
-    bx = np.concatenate([x, x, np.full(len(y), x[0]), np.full(len(y), x[-1])])
-    by = np.concatenate([np.full(len(x), y[0]), np.full(len(x), y[-1]), y, y])
-    sky = pixel_to_skycoord(bx, by, image.wcs, origin=0).icrs
-    border = np.stack([sky.ra.deg, sky.dec.deg], axis=-1)
-    if not np.isfinite(border).all():
-        raise InputError(f"{image.path} reaches beyond the sky", fix="make a smaller image")
-    return border
-
-
 def _shared_grid(tiles: Sequence[Tile], planes: Sequence[tuple[PlaneFile, PlaneFile | None]]) -> SkyGrid:
     """Return the pixels that all tiles have, or say that they have not the same."""
     first = planes[0][0]
-    border = _outline(first)
+    border = outline_of(first)
     for tile, (image, _) in zip(tiles[1:], planes[1:], strict=True):
-        if np.abs((_outline(image) - border + 180.0) % 360.0 - 180.0).max() > 0.05 * first.cell_arcsec / 3600.0:
+        if np.abs((outline_of(image) - border + 180.0) % 360.0 - 180.0).max() > 0.05 * first.cell_arcsec / 3600.0:
             raise InputError(
                 f"{tile.name} and {tiles[0].name} do not share their pixels, as a plain mean needs",
                 fix="use the method weighted",
@@ -400,6 +405,7 @@ def _fill(
     part_px = max(_LEAST_PART_PX, math.ceil(_PART_BEAMS * beam_px))
     blocks = grid_blocks(grid.width, grid.height, max(block_pixels, part_px))
     wcs = grid_wcs(grid.cards)
+    most = max(16, NOISE_SAMPLES // len(blocks))
     writers = {kind: PlaneWriter(path, header.of(kind), grid.width, grid.height) for kind, path in paths.items()}
 
     def work(block: Block) -> tuple[BlockFigures, list[float]]:
@@ -409,7 +415,7 @@ def _fill(
         writers["image"].write(block, found.image)
         writers["weight"].write(block, found.weight)
         writers["noise"].write(block, noise)
-        return measure_block(found, block, part_px=part_px), shares
+        return measure_block(found, block, part_px=part_px, samples=most), shares
 
     try:
         with ThreadPoolExecutor(max(1, workers), thread_name_prefix="mosaic") as pool:
@@ -511,13 +517,13 @@ def _measure(
     freqs = [(share, t.freq_hz) for share, t in zip(shares, tiles, strict=True) if t.freq_hz]
     return _Measured(
         noise_least=min(f.noise_least_jy for f in figures),
-        noise_median=float(np.median(np.concatenate([f.noise_jy for f in figures]))),
+        noise_median=float(np.median(sampled_noise(figures))),
         peak=top.peak_jy,
         peak_ra=float(ra) % 360.0,
         peak_dec=float(dec),
         covered=covered / (grid.width * grid.height),
         beam=mean_beam(beams, shares),
-        freq_hz=math.fsum(s * f for s, f in freqs) / math.fsum(s for s, _ in freqs) if freqs else 0.0,
+        freq_hz=math.fsum(s * f for s, f in freqs) / math.fsum(s for s, _ in freqs) if freqs else None,
         shares=tuple(share / total for share in shares),
     )
 
@@ -533,8 +539,13 @@ def _use(one: _LaidTile, share: float) -> TileUse:
         beam_minor_arcsec=float(tile.beam_minor_arcsec or 0.0),
         beam_pa_deg=float(tile.beam_pa_deg or 0.0),
         share=share,
-        sha256=sha256(tile.path),
+        sha256=_digest(tile.path),
     )
+
+
+def _digest(path: Path) -> str:
+    with reading(path):
+        return sha256(path)
 
 
 @dataclass(frozen=True)
@@ -555,6 +566,7 @@ class _Headers:
         m = measured or _Measured()
         header = Header()
         first = self.laid[0].image.header
+        crval3 = {"CRVAL3": m.freq_hz or 0.0} if self._has_frequency() else {}
         specsys = self._common("SPECSYS")
         freq_width = first.get("BANDWID", first.get("CDELT3", 1.0))
         unit, what = {
@@ -567,7 +579,7 @@ class _Headers:
             "NAXIS1": self.grid.width, "NAXIS2": self.grid.height, "NAXIS3": 1, "NAXIS4": 1,
             "EXTEND": True, "BUNIT": unit, "BTYPE": what,
             **self.grid.cards,
-            "CTYPE3": "FREQ", "CUNIT3": "Hz", "CRVAL3": m.freq_hz, "CRPIX3": 1.0, "CDELT3": float(freq_width),
+            "CTYPE3": "FREQ", "CUNIT3": "Hz", **crval3, "CRPIX3": 1.0, "CDELT3": float(freq_width),
             **({"SPECSYS": specsys} if specsys else {}),
             "CTYPE4": "STOKES", "CUNIT4": "", "CRVAL4": 1.0, "CRPIX4": 1.0, "CDELT4": 1.0,
         }  # fmt: skip
@@ -580,6 +592,10 @@ class _Headers:
         """Put the numbers into the header of a file that is written."""
         with storage_errors(path), path.open("r+b") as out:
             out.write(self.of(kind, measured).tostring().encode("ascii"))
+
+    def _has_frequency(self) -> bool:
+        """Return whether there is one to write; before it is measured as well, for the number of cards stays."""
+        return any(one.tile.freq_hz for one in self.laid)
 
     def _common(self, card: str) -> str:
         """Return what all tiles have in a card, or nothing."""
@@ -606,7 +622,7 @@ class _Headers:
             "TELESCOP": (self._common("TELESCOP"), ""),
             "TIMESYS": ("UTC", ""),
             **times,
-            "RESTFRQ": (m.freq_hz, "[Hz]"),
+            **({"RESTFRQ": (m.freq_hz or 0.0, "[Hz]")} if self._has_frequency() else {}),
             "NOISE": (m.noise_median, "[Jy/beam] median of the noise map"),
             "NOISEMIN": (m.noise_least, "[Jy/beam] least of the noise map"),
             "PEAK": (m.peak, "[Jy/beam] brightest pixel"),
@@ -636,16 +652,21 @@ class _Headers:
         return lines
 
 
-def _small(image: PlaneFile) -> SkyImage:
-    """Return a picture's worth of an image: of each square of pixels the brightest, so that no source is lost."""
+def _small(image: PlaneFile, side: int) -> SkyImage:
+    """Return a picture's worth of an image: of each square of pixels the brightest, so that no source is lost.
+
+    It is read in pieces of about ``side`` pixels.
+    """
     step = max(1, math.ceil(max(image.width, image.height) / _MOST_PICTURE_PX))
-    rows = []
-    for y in range(0, image.height, step):
-        piece = image.read(Block(0, y, image.width, min(y + step, image.height)))
-        pad = -image.width % step
-        line = np.pad(np.where(np.isfinite(piece), piece, -np.inf), ((0, 0), (0, pad)), constant_values=-np.inf)
-        rows.append(line.reshape(line.shape[0], -1, step).max(axis=(0, 2)))
-    data = np.array(rows, np.float32)
+    data = np.full((-(-image.height // step), -(-image.width // step)), -np.inf, np.float32)
+    side = step * max(1, side // step)  # of whole cells, so that each is seen at once; one cell at least
+    for block in grid_blocks(image.width, image.height, side):
+        piece = image.read(block)
+        filled = np.full([-(-n // step) * step for n in piece.shape], -np.inf, np.float32)
+        filled[: piece.shape[0], : piece.shape[1]] = np.where(np.isfinite(piece), piece, -np.inf)
+        cells = filled.reshape(filled.shape[0] // step, step, -1, step).max(axis=(1, 3))
+        y, x = block.y0 // step, block.x0 // step
+        data[y : y + cells.shape[0], x : x + cells.shape[1]] = cells
     data[~np.isfinite(data)] = np.nan
     header, wcs = image.header.copy(), image.wcs.deepcopy()
     wcs.wcs.crpix = (np.asarray(wcs.wcs.crpix) - 0.5) / step + 0.5
@@ -667,12 +688,13 @@ def _publish(product: MosaicProduct) -> MosaicProduct:
         for (source, _), (part, _) in zip(moves, parts, strict=True):
             shutil.move(source, part)  # a rename, or a copy where scratch is another file system
         digests = {target.name: sha256(part) for part, target in parts}
+        product = replace(product, fits=targets, png=png, sha256=digests)
+        description = describe_mosaic(product)  # while nothing is replaced yet
         mosaic_sidecar_path(stem).unlink(missing_ok=True)
         for part, target in parts:
             replace_path(part, target)
     finally:
         for part, _ in parts:
             remove(part)
-    product = replace(product, fits=targets, png=png, sha256=digests)
-    write_mosaic(product)
+    write_mosaic(stem, description)
     return product

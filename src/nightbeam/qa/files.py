@@ -199,19 +199,24 @@ def read_coarse(path: Path, *, most: int = 900, brightest: bool = True) -> Coars
     """
     from astropy.io import fits
 
-    with _fits_errors(path), fits.open(path, memmap=True) as hdus:
+    with _fits_errors(path), fits.open(path, memmap=False) as hdus:
         header, plane = hdus[0].header, hdus[0].section
         ny, nx = _plane_shape(path, hdus[0].shape)
         leading = (0,) * (len(hdus[0].shape) - 2)
         step = max(1, -(-max(ny, nx) // most))
         lines = max(1, _BLOCK_VALUES // (nx * step))
-        rows, least = [], math.nan
-        for y in range(0, ny, lines * step):
-            block = np.asarray(plane[(*leading, slice(y, min(ny, y + lines * step)))], np.float32)
-            rows.append(_cells(block, step, brightest))
-            finite = block[np.isfinite(block)]
-            least = float(np.fmin(least, finite.min(initial=np.inf))) if finite.size else least
-        return CoarsePlane(np.concatenate(rows), step, (ny, nx), _celestial(path, header), least)
+        across = step * max(1, _BLOCK_VALUES // (lines * step**2))
+        least = [math.nan]
+
+        def cells(y: int, x: int) -> NDArray[np.float32]:
+            part = plane[(*leading, slice(y, min(ny, y + lines * step)), slice(x, min(nx, x + across)))]
+            block = np.asarray(part, np.float32)
+            if (finite := block[np.isfinite(block)]).size:
+                least[0] = float(np.fmin(least[0], finite.min()))
+            return _cells(block, step, brightest)
+
+        found = np.block([[cells(y, x) for x in range(0, nx, across)] for y in range(0, ny, lines * step)])
+        return CoarsePlane(found, step, (ny, nx), _celestial(path, header), least[0])
 
 
 def _cells(block: NDArray[np.float32], step: int, brightest: bool) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ arcsecond, with casacore's HADEC, in which the correlator of DSA-110 gives its p
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -216,14 +217,17 @@ def is_alone(
     -------
     (k,), bool
     """
-    ras, decs, fluxes = (np.asarray(a, float) for a in (ra_deg, dec_deg, flux))
+    from scipy.spatial import cKDTree
+
+    ras, decs, fluxes = np.radians(np.asarray(ra_deg, float)), np.radians(np.asarray(dec_deg, float)), np.asarray(flux)
     asked = np.arange(len(ras)) if among is None else np.asarray(among, int)
-    alone = np.ones(len(asked), bool)
-    for k, source in enumerate(asked):
-        near = 3600.0 * separation(ras[source], decs[source], ras, decs) < within_arcsec
-        near[source] = False
-        alone[k] = not (near & (fluxes > share * fluxes[source])).any()
-    return alone
+    if not len(asked):
+        return np.ones(0, bool)
+    places = np.stack([np.cos(decs) * np.cos(ras), np.cos(decs) * np.sin(ras), np.sin(decs)], axis=-1)
+    chord = 2.0 * math.sin(0.5 * math.radians(within_arcsec / 3600.0))
+    near = cKDTree(places).query_ball_point(places[asked], chord)
+    # each is its own neighbour
+    return np.array([(fluxes[n] > share * fluxes[k]).sum() <= 1 for n, k in zip(near, asked, strict=True)])
 
 
 def offset_position(

@@ -95,7 +95,17 @@ def test_times_may_be_iso_as_well(site, sky, capsys):
 
 @pytest.mark.parametrize(
     "argv",
-    [("--since", "once"), ("--night", NIGHT, "--since", "0"), ("--night", "now"), ("--since", "9", "--until", "9")],
+    [
+        ("--since", "once"),
+        ("--since", "20251003"),
+        ("--since", "nan"),
+        ("--night", NIGHT, "--since", NIGHT),
+        ("--night", "now"),
+        ("--night", "20251003"),
+        ("--night", "2025-W40-5"),
+        ("--night", "9999-12-31"),
+        ("--since", NIGHT, "--until", NIGHT),
+    ],
 )
 def test_a_window_that_is_none_is_refused(site, argv):
     assert plan(*argv) == 64
@@ -245,7 +255,12 @@ def test_nights_that_are_due_are_shown_and_made(site, sky, capsys):
     assert [(o["night"], o["action"]) for o in lines(capsys)] == [(NIGHT, "built")]
     assert run("mosaic", "nightly", "--night", NIGHT, "--json") == 0
     assert [(o["night"], o["action"]) for o in lines(capsys)] == [(NIGHT, "unchanged")]
-    assert run("mosaic", "nightly", "--now", "soon") == 64
+    for now in ("soon", "20251004", "0001-01-01", "9999-12-31T23:00:00"):
+        assert run("mosaic", "nightly", "--now", now) == 64
+    for night in ("20251003", "9999-12-31"):
+        assert run("mosaic", "nightly", "--night", night) == 64
+        assert run("mosaic", "nightly", "--night", night, "--dry-run") == 64
+    assert [m.name for m in site.products().mosaics()] == ["night_2025_10_03"]
 
 
 def test_a_night_that_cannot_be_made_ends_with_two_and_says_which(site, sky, capsys):

@@ -40,9 +40,13 @@ MOMENTS = [
     (f"{PRODUCTS}.mosaic_built", 1, "before"),
     (f"{PRODUCTS}.mosaic_built", 1, "after"),
     (f"{PRODUCTS}.replace_qa_artifacts", 1, "before"),
-    (f"{PRODUCTS}.put_scores", 1, "before"),
+    (f"{PRODUCTS}.put_scores", 1, "before"),  # those of an earlier one are taken away
     (f"{PRODUCTS}.put_scores", 1, "after"),
+    (f"{PRODUCTS}.put_scores", 2, "before"),  # its own are put there
+    (f"{PRODUCTS}.put_scores", 2, "after"),
     (f"{PRODUCTS}.put_night", 1, "after"),
+    (f"{PRODUCTS}.put_night", 2, "before"),
+    (f"{PRODUCTS}.put_night", 2, "after"),
 ]
 
 CHILD = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import runpy
 from pathlib import Path
@@ -30,7 +32,7 @@ from nightbeam.core.errors import (
     StorageError,
     UsageError,
 )
-from nightbeam.mosaic.model import Check, ReasonCode, Tile
+from nightbeam.mosaic.model import Check, Reason, ReasonCode, Tile, TileVerdict
 
 _world = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))
 MosaicWorld, everything, mjd, reasons = (_world["MosaicWorld"], _world["everything"], _world["mjd"], _world["reasons"])
@@ -92,6 +94,20 @@ class TestTilesAreChosen:
         new.unlink()
         assert [tile.path for strip in plan(world).strips for tile in strip.strip.tiles] == [old]
 
+    def test_and_the_newest_of_an_observation_that_is_sound(self, world: MosaicWorld):
+        old = world.add("2025-10-03T01:00:00", now=9.0)  # by a clock that was wrong
+        columns = {"mid_mjd": mjd("2025-10-03T01:00:00"), "ra_deg": 1.0, "dec_deg": 33.0, "pbcor": 1}
+        for word, now in (("good", 2.0), ("cut short", 3.0)):
+            path = old.with_name(f"{word}.fits")
+            path.write_text(word)
+            world.products.upsert_image(path, ms_path=Path("/ms/2025-10-03T01:00:00.ms"), now=now, **columns)
+        found = plan(world)
+        assert [t.path.name for s in found.strips for t in s.strip.tiles] == ["good.fits"]
+        assert {v.tile.path.name: [str(r.code) for r in v.reasons] for v in found.rejected} == {
+            "2025-10-03T01:00:00.fits": ["duplicate"],
+            "cut short.fits": ["unreadable"],
+        }
+
     def test_and_each_that_is_not_used_says_why(self, world: MosaicWorld):
         strip_of(world, 1)
         world.add("2025-10-03T01:15:00", noise_jy=0.2)
@@ -123,6 +139,25 @@ class TestAPlan:
         rows = planned(world)
         assert [len(r.tiles.splitlines()) for r in rows] == [2, 2]
         assert sum(r.tiles_rejected or 0 for r in rows) == 1
+
+    def test_of_more_than_four_hours_is_cut_and_a_late_tile_leaves_the_other_pieces_built(self, world: MosaicWorld):
+        whens = [f"2025-10-03T{5 * k // 60:02d}:{5 * k % 60:02d}:00" for k in range(140)]
+        for when in whens:
+            world.add(when)
+        rows = planned(world)
+        tiles = [row.tiles.splitlines() for row in rows]
+        assert [row.name for row in rows] == ["night", "night_strip1", "night_strip2", "night_strip3"][: len(rows)]
+        assert len(rows) >= 2
+        assert max(map(len, tiles)) <= 75 + 2
+        assert len({path for piece in tiles for path in piece}) == 140
+        for one, other in itertools.pairwise(tiles):  # the next begins with the last two of the one before
+            assert one[-2:] == other[:2]
+        build(world)
+        assert [row.tiles_used for row in world.products.mosaics(plan="night")] == list(map(len, tiles))
+        world.add("2025-10-03T05:52:30")
+        statuses = [row.status for row in planned(world)]
+        assert 1 <= statuses.count("planned") <= 2
+        assert statuses.count("built") == len(rows) - statuses.count("planned")
 
     def test_of_nothing_leaves_the_earlier_one_as_it_was(self, world: MosaicWorld):
         with pytest.raises(RejectedError, match="no tile was observed in 2025-10-03T00:00:00Z/2025-10-04T00:00:00Z"):
@@ -181,6 +216,35 @@ class TestAPlan:
         assert everything(world.products) == before
         build(world)
         assert len(world.built) == 1
+
+    def test_made_again_of_the_very_same_keeps_what_the_builder_found(self, world: MosaicWorld):
+        strip_of(world, 3)
+        planned(world)
+        build(world)
+        (row,) = world.products.mosaics()
+        verdicts = json.loads(row.verdicts or "")
+        verdicts[1] |= {"accepted": False, "reasons": [{"code": "noise", "text": "it is noisy beside these"}]}
+        world.products.change_mosaic("night", verdicts=verdicts, tiles_used=2, tiles_rejected=1)
+        world.add("2025-10-03T03:30:00", word="no beam")
+        (row,) = planned(world)
+        assert (row.status, row.tiles_used, row.tiles_rejected) == ("built", 2, 2)
+        assert reasons(row) == {
+            "2025-10-03T03:05:00": ["it is noisy beside these"],
+            "2025-10-03T03:30:00": ["no beam"],
+        }
+
+    def test_judges_again_what_is_left_until_nothing_changes(self, world: MosaicWorld):
+        strip_of(world, 3)
+        limits = iter([("2025-10-03T03:00:00",), ("2025-10-03T03:10:00",), ()])
+
+        def judge(facts, _options):
+            bad = next(limits)
+            why = (Reason(ReasonCode.NOISE, "it is too noisy"),)
+            return [TileVerdict(f.tile, f.tile.name not in bad, why if f.tile.name in bad else ()) for f in facts]
+
+        world.tools = dataclasses.replace(world.tools, judge=judge)
+        (row,) = planned(world)
+        assert (row.tiles_used, set(reasons(row))) == (1, {"2025-10-03T03:00:00", "2025-10-03T03:10:00"})
 
     @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 101, "night_strip1", "x.json"])
     def test_has_a_name_that_can_be_a_files_and_a_pages_and_is_no_strips(self, name: str):
@@ -256,6 +320,28 @@ class TestBuilding:
         assert {r.status for r in build(world)} == {"built"}
         assert [name for name, _ in world.built] == ["night", "night_strip1", "night"]
 
+    def test_of_one_strip_that_fails_by_an_error_of_our_own_does_not_stop_the_other(self, world: MosaicWorld):
+        strip_of(world, 3)
+        strip_of(world, 20)
+        world.errors["night"] = ZeroDivisionError("float division by zero")
+        planned(world)
+        with pytest.raises(PartialError, match=r"1 of 2 .*: night: ZeroDivisionError: float division by zero"):
+            build(world)
+        assert [r.status for r in rows_of(world.site, "night")] == ["failed", "built"]
+
+    def test_of_one_strip_that_may_be_made_later_may_be_tried_again(self, world: MosaicWorld):
+        strip_of(world, 3)
+        strip_of(world, 20)
+        world.errors["night"] = InputError("tile 2 is truncated", fix="make it again")
+        world.errors["night_strip1"] = StorageError("no space left", fix="free some space")
+        planned(world)
+        with pytest.raises(
+            StorageError, match=r"2 of 2 mosaics .* tile 2 is truncated; night_strip1: no space"
+        ) as told:
+            build(world)
+        assert told.value.retry
+        assert told.value.fix == "free some space"
+
     def test_on_a_full_disk_leaves_a_row_that_says_so_and_can_be_tried_again(self, world: MosaicWorld):
         strip_of(world, 3)
         planned(world)
@@ -304,6 +390,19 @@ class TestBuilding:
         build(world, output=tmp_path / "mine" / "sky.img")
         assert len(world.built) == 2
 
+    def test_goes_nowhere_where_another_has_its_files_or_will_have(self, world: MosaicWorld, tmp_path: Path):
+        strip_of(world, 3)
+        for name in ("night", "mine", "later"):
+            planned(world, name)
+        build(world, "night")
+        build(world, "mine", output=tmp_path / "sky.img")
+        before = everything(world.products)
+        for taken in (world.site.mosaic_dir() / "night.img", tmp_path / "sky", world.site.mosaic_dir() / "mine.fits"):
+            with pytest.raises(InputError, match=r"is where the mosaic (night|mine) has its files"):
+                build(world, "later", output=taken)
+        assert everything(world.products) == before
+        assert build(world, "mine", output=tmp_path / "sky.img")[0].name == "mine"
+
     def test_why_it_failed_is_not_hidden_by_scores_that_cannot_be_recorded(self, world: MosaicWorld, monkeypatch):
         strip_of(world, 3, 2)
         store_plan(world.site, plan(world))
@@ -350,6 +449,25 @@ class TestFilesOfAnEarlierPlan:
         planned(world)
         assert build(world)[0].validation_issues is None
 
+    def test_are_told_for_as_long_as_what_was_to_take_their_place_is_not_there(self, world: MosaicWorld):
+        strip_of(world, 3)
+        planned(world)
+        build(world)
+        image = str(world.site.mosaic_dir() / "night.image.fits")
+        world.errors["night"] = InputError("tile 4 is truncated")
+        for minute in (15, 20):
+            world.add(f"2025-10-03T03:{minute}:00")
+            planned(world)
+            with pytest.raises(InputError):
+                build(world)
+            report = mosaic_report(world.products.mosaics()[0])
+            assert (report["mosaic"]["status"], report["before"]["output_path"]) == ("failed", image)
+            assert (report["before"]["tiles_used"], report["before"]["sha256"]) == (3, "1" * 64)
+        world.errors.clear()
+        (row,) = build(world)
+        assert mosaic_report(row)["before"] is None
+        assert "before" not in json.loads(row.parameters or "")
+
     def test_are_not_forgotten_by_a_plan_that_was_not_built(self, world: MosaicWorld):
         strip_of(world, 3)
         planned(world)
@@ -387,7 +505,10 @@ def test_the_sites_settings_are_the_options_and_the_callers_word_wins(tmp_path: 
 
 @pytest.mark.parametrize(
     ("output", "stem"),
-    [("a/n.img", "a/n"), ("n.image.fits", "n"), ("n.fits", "n"), ("n", "n"), (".img", ".img"), ("n.2.img", "n.2")],
+    [
+        *[("a/n.img", "a/n"), ("n.image.fits", "n"), ("n.fits", "n"), ("n", "n"), (".img", ".img"), ("n.2.img", "n.2")],
+        *[("sky_2025.10.02", "sky_2025.10.02"), ("sky_2025.10.02.fits", "sky_2025.10.02")],
+    ],
 )
 def test_an_output_loses_its_suffix(output: str, stem: str):
     assert output_stem(Path(output)) == Path(stem)

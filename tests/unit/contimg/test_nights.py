@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import runpy
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +48,19 @@ def make(world: MosaicWorld, night: str = NIGHT, **options: object) -> NightOutc
 
 def due(world: MosaicWorld, now: datetime = MORNING) -> list[str]:
     return nights_due(world.site, now=now)
+
+
+@contextmanager
+def subprocess_that_dies_in(night: str, world: MosaicWorld) -> Iterator[int]:
+    """Make a night in a process of its own that is killed while tiles are looked at, as for want of memory."""
+    child = os.fork()
+    if child == 0:
+        tools = dataclasses.replace(world.tools, inspect=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            make_night(world.site, night, tools=tools)
+        finally:
+            os._exit(1)
+    yield os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def states(world: MosaicWorld) -> dict[str, str]:
@@ -96,6 +114,19 @@ class TestANight:
         object.__setattr__(world.site, "mosaic", other)
         assert due(world) == [NIGHT]
 
+    def test_against_another_catalogue_is_made_again(self, tmp_path: Path, contimg_databases: dict[str, str]):
+        sources = tmp_path / "sky.csv"
+        sources.write_text("name,ra_deg,dec_deg,flux_jy\nA,10.0,16.0,1.0\n")
+        world = MosaicWorld(tmp_path, contimg_databases, catalogue=sources)
+        observe(world)
+        make(world)
+        assert due(world) == []
+        sources.write_text("name,ra_deg,dec_deg,flux_jy\nA,10.0,16.0,2.00\n")
+        assert due(world) == [NIGHT]
+        assert make(world).action == "built"
+        assert len(world.built) == 2
+        assert due(world) == []
+
     def test_of_two_strips_has_a_row_for_each(self, world: MosaicWorld):
         observe(world)
         observe(world, hour=20)
@@ -140,9 +171,14 @@ class TestANight:
         outcome = make(world)
         assert (outcome.name, outcome.tiles) == ("deep_2025_10_03", 3)
 
-    def test_that_is_no_day_is_refused(self, world: MosaicWorld):
+    @pytest.mark.parametrize("night", ["last", "20251003", "2025-W40-5", "9999-12-31", "0001-01-01", "2025-10-32"])
+    def test_has_one_name_only(self, world: MosaicWorld, night: str):
+        observe(world)
         with pytest.raises(UsageError, match="no night"):
-            make(world, "last")
+            make(world, night)
+        with pytest.raises(UsageError, match="no night"):
+            make_nights(world.site, [NIGHT, night], tools=world.tools)
+        assert world.products.mosaics() == []
 
     def test_is_made_by_one_at_a_time(self, world: MosaicWorld):
         observe(world)
@@ -187,6 +223,21 @@ class TestNightsAreCaughtUp:
         observe(world, "2025-10-04")
         assert due(world, at("2025-10-05T03:15:00")) == ["2025-10-04"]
 
+    @pytest.mark.parametrize("now", ["0001-01-01T00:00:00", "9999-12-31T23:59:59"])
+    def test_and_a_clock_that_cannot_be_right_is_refused(self, world: MosaicWorld, now: str):
+        with pytest.raises(UsageError, match="no night"):
+            due(world, at(now))
+
+    def test_and_one_that_ends_its_process_does_not_keep_the_others_from_being_made(self, world: MosaicWorld):
+        for night in ("2025-10-01", "2025-10-03"):
+            observe(world, night)
+        with subprocess_that_dies_in("2025-10-01", world) as ended:
+            assert ended == -signal.SIGKILL
+        row = world.products.night("2025-10-01")
+        assert (row.state, row.attempts) == ("failed", 1)
+        assert "killed" in (row.error or "")
+        assert due(world) == ["2025-10-03", "2025-10-01"]
+
     def test_and_one_bad_night_does_not_stop_the_others(self, world: MosaicWorld):
         for night in ("2025-10-01", "2025-10-02", "2025-10-03"):
             observe(world, night)
@@ -221,8 +272,40 @@ class TestANightThatFails:
         assert make(world).action == "built"
         assert world.products.night(NIGHT).attempts == 0
 
-    def test_for_want_of_room_is_tried_until_there_is_some(self, world: MosaicWorld):
+    def test_is_taken_up_again_when_as_many_other_tiles_are_there(self, world: MosaicWorld):
+        observe(world, word="its WCS is missing")
+        for _ in range(MOST_ATTEMPTS):
+            with pytest.raises(RejectedError):
+                make(world)
+        assert due(world) == []
         observe(world)
+        assert due(world) == [NIGHT]
+        world.errors["night_2025_10_03"] = InputError("tile 2 is truncated")
+        with pytest.raises(InputError):
+            make(world)
+        assert world.products.night(NIGHT).attempts == 1
+
+    def test_is_taken_up_again_in_another_way(self, world: MosaicWorld, tmp_path: Path):
+        observe(world, word="its WCS is missing")
+        for _ in range(MOST_ATTEMPTS):
+            with pytest.raises(RejectedError):
+                make(world)
+        other = MosaicWorld(tmp_path / "elsewhere", pb_cut=0.3).site.mosaic
+        object.__setattr__(world.site, "mosaic", other)
+        assert due(world) == [NIGHT]
+
+    def test_by_somebody_who_stops_it_has_not_been_tried(self, world: MosaicWorld):
+        observe(world)
+        world.errors["night_2025_10_03"] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            make(world)
+        assert world.products.night(NIGHT).attempts == 0
+        assert due(world) == [NIGHT]
+
+    @pytest.mark.parametrize("hours", [(4,), (4, 20)], ids=["one strip", "two strips"])
+    def test_for_want_of_room_is_tried_until_there_is_some(self, world: MosaicWorld, hours: tuple[int, ...]):
+        for hour in hours:
+            observe(world, hour=hour)
         world.errors["night_2025_10_03"] = StorageError("no space left")
         for _ in range(MOST_ATTEMPTS + 1):
             with pytest.raises(StorageError):

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,18 @@ from nightbeam.mosaic.compute import (
     circular_mean_deg,
     combine,
     common_grid,
+    cut_strip,
     footprint,
     grid_blocks,
     interpolation_factor,
     mean_beam,
     measure_block,
+    sampled_noise,
     split_strips,
     tile_outline,
 )
 from nightbeam.mosaic.model import Tile
+from nightbeam.testing.sky_tiles import TILE_STEP_DEG
 
 
 def tile(name, ra, dec=16.0, *, degrees=2.0, **more):
@@ -83,6 +87,19 @@ def test_tiles_of_two_declinations_are_two_strips():
     assert names(split_strips(tiles)) == [["a", "b"], ["x", "y"]]
 
 
+def test_a_tile_elsewhere_tears_no_strip_apart():
+    # 16.0 to 16.6 are within a degree; one at 15.5 far away must not lay the limit through them.
+    tiles = [tile("a", 10.0, 16.0), tile("b", 11.3, 16.6), tile("c", 12.6, 16.1), tile("far", 80.0, 15.5)]
+    assert sorted(names(split_strips(tiles))) == [["a", "b", "c"], ["far"]]
+
+
+def test_what_climbs_beyond_the_limit_is_cut_in_declination():
+    tiles = [tile(f"{k}", 10.0 + 0.5 * k, 16.0 + 0.4 * k) for k in range(5)]
+    strips = split_strips(tiles)
+    assert len(strips) == 2
+    assert all(max(t.dec_deg for t in s.tiles) - min(t.dec_deg for t in s.tiles) <= 1.0 for s in strips)
+
+
 def test_a_gap_in_right_ascension_makes_two_strips_in_the_order_of_observation():
     tiles = [tile("a", 10.0, mid_mjd=2.0), tile("b", 11.3, mid_mjd=2.1), tile("x", 50.0, mid_mjd=1.0)]
     assert names(split_strips(tiles)) == [["x"], ["a", "b"]]
@@ -112,6 +129,86 @@ def test_a_strip_all_around_the_sky_begins_after_its_widest_gap():
 def test_a_tile_whose_place_is_not_known_cannot_be_put_into_a_strip():
     with pytest.raises(InputError, match="where a lies"):
         split_strips([Tile(path=Path("a"), group_id="a")])
+
+
+# -- pieces of long strips -----------------------------------------------------------------------------------------
+
+#: One day of drifting at the real cadence, and tiles of 4800 pixels of 3 arcsec, as the imager makes them at most.
+DAY = 280
+REAL = {"width": 4800, "height": 4800, "cell_arcsec": 3.0, "beam_major_arcsec": 40.0, "beam_minor_arcsec": 25.0}
+
+
+def day(dec, *, first=77.0, tiles=DAY, without=()):
+    ras = [(first + k * TILE_STEP_DEG) % 360.0 for k in range(tiles)]
+    return [
+        tile(f"{k}", ra, dec, mid_mjd=60950.0 + k * 309.12 / 86400.0, **REAL)
+        for k, ra in enumerate(ras)
+        if k not in without
+    ]
+
+
+def pieces_of(tiles, *, max_span_deg=60.0, overlap_tiles=2):
+    (strip,) = split_strips(tiles)
+    return cut_strip(strip, max_span_deg=max_span_deg, overlap_tiles=overlap_tiles)
+
+
+@pytest.mark.parametrize("dec", [0.0, 16.0, 54.6, 60.0, 71.6, 85.0])
+def test_a_whole_day_has_grids_that_can_be_made(dec):
+    pieces = pieces_of(day(dec))
+    grids = [common_grid(piece.tiles) for piece in pieces]
+    assert len(pieces) == 6
+    assert max(grid.width * grid.height for grid in grids) < 0.5e9
+
+
+@pytest.mark.parametrize("dec", [0.0, 54.6, 85.0])
+def test_around_the_whole_sky_every_two_neighbours_are_together_in_a_piece(dec):
+    tiles = day(dec)
+    (strip,) = split_strips(tiles)
+    pieces = pieces_of(tiles)
+    together = {(a.group_id, b.group_id) for p in pieces for a, b in itertools.pairwise(p.tiles)}
+    around = [*strip.tiles, strip.tiles[0]]
+    assert {(a.group_id, b.group_id) for a, b in itertools.pairwise(around)} <= together
+    assert sum(len(piece.tiles) for piece in pieces) == DAY + 6 * 2
+
+
+@pytest.mark.parametrize(("first", "tiles"), [(77.0, DAY), (310.0, 150), (0.1, 100)])
+@pytest.mark.parametrize("late", [3, 45, 60, 98])
+def test_a_late_tile_changes_its_own_piece_and_at_most_the_one_before(first, tiles, late):
+    before = {p.tiles for p in pieces_of(day(30.0, first=first, tiles=tiles, without=(late,)))}
+    after = {p.tiles for p in pieces_of(day(30.0, first=first, tiles=tiles))}
+    assert 1 <= len(after - before) <= 2
+    assert len(before - after) <= 2
+
+
+def test_a_piece_has_the_first_tiles_of_the_next_and_slivers_join_their_neighbours():
+    # The lattice cuts at 60 and 120 degrees: 50 to 58 and 120 to 130 are slivers, 120 to 150 is none.
+    tiles = [tile(f"{ra}", float(ra)) for ra in range(50, 131, 2)]
+    assert names(pieces_of(tiles, max_span_deg=60.0)) == [[f"{ra}" for ra in range(50, 131, 2)]]
+    longer = [tile(f"{ra}", float(ra)) for ra in range(50, 151, 2)]
+    one, other = names(pieces_of(longer, max_span_deg=60.0))
+    assert (one[0], one[-1], other[0], other[-1]) == ("50", "122", "120", "150")
+    assert names(pieces_of(longer, overlap_tiles=0))[0][-1] == "118"
+
+
+def test_a_strip_that_is_short_enough_is_not_cut_wherever_it_lies():
+    tiles = [tile(f"{k}", (340.0 + 1.5 * k) % 360.0) for k in range(40)]
+    (strip,) = split_strips(tiles)
+    assert cut_strip(strip, max_span_deg=60.0) == [strip]
+
+
+def test_a_long_strip_across_0_h_is_cut_there():
+    tiles = [tile(f"{k}", (330.0 + 1.5 * k) % 360.0) for k in range(60)]
+    one, other = names(pieces_of(tiles))
+    assert (one[0], one[-1], other[0], other[-1]) == ("0", "21", "20", "59")
+
+
+@given(st.floats(0, 360), st.integers(2, 300), st.floats(5, 360), st.integers(0, 5))
+def test_no_tile_is_lost_and_no_piece_too_long_whatever_is_asked_for(first, tiles, span, overlap):
+    many = [tile(f"{k}", (first + k * 1.2) % 360.0, 30.0) for k in range(tiles)]
+    (strip,) = split_strips(many)
+    pieces = cut_strip(strip, max_span_deg=span, overlap_tiles=overlap)
+    assert {t.group_id for p in pieces for t in p.tiles} == {t.group_id for t in many}
+    assert all(len(p.tiles) * 1.2 <= 1.5 * span + (overlap + 2) * 1.2 for p in pieces)
 
 
 # -- the grid ------------------------------------------------------------------------------------------------------
@@ -281,6 +378,12 @@ def test_noise_that_is_sampled_well_loses_nothing():
     assert interpolation_factor(noise) == pytest.approx(1.0, abs=0.005)
 
 
+def test_a_hole_in_the_middle_leaves_nothing_to_measure():
+    noise = np.random.default_rng(1).normal(size=(192, 192))
+    noise[31:161, 31:161] = np.nan
+    assert interpolation_factor(noise) == 1.0
+
+
 @pytest.mark.parametrize("pa", [0.0, 30.0, -75.0, 90.0])
 def test_the_mean_of_equal_beams_is_that_beam(pa):
     major, minor, angle = mean_beam([(40.0, 20.0, pa), (40.0, 20.0, pa + 180.0)], [1.0, 3.0])
@@ -311,6 +414,14 @@ def test_a_block_is_measured():
     assert (found.peak_x, found.peak_y, found.peak_jy) == (140, 230, 50.0)
     assert found.noise_least_jy == pytest.approx(0.5)
     assert found.ratios == pytest.approx([1.0, 1.0], abs=0.05)
+
+
+@pytest.mark.parametrize("samples", [100, 5000])
+def test_of_a_large_noise_map_no_more_is_kept_than_asked_for(samples):
+    image = np.zeros((640, 640))
+    found = measured(image, np.full(image.shape, 4.0), samples=samples)
+    assert 0.5 * samples <= found.noise_jy.size <= samples
+    assert sampled_noise([found, found]) == pytest.approx(np.full(2 * found.noise_jy.size, 0.5))
 
 
 def test_an_empty_block_has_nothing_to_tell():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
 from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.mosaic import MosaicOptions, Tile, inspect_tile
 from nightbeam.mosaic.compute import Block
-from nightbeam.mosaic.files import PlaneWriter, open_plane, read_mosaic
+from nightbeam.mosaic.files import PlaneWriter, _alone, open_plane, read_mosaic
 from nightbeam.sky.model import Calibrator
 
 SKY = [
@@ -182,6 +183,41 @@ def test_sources_that_are_faint_or_crowded_are_not_looked_for(small_tile):
     assert inspect_tile(small_tile(), catalogue=crowd).sources == 0
 
 
+@pytest.mark.parametrize("ra", [10.0, 359.5])
+def test_sources_are_alone_that_have_no_neighbour_which_counts(ra):
+    chance = np.random.default_rng(3)
+    n = 400
+    spots = zip(
+        (ra + chance.uniform(-2, 2, n)) % 360, chance.uniform(14, 18, n), chance.uniform(0.01, 1, n), strict=True
+    )
+    sky = [Calibrator(f"{k}", *map(float, spot)) for k, spot in enumerate(spots)]
+    places = SkyCoord([s.ra_deg for s in sky], [s.dec_deg for s in sky], unit="deg")
+    apart = places[:, None].separation(places[None, :]).arcsec
+    alone = [
+        s.name
+        for k, s in enumerate(sky)
+        if not any(apart[k, j] < 400.0 and o.flux_jy > 0.02 * s.flux_jy for j, o in enumerate(sky) if j != k)
+    ]
+    assert 50 < len(alone) < 350
+    assert [s.name for s in _alone(sky, sky, 400.0)] == alone
+
+
+def test_no_more_sources_are_looked_at_than_are_wanted(small_tile, monkeypatch):
+    from nightbeam.mosaic import files
+
+    looked, usual = [], files.measure_plane
+
+    def watch(sky, places, **more):
+        looked.append(more["names"][0])
+        return usual(sky, places, **more)
+
+    monkeypatch.setattr(files, "measure_plane", watch)
+    monkeypatch.setattr(files, "_MOST_ON_TILE", 2)
+    elsewhere = [Calibrator(f"X{k}", 200.0 + 0.01 * k, 16.0, 9.0) for k in range(50)]
+    inspect_tile(small_tile(), catalogue=[*elsewhere, *SKY])
+    assert looked == ["A", "C"]
+
+
 def test_the_flat_image_is_measured_through_its_beam(small_tile):
     tile = small_tile()
     flat = replace(tile, path=tile.path.with_name("tile.img.image.fits"), pbcor=False)
@@ -194,6 +230,48 @@ def test_a_piece_of_a_plane_is_what_astropy_reads_there(small_tile):
     plane = open_plane(tile.path)
     np.testing.assert_array_equal(plane.read(Block(10, 20, 50, 90)), whole[20:90, 10:50])
     np.testing.assert_array_equal(plane.rows(10), whole[5::10])
+
+
+def test_of_a_wide_plane_no_more_is_read_than_is_asked_for(small_tile, monkeypatch):
+    plane = open_plane(small_tile().path)
+    whole = fits.getdata(plane.path)[0, 0]
+
+    def whole_rows(*_asked, **_more):
+        raise AssertionError("rows are read in their full width")
+
+    monkeypatch.setattr("nightbeam.mosaic.files.np.fromfile", whole_rows)
+    np.testing.assert_array_equal(plane.read(Block(10, 20, 30, 90)), whole[20:90, 10:30])
+    np.testing.assert_array_equal(plane.read(Block(95, 95, 96, 96)), whole[95:, 95:])
+
+
+def test_a_plane_that_ends_meanwhile_is_named(small_tile):
+    plane = open_plane(small_tile().path)
+    plane.path.write_bytes(plane.path.read_bytes()[: plane.start + 4 * 96 * 50])
+    for piece in (Block(0, 0, 96, 60), Block(0, 40, 10, 60)):
+        with pytest.raises(InputError, match="ends before row"):
+            plane.read(piece)
+    with pytest.raises(InputError, match="ends before row"):
+        plane.rows(1)
+
+
+def test_a_tile_that_its_disk_does_not_give_is_unreadable(small_tile, monkeypatch):
+    tile, opened = small_tile(), Path.open
+
+    def failing(self, *args, **more):
+        if self == tile.pb_path:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    code, text = code_and_text(inspect_tile(tile))
+    assert (code, "Input/output error" in text) == ("unreadable", True)
+
+
+def test_a_tile_larger_than_the_sky_has_no_place_on_it(small_tile):
+    tile = small_tile()
+    change(tile.path, CDELT1=-80.0 / 3600 * 50, CDELT2=80.0 / 3600 * 50)
+    code, text = code_and_text(inspect_tile(tile))
+    assert (code, "beyond the sky" in text) == ("no_wcs", True)
 
 
 def test_doubles_are_read_and_whole_numbers_are_refused(small_tile):

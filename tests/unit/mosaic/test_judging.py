@@ -61,6 +61,7 @@ def test_tiles_that_are_alike_are_all_accepted():
         ({"calibration_set": None}, "calibration", "names no calibration set, 6 other tiles"),
         ({"cal_borrowed": True, "cal_age_days": 3.5}, "calibration", "3.50 days old, at most 1 days"),
         ({"cal_borrowed": True}, "calibration", "of unknown age"),
+        ({"cell_arcsec": 28.125 / 1.3}, "pixel_size", r"21.63 arcsec are 23 % .*\(28.12 arcsec\), at most 20 %"),
         ({"pbcor": False}, "not_pbcor", "not corrected for the primary beam"),
         ({"dec_deg": 20.0}, "strip", "Dec .20.000 deg it does not lie in the strip of the 6 others"),
     ],
@@ -80,6 +81,11 @@ def test_a_tile_has_every_reason_that_there_is_against_it():
 def test_a_tile_just_inside_every_limit_is_accepted():
     change = {"noise_jy": 9.9e-3, "dynamic_range": 5.0, "beam_major_arcsec": 239.0, "freq_hz": 1.449e9}
     assert verdict_on(odd(**change, cal_borrowed=True, cal_age_days=0.9, calibration_set="B")).accepted
+
+
+def test_of_two_tiles_the_noisier_is_compared_with_the_other():
+    facts = [TileFacts(tile=GOOD[0]), TileFacts(tile=replace(GOOD[1], noise_jy=1.0))]
+    assert [v.accepted for v in judge_tiles(facts, MosaicOptions())] == [True, False]
 
 
 def test_another_calibration_set_counts_only_when_one_is_wanted():
@@ -102,6 +108,12 @@ def test_the_same_path_and_the_same_observation_count_once():
     found = judge_tiles(facts, MosaicOptions())
     assert [v.accepted for v in found] == [True] * 6 + [False] * 2
     assert [str(v.reasons[0].code) for v in found[6:]] == ["duplicate", "duplicate"]
+
+
+def test_an_image_that_cannot_be_read_hides_no_other_of_its_observation():
+    broken = TileFacts(tile=GOOD[0], problems=(Reason(ReasonCode.UNREADABLE, "cut short"),))
+    again = TileFacts(tile=replace(GOOD[0], path=Path("/t/again.fits")))
+    assert [v.accepted for v in judge_tiles([broken, again], MosaicOptions())] == [False, True]
 
 
 def test_a_tile_that_cannot_be_read_does_not_shift_the_medians():

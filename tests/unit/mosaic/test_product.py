@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -253,7 +254,8 @@ def test_there_is_a_picture_of_it_in_which_a_lone_bright_pixel_survives(three, b
     mosaic = build(three, picture=True)
     assert mosaic.png.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr("nightbeam.mosaic.product._MOST_PICTURE_PX", 20)
-    small, whole = _small(open_plane(mosaic.path)), open_image(mosaic.path)
+    small, whole = _small(open_plane(mosaic.path), 30), open_image(mosaic.path)
+    np.testing.assert_array_equal(small.data, _small(open_plane(mosaic.path), 4096).data)
     assert max(small.data.shape) <= 20
     assert np.nanmax(small.data) == np.nanmax(whole.data)
     y, x = np.unravel_index(np.nanargmax(small.data), small.data.shape)
@@ -300,7 +302,6 @@ def test_no_piece_that_is_read_or_written_is_larger_than_a_block_and_its_margin(
     monkeypatch.setattr(product, "_LEAST_PART_PX", 24)
     monkeypatch.setattr(product, "_PART_BEAMS", 1)
     monkeypatch.setattr(product, "middle_piece", lambda _: product.Block(30, 30, 70, 70))
-    monkeypatch.setattr(product, "_small", lambda _: None)
     monkeypatch.setattr(PlaneFile, "read", reading)
     monkeypatch.setattr(PlaneWriter, "write", writing)
     mosaic = build(three, block_pixels=24)
@@ -357,6 +358,21 @@ def test_an_uncorrected_tile_gives_the_same_mosaic(three, build):
 
 
 # -- the plain mean ------------------------------------------------------------------------------------------------
+
+
+def test_tiles_of_unknown_frequency_make_a_mosaic_that_names_none(three, build):
+    for tile in three:
+        for path in (tile.path, tile.pb_path):
+            fits.delval(path, "CRVAL3")
+            fits.delval(path, "RESTFRQ")
+    mosaic = build([replace(tile, freq_hz=None) for tile in three])
+    assert mosaic.freq_hz is None
+    header = fits.getheader(mosaic.path)
+    assert "RESTFRQ" not in header
+    assert "CRVAL3" not in header
+    assert header["NOISE"] == pytest.approx(mosaic.noise_median_jy)
+    assert Tile.from_json(mosaic.verdicts[0].tile.to_json()).freq_hz is None
+    assert read_mosaic(mosaic.stem) == mosaic
 
 
 def test_a_plain_mean_of_aligned_tiles_is_their_mean(tmp_path, build):
@@ -442,6 +458,84 @@ def test_blank_pixels_within_a_tile_are_left_out_and_nothing_beside_them_is_bent
     assert 20 <= np.count_nonzero(gone) <= 13 * 14
     here = np.isfinite(other)
     assert abs(one - other)[here].max() < 1e-2 * quiet.noise_jy
+
+
+def test_a_tile_with_a_hole_in_its_middle_is_used_for_what_it_has(three, build):
+    image = fits.getdata(three[1].path)
+    image[0, 0, 22:74, 22:74] = np.nan
+    fits.writeto(three[1].path, image, fits.getheader(three[1].path), overwrite=True)
+    mosaic = build(three)
+    assert len(mosaic.tiles) == 3
+
+
+def test_a_tile_that_reaches_beyond_the_sky_stops_no_other(three, build):
+    for path in (three[2].path, three[2].pb_path):
+        fits.setval(path, "CDELT1", value=-80.0 / 3600.0 * 50)
+        fits.setval(path, "CDELT2", value=80.0 / 3600.0 * 50)
+    mosaic = build(three)
+    assert [str(r.code) for r in mosaic.verdicts[2].reasons] == ["no_wcs"]
+    assert len(mosaic.tiles) == 2
+
+
+@pytest.mark.parametrize("which", ["path", "pb_path"])
+def test_a_file_that_is_taken_away_meanwhile_is_named(three, build, tmp_path, monkeypatch, which):
+    from nightbeam.mosaic import product
+
+    fill = product._fill
+
+    def take(*args, **more):
+        getattr(three[1], which).unlink()
+        return fill(*args, **more)
+
+    monkeypatch.setattr(product, "_fill", take)
+    with pytest.raises(InputError, match=rf"{getattr(three[1], which).name} was taken away while it was read"):
+        build(three)
+    assert left_behind(tmp_path) == []
+
+
+def test_a_tile_that_its_disk_does_not_give_is_named_and_not_the_mosaic(three, build, tmp_path, monkeypatch):
+    from nightbeam.mosaic import product
+
+    fill, read = product._fill, np.fromfile
+
+    def failing(path, *args, **more):
+        if Path(path) == three[1].path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, *args, **more)
+
+    def fail(*args, **more):
+        monkeypatch.setattr(np, "fromfile", failing)
+        return fill(*args, **more)
+
+    monkeypatch.setattr(product, "_fill", fail)
+    with pytest.raises(InputError, match=rf"{three[1].path.name} cannot be read: Input/output error") as told:
+        build(three)
+    assert not told.value.retry
+    assert left_behind(tmp_path) == []
+
+
+def test_what_another_mosaic_of_a_longer_name_is_being_written_of_is_left_alone(three, build, tmp_path):
+    directory = tmp_path / "mosaics"
+    directory.mkdir()
+    other = directory / ".night.v2.image.fits.123.0a0b0c0d.part"
+    mine = directory / ".night.image.fits.123.0a0b0c0d.part"
+    for path in (other, mine):
+        path.write_bytes(b"half")
+    build(three)
+    assert (other.exists(), mine.exists()) == (True, False)
+
+
+def test_what_cannot_be_described_leaves_the_old_mosaic_whole(three, build, monkeypatch):
+    old = build(three)
+
+    def fail(_product):
+        raise ValueError("Out of range float values are not JSON compliant")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nightbeam.mosaic.product.describe_mosaic", fail)
+        with pytest.raises(ValueError, match="Out of range"):
+            build(three, MosaicOptions(pb_cut=0.3))
+    assert build(three) == old
 
 
 def test_a_disk_without_room_is_told_before_anything_is_made(three, build, tmp_path, monkeypatch):

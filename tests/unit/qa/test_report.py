@@ -418,15 +418,21 @@ def test_a_dead_bandpass_can_be_drawn(quantity):
 # -- large images and mosaics -----------------------------------------------------------------------------------
 
 
-def test_a_large_image_is_read_in_pieces_and_no_source_is_lost(tmp_path, monkeypatch):
+@pytest.mark.parametrize("values", [130 * 20, 300], ids=["rows", "parts of rows"])
+def test_a_large_image_is_read_in_pieces_and_no_source_is_lost(tmp_path, monkeypatch, values):
+    from nightbeam.qa import files
+
+    sizes, usual = [], files._cells
+    monkeypatch.setattr(files, "_cells", lambda block, *more: sizes.append(block.size) or usual(block, *more))
     data = np.full((70, 130), np.nan, np.float32)
     data[:60] = 0.25
     data[33, 100], data[10, 3] = 9.0, -5.0
     path = tmp_path / "m.fits"
     fits.writeto(path, data[None, None], header(130, 70))
-    monkeypatch.setattr("nightbeam.qa.files._BLOCK_VALUES", 130 * 20)
+    monkeypatch.setattr("nightbeam.qa.files._BLOCK_VALUES", values)
     plane = read_coarse(path, most=13)
     assert (plane.step, plane.shape, plane.data.shape) == (10, (70, 130), (7, 13))
+    assert max(sizes) <= values
     assert plane.data[3, 10] == 9.0
     assert np.isnan(plane.data[6]).all()
     assert np.count_nonzero(plane.data[:6] != 0.25) == 1
