@@ -111,6 +111,7 @@ class MosaicWorld:
         name: str,
         provenance: dict[str, str],
         catalogue: Any,
+        rejected: Sequence[TileVerdict],
         force: bool,
     ) -> MosaicProduct:
         assert scratch.is_dir()

@@ -89,7 +89,7 @@ def test_one_bad_night_does_not_stop_the_others_and_the_run_fails_naming_it(worl
     world.errors["night_2025_10_02"] = InputError("tile 2 is truncated")
     state = module.nightly_mosaic(return_state=True)
     assert state.is_failed()
-    with pytest.raises(PartialError, match="1 of 2 nights have no mosaic: 2025-10-02: tile 2 is truncated"):
+    with pytest.raises(PartialError, match="1 of 2 nights could not be made: 2025-10-02: tile 2 is truncated"):
         state.result()
     assert {row.night: row.state for row in world.products.nights()} == {"2025-10-02": "failed", "2025-10-03": "done"}
     assert [a.description for a in shown(state) if a.key == "nightly-mosaic"] == [

@@ -374,7 +374,7 @@ def _judge(site: Site, row: MosaicRow, tools: MosaicTools) -> None:
     artifacts: list[QaArtifact] = []
     if row.status == "built":
         files = json.loads(row.files or "{}")
-        verdicts = [TileVerdict.from_json(plain) for plain in json.loads(row.verdicts or "[]")]
+        verdicts = _judged(row)
         try:
             if "png" in files:
                 picture = site.qa_dir() / row.name / PICTURE
@@ -404,6 +404,7 @@ def _make(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force: 
             name=row.name,
             provenance=provenance,
             catalogue=sources,
+            rejected=[verdict for verdict in _judged(row) if not verdict.accepted],
             force=force,
         )
 
@@ -412,10 +413,13 @@ def _shown(window: Sequence[float | None] | None) -> str:
     return "/".join("" if mjd is None else iso_z(datetime_from_mjd(mjd)) for mjd in window or ())
 
 
+def _judged(row: MosaicRow) -> list[TileVerdict]:
+    return [TileVerdict.from_json(plain) for plain in json.loads(row.verdicts or "[]")]
+
+
 def _tiles(row: MosaicRow) -> list[Tile]:
     """Return the tiles of a plan: as they were judged, or by their paths alone in a row of an older pipeline."""
-    judged = [TileVerdict.from_json(plain) for plain in json.loads(row.verdicts or "[]")]
-    known = {str(verdict.tile.path): verdict.tile for verdict in judged}
+    known = {str(verdict.tile.path): verdict.tile for verdict in _judged(row)}
     return [known.get(line) or Tile(path=Path(line)) for line in row.tiles.splitlines() if line]
 
 
@@ -427,7 +431,7 @@ def _options(site: Site, row: MosaicRow) -> MosaicOptions:
 def _built(row: MosaicRow, product: MosaicProduct) -> dict[str, Any]:
     # Reasons of the plan are kept: the builder was offered the accepted tiles only.
     later = {verdict.tile.path: verdict for verdict in product.verdicts}
-    judged = [TileVerdict.from_json(plain) for plain in json.loads(row.verdicts or "[]")]
+    judged = _judged(row)
     verdicts = [later.pop(v.tile.path, v) if v.accepted else v for v in judged] + list(later.values())
     left = [line for line in _files_left(row) if line != LEFT_BEHIND + str(product.path)]
     issues = [f"{check.name}: {check.text}" for check in product.checks if check.passed is False] + left

@@ -250,4 +250,4 @@ def raise_failed(outcomes: Iterable[NightOutcome]) -> None:
     failed = [outcome for outcome in outcomes if outcome.action == "failed"]
     if failed:
         named = "; ".join(f"{one.night}: {one.error}" for one in failed)
-        raise PartialError(f"{len(failed)} of {len(outcomes)} nights have no mosaic: {named}")
+        raise PartialError(f"{len(failed)} of {len(outcomes)} nights could not be made: {named}")

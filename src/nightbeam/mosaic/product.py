@@ -134,6 +134,7 @@ def build_mosaic(
     name: str,
     provenance: Mapping[str, str] | None = None,
     catalogue: Sequence[Calibrator] = (),
+    rejected: Sequence[TileVerdict] = (),
     workers: int = 2,
     block_pixels: int = 1024,
     force: bool = False,
@@ -157,6 +158,8 @@ def build_mosaic(
         Goes into the FITS headers and the description.
     catalogue
         Sources that tiles and mosaic are compared with.
+    rejected
+        What was turned down before, when the mosaic was planned; counted and named in the headers.
     workers, block_pixels
         Threads, and the side of the pieces in which they work: memory is theirs, whatever the number of tiles and the
         size of the mosaic. The result does not depend on them but by the rounding of interpolation.
@@ -196,7 +199,17 @@ def build_mosaic(
         work = scratch_directory(scratch.absolute(), owner="mosaic")
         try:
             product = _make(
-                tiles, stem, options, work, name, dict(provenance or {}), catalogue, before, workers, block_pixels
+                tiles,
+                stem,
+                options,
+                work,
+                name,
+                dict(provenance or {}),
+                catalogue,
+                rejected,
+                before,
+                workers,
+                block_pixels,
             )
             if _fingerprint(tiles, options, name, catalogue) != before:
                 raise InputError(f"a tile of {name} was changed while it was read", fix="build the mosaic again")
@@ -245,6 +258,7 @@ def _make(
     name: str,
     provenance: dict[str, str],
     catalogue: Sequence[Calibrator],
+    rejected: Sequence[TileVerdict],
     before: str,
     workers: int,
     block_pixels: int,
@@ -261,7 +275,7 @@ def _make(
         _lay(tile, image, pb, grid, outline, options)
         for tile, (image, pb), outline in zip(good, planes, outlines, strict=True)
     ]
-    header = _Headers(name, grid, laid, verdicts, options, provenance)
+    header = _Headers(name, grid, laid, [*verdicts, *rejected], options, provenance)
     paths = {kind: work / f"mosaic.{kind}.fits" for kind in MOSAIC_KINDS}
     figures, shares = _fill(paths, header, grid, laid, options, workers, block_pixels)
     measured = _measure(figures, shares, grid, laid)

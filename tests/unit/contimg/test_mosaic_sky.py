@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from nightbeam.contimg import Site
 from nightbeam.contimg.mosaic_plan import Window, plan_mosaic
@@ -79,8 +80,8 @@ def test_a_strip_across_zero_hours_is_one_mosaic_with_every_source_in_its_place(
     }  # fmt: skip
     assert checks["flux_ratio"]["value"] == pytest.approx(1.0, abs=0.03)
     bright = [s for s in sky.sources if s.flux_jy > 0.5]
-    fits = measure_sources(Path(row.output_path), [(s.ra_deg, s.dec_deg) for s in bright], min_snr=5.0)
-    found = [(fit, source) for fit, source in zip(fits, bright, strict=True) if fit.found]
+    fitted = measure_sources(Path(row.output_path), [(s.ra_deg, s.dec_deg) for s in bright], min_snr=5.0)
+    found = [(fit, source) for fit, source in zip(fitted, bright, strict=True) if fit.found]
     assert len(found) >= 5
     assert np.median([fit.peak_jy / source.flux_jy for fit, source in found]) == pytest.approx(1.0, abs=0.02)
     assert max(fit.offset_beams for fit, _ in found) < 0.1
@@ -97,6 +98,11 @@ def test_a_tile_whose_sources_are_beside_their_places_is_turned_down_for_that(sk
     (verdict,) = plan.rejected
     assert [reason.code for reason in verdict.reasons] == [ReasonCode.ASTROMETRY]
     assert "10 arcsec is wanted" in verdict.reasons[0].text
+    store_plan(sky.site, plan)
+    (row,) = build_mosaics(sky.site, "night")
+    header = fits.getheader(row.output_path)
+    assert (header["NTILES"], header["NREJECT"]) == (TILES - 1, 1)
+    assert f"not used: {verdict.tile.path.name}: astrometry" in "".join(header["HISTORY"])
 
 
 def test_the_order_in_which_tiles_were_recorded_changes_nothing(sky: Sky):
