@@ -469,6 +469,17 @@ class ProductPages:
         table = QuarantineTable.__table__
         return self._read(QuarantineRow, _all(QuarantineRow, table).order_by(table.c.moved_at.desc()).limit(limit))
 
+    def put_aside(self, kind: str, paths: Sequence[str]) -> dict[str, float]:
+        """Return which products of a kind lie in quarantine or were deleted there, and since when (epoch seconds).
+
+        An image is known by what the names of its files begin with, a mosaic by its image.
+        """
+        table = QuarantineTable.__table__
+        query = sa.select(table.c.original_path, sa.func.max(table.c.moved_at))
+        query = query.where(table.c.original_path.in_(list(paths)), table.c.kind == kind, table.c.state != "restored")
+        with self.kept.read() as connection:
+            return {str(path): at for path, at in connection.execute(query.group_by(table.c.original_path))}
+
     def _read(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
         with self.kept.read() as connection:
             return _rows(connection, kind, query)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import escape
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from nightbeam.core.errors import AuthError, BusyError, InputError, MissingError, NightbeamError
 from nightbeam.monitor.auth import COOKIE, ForbiddenError
@@ -54,9 +54,23 @@ metrics_router = APIRouter(tags=["metrics"])
 
 _NAME: Final = 200
 Limit = Annotated[int, Query(ge=1, le=MOST, description="At most so many.")]
-#: Years that every database and every clock can count.
-Since = Annotated[datetime | None, Query(description="Only with data from this time on; UTC where it does not say.")]
-Until = Annotated[datetime | None, Query(description="Only with data before this time.")]
+
+
+def _written(value: Any) -> Any:
+    """Refuse a bare number, which would be taken for seconds since 1970: a year would be such a one."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return value
+    raise ValueError("give a time as 2025-10-03T11:48:57Z")
+
+
+Since = Annotated[
+    datetime | None,
+    BeforeValidator(_written),
+    Query(description="Only with data from this time on; UTC where it does not say."),
+]
+Until = Annotated[datetime | None, BeforeValidator(_written), Query(description="Only with data before this time.")]
 Name = Annotated[str, InPath(min_length=1, max_length=_NAME)]
 Word = Annotated[str | None, Query(max_length=_NAME)]
 State = Literal["collecting", "pending", "in_progress", "completed", "failed"]

@@ -300,7 +300,10 @@ class Products:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """One image with what was measured on it; ``png_url`` is null where there is no picture that may be shown."""
+    """One image with what was measured on it; ``png_url`` is null where there is no picture that may be shown.
+
+    ``put_aside_at`` is when housekeeping put its files into quarantine; null where they are at their place.
+    """
 
     id: int
     path: str
@@ -331,6 +334,7 @@ class Image:
     pbcor: bool = False
     png_url: str | None = None
     version: str | None = None
+    put_aside_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,7 +376,10 @@ class MeasurementSets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mosaic:
-    """One mosaic: a strip of a night, or of a window that somebody named (``plan``)."""
+    """One mosaic: a strip of a night, or of a window that somebody named (``plan``).
+
+    ``put_aside_at`` as of an image.
+    """
 
     id: int
     name: str
@@ -403,6 +410,7 @@ class Mosaic:
     output_path: str | None = None
     png_url: str | None = None
     error: str | None = None
+    put_aside_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,6 +27,7 @@ from nightbeam.catalog.pages import (
     RegistryPages,
 )
 from nightbeam.contimg.model import STEPS
+from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError, UnavailableError
 from nightbeam.core.settings import Settings
@@ -52,6 +53,7 @@ from nightbeam.monitor.model import (
     Image,
     Images,
     MeasurementSets,
+    Mosaic,
     MosaicDetail,
     Mosaics,
     Night,
@@ -237,7 +239,7 @@ class Reader:
             steps=compute.steps_of(STEPS, row, about.receipts),
             calibration=compute.receipt_of("calibrate", about.receipts),
             history=[compute.attempt_of(one, page) for one in about.attempts],
-            images=[compute.image_of(one) for one in made.images],
+            images=self._images_of(made.images, problems),
             measurement_sets=[compute.ms_of(one) for one in made.sets],
             scores=[compute.score_of(one) for one in made.scores],
             newer=about.newer,
@@ -346,7 +348,8 @@ class Reader:
             ),
         )
         more = rows[wanted - 1].id if len(rows) > wanted else None
-        return Images(items=[compute.image_of(row) for row in rows[:wanted]], before=more, problems=problems)
+        items = self._images_of(rows[:wanted], problems)
+        return Images(items=items, before=more, problems=problems)
 
     def image(self, image_id: int) -> Image | None:
         """Return one image; None where there is none of that number.
@@ -357,7 +360,7 @@ class Reader:
             If the products cannot be read, so that nobody can tell.
         """
         row = _told("products", lambda: self._products.image(image_id))
-        return None if row is None else compute.image_of(row)
+        return None if row is None else self._images_of([row], [])[0]
 
     def image_png(self, image_id: int) -> Path:
         """Return the picture of an image.
@@ -386,7 +389,7 @@ class Reader:
             problems,
             lambda: self._products.mosaics(since_mjd=_mjd(since), until_mjd=_mjd(until), limit=_least(limit)),
         )
-        return Mosaics(items=[compute.mosaic_of(row) for row in rows], problems=problems)
+        return Mosaics(items=self._mosaics_of(rows, problems), problems=problems)
 
     def mosaic(self, name: str) -> MosaicDetail | None:
         """Return a mosaic with its tiles and what was said of each; None where there is none of that name.
@@ -402,7 +405,7 @@ class Reader:
         scores, qa = self.scores(kind="mosaic", subject=name), self.qa(group_id=name, limit=200)
         issues = row.validation_issues
         return MosaicDetail(
-            mosaic=compute.mosaic_of(row),
+            mosaic=self._mosaics_of([row], [])[0],
             tiles=compute.tiles_of(row.tiles),
             verdicts=compute.json_of(row.verdicts),
             checks=compute.json_of(row.checks),
@@ -595,6 +598,30 @@ class Reader:
         """Return how many groups there are of a state, or of all."""
         counts = self.counts()
         return counts.total if state is None else getattr(counts, state, 0)
+
+    def _images_of(self, rows: Sequence[ImageRow], problems: list[str]) -> list[Image]:
+        stems = [str(image_stem_of(row)) for row in rows]
+        aside = self._aside("image", stems, problems)
+        found = [(compute.image_of(row), row, aside.get(stem)) for row, stem in zip(rows, stems, strict=True)]
+        return [
+            replace(image, put_aside_at=compute.instant_of_time(at), png_url=None)
+            if at is not None and not (compute.number(row.created_at) or 0.0) > at
+            else image
+            for image, row, at in found
+        ]
+
+    def _mosaics_of(self, rows: Sequence[MosaicRow], problems: list[str]) -> list[Mosaic]:
+        aside = self._aside("mosaic", [str(row.output_path) for row in rows if row.output_path], problems)
+        found = [(compute.mosaic_of(row), row, aside.get(str(row.output_path))) for row in rows]
+        return [
+            replace(mosaic, put_aside_at=compute.instant_of_time(at), png_url=None)
+            if at is not None and not (compute.number(row.built_at) or 0.0) > at
+            else mosaic
+            for mosaic, row, at in found
+        ]
+
+    def _aside(self, kind: str, paths: Sequence[str], problems: list[str]) -> dict[str, float]:
+        return _or(dict[str, float](), problems, lambda: self._products.put_aside(kind, paths)) if paths else {}
 
     def _about(self, group_id: str) -> tuple[GroupRow, AboutGroup] | None:
         row = self.queue_row(group_id)

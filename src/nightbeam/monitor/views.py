@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -408,11 +409,12 @@ def _window(one: CalibrationSet) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """The worst of what was said of something, and why."""
+    """The worst of what was said of something, why, and how many measures beside it could not be judged."""
 
     verdict: str
     name: str
     reason: str | None
+    unknown: int = 0
 
     @property
     def tone_rank(self) -> int:
@@ -425,11 +427,14 @@ def _by_verdict(scores: Iterable[Score]) -> list[Score]:
 
 
 def _verdicts(reader: Reader, kind: str, subjects: Iterable[str | None]) -> dict[str, _Verdict]:
-    """Return the worst verdict on each of some groups or mosaics; what is unknown counts for least."""
+    """Return the worst verdict on each of some groups or mosaics, and how many measures beside it are unknown."""
     worst: dict[str, _Verdict] = {}
-    for score in reversed(_by_verdict(reader.scores_of(kind, [one for one in subjects if one]).items)):
+    scores = reader.scores_of(kind, [one for one in subjects if one]).items
+    unknown = Counter(score.subject for score in scores if score.verdict == "unknown")
+    for score in reversed(_by_verdict(scores)):
         if score.verdict != "unknown" or score.subject not in worst:
-            worst[score.subject] = _Verdict(score.verdict, score.name, score.reason)
+            beside = 0 if score.verdict == "unknown" else unknown[score.subject]
+            worst[score.subject] = _Verdict(score.verdict, score.name, score.reason, beside)
     return worst
 
 

@@ -444,6 +444,14 @@ def test_on_a_full_disk_one_can_look_and_nobody_can_change_anything(
     assert ask(app, f"/api/reprocess/{FIRST}", method="POST", headers=told).status == 403
 
 
+@pytest.mark.parametrize("bare", ["93.0", "2025", "20251003", "1e9", "nan"])
+def test_a_bare_number_is_no_time(filled: Settings, reader: Reader, fake: Fake, ask: Any, bare: str):
+    app = create_app(filled, reader=reader, auth=Auth(TOKEN), reprocessing=fake)  # type: ignore[arg-type]
+    answer = ask(app, f"/api/groups?since={bare}")
+    assert (answer.status, "2025-10-03T11:48:57Z" in answer.body.decode()) == (422, True)
+    assert ask(app, "/api/groups?since=2025-10-02").status == 200
+
+
 # -- its own description ------------------------------------------------------------------------------------------
 
 

@@ -404,6 +404,50 @@ def test_the_services_say_how_they_do(site):
     assert "older than 30 days" in platform
 
 
+def test_measures_that_are_unknown_are_counted_beside_a_good_verdict(tmp_path):
+    night = sample_night(tmp_path / "state", now=NOW)
+    site = _site(night.settings)
+    image = site.json("/images.json")["items"][0]
+    with closing(sqlite3.connect(tmp_path / "state" / "products.sqlite3")) as raw:
+        raw.execute("UPDATE qa_scores SET verdict = 'good' WHERE subject = ?", (image["group_id"],))
+        first = raw.execute("SELECT name FROM qa_scores WHERE subject = ?", (image["group_id"],)).fetchone()
+        raw.execute(
+            "UPDATE qa_scores SET verdict = 'unknown' WHERE subject = ? AND name = ?", (image["group_id"], *first)
+        )
+        raw.commit()
+    card = site.page("/images").partition(f"/images/{image['id']}")[2].partition("</li>")[0]
+    assert "<span>good</span>" in card
+    assert "1 unknown" in card
+
+
+def test_what_housekeeping_put_aside_is_said_to_be_so_and_has_no_picture(tmp_path):
+    night = sample_night(tmp_path / "state", now=NOW)
+    site = _site(night.settings)
+    image = site.json("/images.json")["items"][0]
+    mosaic = next(one for one in site.json("/mosaics.json")["mosaics"]["items"] if one["png_url"])
+    assert image["png_url"]
+    with closing(sqlite3.connect(tmp_path / "state" / "products.sqlite3")) as raw:
+        stem = image["path"].removesuffix(".fits").removesuffix(".pbcor").removesuffix(".image")
+        for kind, path in (("image", stem), ("mosaic", mosaic["output_path"])):
+            raw.execute(
+                "INSERT INTO quarantine (path, original_path, kind, reason, moved_at, state) VALUES (?, ?, ?, ?, ?, ?)",
+                (f"/q/{path}", path, kind, "it is older than 30 days", NOW.timestamp() - 10, "held"),
+            )
+        raw.commit()
+    for path in ("/images", "/images?view=table", f"/images/{image['id']}", f"/groups/{image['group_id']}"):
+        page = site.page(path)
+        assert ("put aside" in page, image["png_url"] in page) == (True, False), path
+    for path in ("/mosaics", f"/mosaics/{mosaic['name']}"):
+        page = site.page(path)
+        assert ("put aside" in page, mosaic["png_url"] in page) == (True, False), path
+    with closing(sqlite3.connect(tmp_path / "state" / "products.sqlite3")) as raw:
+        raw.execute("UPDATE images SET created_at = ?", (NOW.timestamp() - 5,))
+        raw.execute("UPDATE quarantine SET state = 'restored' WHERE original_path = ?", (mosaic["output_path"],))
+        raw.commit()
+    assert "put aside" not in site.page(f"/images/{image['id']}"), "it was made again since"
+    assert "put aside" not in site.page(f"/mosaics/{mosaic['name']}")
+
+
 def test_every_work_pool_says_how_it_is(tmp_path):
     told = {"state_dir": tmp_path / "state", "platform.api_url": "http://127.0.0.1:9/api"}
     site = _site(load_settings(overrides=told, environ={}).resolved())
