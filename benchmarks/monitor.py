@@ -5,7 +5,7 @@ measured is the worst that 50 people, or a thousand who also read, can do. An ad
 each time, so that no answer is shared. The floor is a server with the same rules
 for every answer (host, headers, sizes) and one route that returns a constant. Server and clients share the machine.
 
-    python benchmarks/monitor.py [--quick] [--json] [--seconds S] [--clients N] [--work DIR] [--only TEXT]
+    python benchmarks/monitor.py [--quick] [--json] [--seconds S] [--clients N] [--pause S] [--work DIR] [--only TEXT]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, help="for each address")
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a client looks at what it got")
     parser.add_argument("--work", type=Path, help="keep the databases here, and use them again")
     parser.add_argument("--only", default="", help="addresses that contain this")
     options = parser.parse_args()
@@ -47,14 +49,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nightbeam-bench-") as scratch:
         state = (options.work or Path(scratch)).absolute()
         filled_s = fill(state, groups)
-        report = {"groups": groups, "clients": options.clients, "seconds": seconds, "filled_s": round(filled_s, 1)}
+        report = {
+            "groups": groups,
+            "clients": options.clients,
+            "seconds": seconds,
+            "pause_s": options.pause,
+            "filled_s": round(filled_s, 1),
+        }
         with serving(_floor_argv(), "floor") as (pid, port):
-            report["floor"] = measure(pid, port, "/", groups, options.clients, seconds)
+            report["floor"] = measure(pid, port, "/", groups, options.clients, seconds, options.pause)
         argv = [sys.executable, "-m", "nightbeam", "monitor", "serve", "--state-dir", str(state)]
         with serving(argv, "monitor") as (pid, port):
             report["start_rss_mb"] = round(psutil.Process(pid).memory_info().rss / 1e6, 1)
             report["pages"] = {
-                path: measure(pid, port, path, groups, options.clients, seconds)
+                path: measure(pid, port, path, groups, options.clients, seconds, options.pause)
                 for path in addresses(groups)
                 if options.only in path
             }
@@ -347,12 +355,12 @@ class serving:  # noqa: N801
         self.process.wait(20)
 
 
-def measure(pid: int, port: int, path: str, groups: int, clients: int, seconds: float) -> dict:
+def measure(pid: int, port: int, path: str, groups: int, clients: int, seconds: float, pause: float) -> dict:
     """Ask one address by many clients at once, and return how long the answers took."""
-    asyncio.run(ask(port, path, groups, 1, 0.0))  # what is made once is made
+    asyncio.run(ask(port, path, groups, 1, 0.0, 0.0))  # what is made once is made
     server = psutil.Process(pid)
     before = server.cpu_times()
-    times, statuses, size = asyncio.run(ask(port, path, groups, clients, seconds))
+    times, statuses, size = asyncio.run(ask(port, path, groups, clients, seconds, pause))
     after = server.cpu_times()
     cpu = (after.user - before.user) + (after.system - before.system)
     marks = statistics.quantiles(times, n=100) if len(times) > 1 else [times[0]] * 99
@@ -364,7 +372,7 @@ def measure(pid: int, port: int, path: str, groups: int, clients: int, seconds: 
 
 
 async def ask(
-    port: int, path: str, groups: int, clients: int, seconds: float
+    port: int, path: str, groups: int, clients: int, seconds: float, pause: float
 ) -> tuple[list[float], dict[str, int], int]:
     """Return the time of each answer, how often each status came, and the bytes of one."""
     turn = itertools.count()
@@ -376,6 +384,7 @@ async def ask(
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
         try:
+            await asyncio.sleep(pause * random.random())
             while True:
                 asked = path.replace("{any}", group_id(turn.__next__() * 7 % groups)) if "{any}" in path else path
                 request = f"GET {asked} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
@@ -392,6 +401,8 @@ async def ask(
                 size[0] = length
                 if time.perf_counter() >= until:
                     return
+                if pause:
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         finally:
             writer.close()
 

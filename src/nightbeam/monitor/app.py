@@ -26,14 +26,15 @@ from nightbeam.monitor.metrics import Instruments, Machine
 from nightbeam.monitor.read import Reader
 from nightbeam.monitor.remote import Reprocessing
 from nightbeam.monitor.shared import Shared
+from nightbeam.monitor.threads import Lanes
 
 __all__ = ["MOST_BODY_BYTES", "create_app"]
 
 _log = logging.getLogger(__name__)
 
 MOST_BODY_BYTES: Final = 64 << 10
-#: Requests that are worked on at a time. More threads only get in each other's way: most of the work is Python's.
-_THREADS: Final = 4
+#: Requests that are worked on at a time where some wait for a disk or a server.
+_THREADS: Final = 8
 #: To listen at one of these is to listen at all that the machine has.
 _ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})
 #: Of these besides that speak to Prefect.
@@ -77,10 +78,13 @@ def create_app(
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        lanes = Lanes(anyio.to_thread.current_default_thread_limiter(), most=_THREADS)
         machine.start()
         try:
-            yield
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lanes.watch)
+                yield
+                tasks.cancel_scope.cancel()
         finally:
             machine.stop()
             reader.close()
