@@ -25,7 +25,7 @@ from nightbeam.contimg.quality import forget_quality, record_quality
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, PartialError, RejectedError
 from nightbeam.core.files import storage_errors, write_bytes
-from nightbeam.core.locks import sole_owner
+from nightbeam.core.locks import is_held, sole_owner
 from nightbeam.core.times import datetime_from_mjd, iso_z
 from nightbeam.mosaic.files import mosaic_sidecar_path
 from nightbeam.mosaic.model import MosaicOptions, MosaicProduct, Tile, TileVerdict, mosaic_path
@@ -39,6 +39,7 @@ __all__ = [
     "build_rows",
     "hold_plan",
     "is_good",
+    "is_plan_held",
     "is_whole",
     "judge_once",
     "mosaic_line",
@@ -67,9 +68,17 @@ def hold_plan(site: Site, plan: str) -> Iterator[None]:
     BusyError
         Naming who does.
     """
-    lock = site.state_dir / "locks" / f"mosaic-{plan}.lock"
-    with sole_owner(lock, what=f"the mosaic {plan}"):
+    with sole_owner(_plan_lock(site, plan), what=f"the mosaic {plan}"):
         yield
+
+
+def is_plan_held(site: Site, plan: str) -> bool:
+    """Say whether somebody on this machine plans or builds these mosaics just now."""
+    return is_held(_plan_lock(site, plan))
+
+
+def _plan_lock(site: Site, plan: str) -> Path:
+    return site.state_dir / "locks" / f"mosaic-{plan}.lock"
 
 
 # -- the rows of a plan -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from nightbeam.contimg.mosaic_plan import (
     plan_mosaic,
     tile_identity,
 )
-from nightbeam.contimg.mosaics import build_rows, hold_plan, is_whole, judge_once, store_plan
+from nightbeam.contimg.mosaics import build_rows, hold_plan, is_plan_held, is_whole, judge_once, store_plan
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import NightbeamError, PartialError
 from nightbeam.core.times import utc_now
@@ -35,6 +35,7 @@ __all__ = [
     "MOST_ATTEMPTS",
     "NightOutcome",
     "failed_night",
+    "is_being_made",
     "make_night",
     "make_nights",
     "mosaic_of_night",
@@ -131,6 +132,11 @@ def _is_made(site: Site, rows: Iterable[MosaicRow], tiles: Iterable[ImageRow]) -
     same_sky = parameters.get("reference") == catalogue_stamp(site)
     found = {row.path: tile_identity(row) for row in tiles}
     return same_way and same_sky and not has_changed(found, parameters.get("candidates") or {})
+
+
+def is_being_made(site: Site, row: NightRow) -> bool:
+    """Say whether somebody on this machine is at a night whose row says that it was begun."""
+    return row.state == "failed" and row.error == _BEGUN and is_plan_held(site, mosaic_of_night(site, row.night))
 
 
 def make_night(site: Site, night: str, *, force: bool = False, tools: MosaicTools | None = None) -> NightOutcome:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.kept import KeptDatabase
-from nightbeam.catalog.model import GroupRow, ImageRow, MosaicRow, State
+from nightbeam.catalog.model import GroupRow, ImageRow, MosaicRow, NightRow, State
 from nightbeam.catalog.pages import (
     SEARCHED,
     AboutGroup,
@@ -27,6 +27,7 @@ from nightbeam.catalog.pages import (
     RegistryPages,
 )
 from nightbeam.contimg.model import STEPS
+from nightbeam.contimg.nights import is_being_made
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError, UnavailableError
@@ -438,11 +439,11 @@ class Reader:
         items = [
             Night(
                 night=str(row.night),
-                state=str(row.state),
+                state="running" if (running := self._is_being_made(row)) else str(row.state),
                 tiles=compute.whole(row.tiles),
                 attempts=compute.whole(row.attempts) or 0,
                 updated_at=compute.instant_of_time(row.updated_at),
-                error=compute.text(row.error),
+                error=None if running else compute.text(row.error),
             )
             for row in rows
         ]
@@ -619,6 +620,12 @@ class Reader:
             else mosaic
             for mosaic, row, at in found
         ]
+
+    def _is_being_made(self, row: NightRow) -> bool:
+        try:
+            return is_being_made(self.site, row)
+        except (NightbeamError, OSError, TypeError, AttributeError):  # a night or a lock of another make
+            return False
 
     def _aside(self, kind: str, paths: Sequence[str], problems: list[str]) -> dict[str, float]:
         return _or(dict[str, float](), problems, lambda: self._products.put_aside(kind, paths)) if paths else {}

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from nightbeam.contimg.mosaics import hold_plan
-from nightbeam.contimg.nights import MOST_ATTEMPTS, NightOutcome, make_night, make_nights, nights_due
+from nightbeam.contimg.nights import (
+    MOST_ATTEMPTS,
+    NightOutcome,
+    is_being_made,
+    make_night,
+    make_nights,
+    nights_due,
+)
 from nightbeam.core.errors import BusyError, InputError, PartialError, RejectedError, StorageError, UsageError
 
 _world = runpy.run_path(str(Path(__file__).resolve().parents[2] / "mosaic_world.py"))
@@ -331,3 +338,18 @@ class TestANightThatFails:
             make(world)
         (row,) = world.products.mosaics()
         assert (row.status, row.error, len(json.loads(row.verdicts or ""))) == ("failed", "tile 2 is truncated", 3)
+
+
+def test_a_night_at_work_is_told_from_one_that_ended(world: MosaicWorld):
+    observe(world)
+    seen = []
+
+    def inspect(*args: object, **options: object) -> object:
+        seen.append(is_being_made(world.site, world.products.night(NIGHT)))
+        return tools.inspect(*args, **options)
+
+    tools = world.tools
+    world.tools = dataclasses.replace(tools, inspect=inspect)
+    make(world)
+    assert set(seen) == {True}
+    assert not is_being_made(world.site, world.products.night(NIGHT))

@@ -12,6 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from nightbeam.catalog import FileFact, GroupFact, Logbook, Products, Queue, Registry
+from nightbeam.contimg import Site, nights
+from nightbeam.contimg.mosaics import hold_plan
 from nightbeam.core.settings import Settings
 from nightbeam.monitor.model import Standing
 from nightbeam.monitor.read import Reader
@@ -312,4 +314,16 @@ def test_on_postgresql_the_same_is_read_and_nothing_is_made(settings: Settings, 
     group = reader.group(FIRST)
     assert group is not None
     assert (len(group.files), len(group.images), group.problems) == (16, 1, [])
+    reader.close()
+
+
+def test_a_night_that_is_being_made_is_not_said_to_have_failed(settings: Settings):
+    site = Site.from_settings(settings.resolved())
+    site.products().put_night("2025-10-03", "failed", tiles=1, attempts=1, error=nights._BEGUN, inputs="x")
+    reader = Reader(settings)
+    with hold_plan(site, nights.mosaic_of_night(site, "2025-10-03")):
+        (found,) = reader.nights().items
+        assert (found.state, found.error) == ("running", None)
+    (found,) = reader.nights().items
+    assert (found.state, "its process was killed" in (found.error or "")) == ("failed", True)
     reader.close()
