@@ -5,7 +5,9 @@ Only what a command needs is imported, when it runs, so that ``nightbeam --help`
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -13,11 +15,15 @@ from typing import NoReturn
 import click
 
 from nightbeam import __version__
-from nightbeam.core.errors import NightbeamError
+from nightbeam.core.errors import NightbeamError, StorageError
 
 __all__ = ["main", "nightbeam"]
 
 click.UsageError.exit_code = 64  # 2 is taken: some items worked, some did not
+
+#: Of a path that somebody named and that cannot serve, whoever of us met it first.
+_NOT_TO_BE_USED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+                             errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EIO})  # fmt: skip
 
 #: name -> (module:attribute, one line of help). Help is here so that listing the commands imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -103,4 +109,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)  # the reader of our output (head, less) had enough
+    except OSError as error:
+        from nightbeam.cli.output import talk
+
+        if error.errno not in _NOT_TO_BE_USED or error.filename is None:
+            raise
+        logging.getLogger(__name__).debug("where it came from", exc_info=True)
+        talk(
+            f"nightbeam: cannot use {error.filename}: {error.strerror}\n  fix: check its owner, its mount and its name"
+        )
+        sys.exit(StorageError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BAD = {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+_BAD = {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @contextmanager

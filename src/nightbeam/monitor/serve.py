@@ -77,6 +77,8 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
         If the port is taken.
     InputError
         If there is no such address, or the token is none.
+    StorageError
+        If the state directory is none.
     """
     import uvicorn
 
@@ -84,6 +86,8 @@ def serve(settings: Settings, *, say: Callable[[str], None] = _log.info) -> None
 
     settings = settings.resolved()
     told = settings.monitor
+    if settings.state_dir.exists() and not settings.state_dir.is_dir():
+        raise StorageError(f"{settings.state_dir} is a file", fix="name the directory of a site with --state-dir")
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -35,6 +35,24 @@ def test_our_errors_become_two_lines_and_their_exit_code(monkeypatch, capsys):
     ]
 
 
+@pytest.mark.parametrize("argv", [("up",), ("status",), ("monitor", "serve"), ("monitor", "token")])
+def test_a_file_where_a_directory_is_wanted_is_said_and_no_traceback(tmp_path, capsys, argv):
+    (tmp_path / "afile").touch()
+    assert run(*argv, "--state-dir", str(tmp_path / "afile")) in (64, 74)
+    said = capsys.readouterr().err
+    assert ("afile" in said, "fix" in said, "Traceback" in said) == (True, True, False), said
+
+
+def test_a_fault_of_ours_is_not_taken_for_one_of_the_disk(monkeypatch):
+    @click.command("fail")
+    def fail():
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    monkeypatch.setitem(nightbeam.commands, "fail", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["fail"])
+
+
 def test_a_wrong_configuration_is_78(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("contmig: {}")
     assert run("--config", str(tmp_path / "bad.yaml"), "doctor") == 78
