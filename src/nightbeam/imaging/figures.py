@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,21 +13,28 @@ from nightbeam.core.files import write_bytes
 from nightbeam.imaging.compute import robust_noise
 from nightbeam.imaging.files import SkyImage
 
-__all__ = ["draw_image", "png_bytes", "save_png"]
+__all__ = ["draw_image", "plain_bar", "png_bytes", "save_png"]
+
+#: From here on a sky that is wider than high is drawn across, with its bar below.
+_ACROSS: Final = 1.6
 
 
 def draw_image(sky: SkyImage, *, title: str = "", inches: float = 6.0) -> Any:
     """Return a matplotlib Figure of an image in mJy/beam.
 
     Grey from -3 to 20 times the robust noise through an arcsinh, so that noise and bright sources both show; right
-    ascension grows to the left; the restoring beam is drawn in the lower left corner.
+    ascension grows to the left; the restoring beam is drawn in the lower left corner. The figure is as long as the sky:
+    a strip is ``1.6 * inches`` wide and no higher than it needs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import AsinhNorm
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse
 
-    figure = Figure(figsize=(inches, 0.87 * inches), layout="constrained")
+    ny, nx = sky.data.shape
+    across = nx > _ACROSS * ny
+    size = (1.6 * inches, 1.5 + 1.6 * inches * max(ny / nx, 0.06)) if across else (inches, 0.87 * inches)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(projection=sky.wcs)
     noise = robust_noise(sky.data) * 1e3 or 1e-3
@@ -39,7 +46,9 @@ def draw_image(sky: SkyImage, *, title: str = "", inches: float = 6.0) -> Any:
         norm=AsinhNorm(linear_width=3.0 * noise, vmin=-3.0 * noise, vmax=top),
         interpolation="none" if max(sky.data.shape) < 400 else "antialiased",
     )
-    bar = figure.colorbar(shown, ax=axes, shrink=0.9, format="%g")
+    below: dict[str, Any] = {"location": "bottom", "aspect": 60, "shrink": 0.6, "pad": 0.02}
+    bar = figure.colorbar(shown, ax=axes, **(below if across else {"shrink": 0.9}))
+    plain_bar(bar)
     bar.set_label("mJy/beam")
     ra, dec = axes.coords[0], axes.coords[1]
     ra.set_axislabel("right ascension (ICRS)" if sky.wcs.wcs.radesys == "ICRS" else "right ascension (J2000)")
@@ -53,6 +62,24 @@ def draw_image(sky: SkyImage, *, title: str = "", inches: float = 6.0) -> Any:
     if title:
         axes.set_title(title, fontsize="medium")
     return figure
+
+
+def plain_bar(bar: Any) -> None:
+    """Put few and plain numbers at a colour bar: 0 and whole powers of ten, or 1, 2 and 5 times them if there is room.
+
+    No number stands so near to 0 that the two touch.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = float(bar.norm.vmin), float(bar.norm.vmax)
+    least = max(abs(low), 1e-9) if low <= 0 else low
+    decades = [10.0**k for k in range(math.floor(math.log10(least)), math.ceil(math.log10(max(high, least))) + 1)]
+    factors = (1.0,) if len(decades) > 4 else (1.0, 2.0, 5.0)
+    ticks = [t for d in decades for t in (f * d for f in factors) if least <= t <= high]
+    axis = bar.long_axis
+    axis.set_major_locator(FixedLocator([0.0, *ticks] if low < 0 else ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def png_bytes(figure: Any, *, dpi: float = 110.0, most_bytes: int | None = None) -> bytes:

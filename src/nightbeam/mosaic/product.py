@@ -285,7 +285,8 @@ def _make(
     if catalogue:
         against = against_catalogue(open_plane(paths["image"]), open_plane(paths["noise"]), catalogue, options)
     png = work / "mosaic.png"
-    title = name if measured.freq_hz is None else f"{name}  {measured.freq_hz / 1e6:.0f} MHz"
+    title = f"{name}, {len(good)} tiles"
+    title += "" if measured.freq_hz is None else f", {measured.freq_hz / 1e6:.0f} MHz"
     save_png(draw_image(_small(open_plane(paths["image"]), block_pixels), title=title), png)
     strip = Strip(tuple(good))
     return MosaicProduct(

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nightbeam.imaging.figures import draw_image
+from nightbeam.imaging.figures import draw_image, plain_bar
 from nightbeam.imaging.files import SkyImage
 from nightbeam.imaging.model import SourceFit
 from nightbeam.qa.compute import GainPoints, Panels, by_spacing
@@ -432,7 +432,7 @@ def draw_mosaic(
         axes = figure.add_subplot(*place, projection=wcs)
         shown = axes.imshow(1e3 * plane.data, origin="lower", interpolation="none", **_stretch(plane, image=k == 0))
         bar = figure.colorbar(shown, ax=axes, shrink=0.95, pad=0.01)
-        _plain_bar(bar, shown.norm)
+        plain_bar(bar)
         bar.set_label("mJy/beam" if k == 0 else "noise (mJy/beam)", fontsize="small")
         bar.ax.tick_params(labelsize="x-small")
         for outlines, colour, style in ((tiles, BLUE, "-"), (rejected, ORANGE, "--")):
@@ -462,20 +462,6 @@ def _stretch(plane: CoarsePlane, *, image: bool) -> dict[str, Any]:
     if low > 0 and high > 3.0 * low:
         return {"cmap": "cividis", "norm": LogNorm(1e3 * low, 1e3 * high)}
     return {"cmap": "cividis", "vmin": 1e3 * low, "vmax": 1e3 * (high if high > low else low + 1e-6)}
-
-
-def _plain_bar(bar: Any, norm: Any) -> None:
-    """Put few and plain numbers at a bar: 0 and whole powers of ten, or 1, 2 and 5 times them where there is room."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    low, high = float(norm.vmin), float(norm.vmax)
-    least = max(abs(low), 1e-9) if low <= 0 else low
-    decades = [10.0**k for k in range(math.floor(math.log10(least)), math.ceil(math.log10(max(high, least))) + 1)]
-    factors = (1.0,) if len(decades) > 4 else (1.0, 2.0, 5.0)
-    ticks = [t for d in decades for t in (f * d for f in factors) if least <= t <= high]
-    bar.ax.yaxis.set_major_locator(FixedLocator([0.0, *ticks] if low < 0 else ticks))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_outline(axes: Any, wcs: Any, outline: Floats, colour: str, style: str) -> None:
