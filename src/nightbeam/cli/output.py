@@ -18,8 +18,8 @@ from nightbeam.core.times import iso_z
 
 __all__ = ["dry_run_option", "json_option", "plain", "printable", "settings_of", "show", "talk"]
 
-#: So many times as wide as the terminal: folded, such a table can be neither read nor copied from.
-_TOO_WIDE: Final = 2.0
+#: So many times as wide as the terminal, with a line for each word: such a table can be neither read nor copied from.
+_TOO_WIDE: Final = 1.5
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,8 +43,8 @@ def settings_of(ctx: click.Context, **overrides: Any) -> Settings:
 def show(rows: Iterable[Any], *, as_json: bool = False, title: str = "") -> None:
     """Print rows (mappings or dataclasses) as JSON lines, or as one table.
 
-    Rows that are much too long for the terminal are printed below each other, a value a line, so that what one has to
-    copy is not broken. Where there is no row, that is said on stderr.
+    Rows whose words are much too long for the terminal are printed below each other, a value a line, so that what one
+    has to copy is not broken. Where there is no row, that is said on stderr.
     """
     items = [plain(row) for row in rows]
     if as_json:
@@ -134,11 +134,9 @@ def _table(items: list[Any], title: str) -> None:
 
 
 def _width(heads: Mapping[str, Any], cells: list[dict[str, Any]]) -> int:
-    """Return how wide a table is in which no cell is broken."""
+    """Return how wide a table is in which no word is broken; paths, ids and times are words."""
     rows = [heads, *cells]
-    return sum(
-        3 + max(max((len(line) for line in row[name].plain.split("\n")), default=0) for row in rows) for name in heads
-    )
+    return sum(3 + max(max(map(len, row[name].plain.split()), default=0) for row in rows) for name in heads)
 
 
 def _cell(value: Any) -> str:

@@ -80,3 +80,12 @@ def test_lists_and_facts_are_words_and_not_json(capsys):
     show([{"tiles": ["a", "b"], "seconds": {"convert": 8.25, "image": None}, "none": [], "empty": {}}])
     row = capsys.readouterr().out.splitlines()[3]
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["a, b", "convert 8.25, image -", "-", "-"]
+
+
+def test_long_sentences_are_folded_in_a_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show([{"what": "a thing", "expected": "nothing", "found": "a sentence of many short words " * 12}])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "what" in lines[1]
+    assert "expected" in lines[1]
