@@ -378,12 +378,20 @@ def _ways_back(row: QuarantineRow) -> list[tuple[Path, Path]]:
 
 
 def _carry(moves: Iterable[tuple[Path, Path]]) -> None:
-    """Move each to its place; where its copy lies there already, there is only the original to be dropped."""
+    """Move each to its place; where its copy lies there already, there is only the original to be dropped.
+
+    Raises
+    ------
+    InputError
+        If something else has come to a place: both stay.
+    """
     for here, there in moves:
-        if _is_there(there):
+        if not _is_there(there):
+            _move(here, there)
+        elif _is_same(here, there):
             _drop(here)
         else:
-            _move(here, there)
+            raise InputError(f"something lies at {there} already", fix="move it away first")
 
 
 def _move_back(moves: list[tuple[Path, Path]]) -> None:

@@ -684,3 +684,22 @@ def test_an_image_in_the_middle_of_being_put_aside_is_not_made_anew(site, monkey
     site.products().upsert_ms(site.ms_path(A), start_mjd=60950.0)
     kill_after_files(monkeypatch, n, lambda: go(site))
     assert find_unimaged(site, tools=TOOLS, now=NOW) == []
+
+
+def test_what_comes_to_a_place_after_the_look_costs_nothing_that_is_put_back(site, monkeypatch):
+    stem = put_old_image(site)
+    before = files_of(stem.parent, stem)
+    go(site)
+    (row,) = held_in_quarantine(site)
+    foreign = stem.parent / sorted(before)[-1]
+    become = Quarantine.become
+
+    def late(self, path, state, **more):
+        become(self, path, state, **more)
+        foreign.write_text("of somebody else")
+
+    monkeypatch.setattr(Quarantine, "become", late)
+    with pytest.raises(InputError, match="something lies at"):
+        put_back(site, stem, now=NOW)
+    assert foreign.read_text() == "of somebody else"
+    assert foreign.name in {path.name for path in Path(row.path).iterdir()}
