@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -281,6 +280,7 @@ class Products:
         """Make or change the row of a QA artifact."""
         values = {"path": str(path), "created_at": _now(now)}
         with self.database.write() as connection:
+            _one_at_a_time(connection, _table(QaArtifactTable), {"group_id": group_id})
             upsert(connection, QaArtifactTable, {"group_id": group_id, "name": name}, values)
 
     def qa_artifacts(self, group_id: str | None = None, *, limit: int | None = None) -> list[QaArtifactRow]:
@@ -301,6 +301,7 @@ class Products:
             for name, path in artifacts.items()
         ]
         with self.database.write() as connection:
+            _one_at_a_time(connection, table, {"group_id": group_id})
             before = connection.execute(sa.select(table).where(table.c.group_id == group_id)).mappings().all()
             _replace(connection, table, {"group_id": group_id}, rows)
         kept = {str(path) for path in artifacts.values()}
@@ -374,19 +375,20 @@ def _replace(
     connection: sa.Connection, table: Any, which: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Put rows in the place of those that ``which`` names; of two who do that at once, the later one's remain."""
-    gone = sa.delete(table).where(*(table.c[name] == value for name, value in which.items()))
-    for last in (False, False, True):
-        try:
-            # Elsewhere somebody may have put the same rows after ours were deleted: then those are deleted as well.
-            with connection.begin_nested() if connection.dialect.name != "sqlite" else nullcontext():
-                connection.execute(gone)
-                if rows:
-                    connection.execute(sa.insert(table), list(rows))
-        except sa.exc.IntegrityError:
-            if last or connection.dialect.name == "sqlite":
-                raise
-        else:
-            return
+    _one_at_a_time(connection, table, which)
+    connection.execute(sa.delete(table).where(*(table.c[name] == value for name, value in which.items())))
+    if rows:
+        connection.execute(sa.insert(table), list(rows))
+
+
+def _one_at_a_time(connection: sa.Connection, table: Any, which: Mapping[str, str]) -> None:
+    """Keep everybody else who replaces these rows waiting until the end of the transaction."""
+    if connection.dialect.name == "sqlite":  # has one writer at a time anyhow
+        return
+    # No row to lock needs to be there yet, and one put after our look could be neither deleted nor put again. The
+    # number is of the name's hash: two names that share one wait for each other, which harms nobody.
+    name = "/".join((table.name, *which.values()))
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
 
 
 def _score_row(kind: str, subject: str, score: Scored, when: float) -> dict[str, Any]:

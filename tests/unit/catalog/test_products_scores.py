@@ -99,17 +99,30 @@ def test_if_the_last_of_them_cannot_be_written_none_is_and_the_old_ones_stay(tmp
     assert names(products) == ["old"]
 
 
-def test_of_two_who_judge_one_group_at_once_the_scores_of_one_remain(products: Products):
+def test_of_many_who_judge_one_group_at_once_the_scores_of_one_remain(products: Products):
     def judge(n: int) -> None:
-        for k in range(5):
+        for k in range(10):
             products.put_scores(
                 "group", "g", [Said(f"{n}-{k}-{j}", "good", 1.0) for j in range(3)] + [Said("all", "good", n)]
             )
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(judge, (0, 1)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(judge, range(4)))
     found = sorted(row.name for row in products.scores("group", "g"))
-    assert found in ([f"{n}-4-{j}" for j in range(3)] + ["all"] for n in (0, 1))
+    assert found in ([f"{n}-9-{j}" for j in range(3)] + ["all"] for n in range(4))
+
+
+def test_figures_may_be_put_while_others_are_replaced(products: Products):
+    def put(n: int) -> None:
+        for k in range(10):
+            if n % 2:
+                products.put_qa_artifact("g", "a.png", Path(f"/qa/{n}/{k}"))
+            else:
+                products.replace_qa_artifacts("g", {name: Path(f"/qa/{n}/{k}/{name}") for name in ("a.png", "b.png")})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(4)))
+    assert {row.name for row in products.qa_artifacts("g")} == {"a.png", "b.png"}
 
 
 def test_figures_are_replaced_as_a_whole_and_what_is_gone_is_named(products: Products):
