@@ -80,7 +80,10 @@ def mix_faults(spec: SimulationSpec, rng: np.random.Generator) -> list[Fault]:
     others = [fault for fault in variants if first[fault.kind] is not fault]
     count = min(len(open_groups), max(len(first), round(spec.fault_rate * spec.groups)))
     chosen = [*_shuffled(rng, list(first.values())), *_shuffled(rng, others)][:count]
-    chosen += [variants[int(k)] for k in rng.integers(len(variants), size=count - len(chosen))]
+    while len(chosen) < count:
+        kind = list(first)[int(rng.integers(len(first)))]
+        alike = [fault for fault in variants if fault.kind == kind]
+        chosen.append(alike[int(rng.integers(len(alike)))])
     groups = _shuffled(rng, open_groups)[:count]
     pairs = sorted(zip(groups, chosen, strict=True), key=lambda pair: pair[0])
     return [replace(fault, group=group) for group, fault in pairs]

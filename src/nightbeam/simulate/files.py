@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRUTH_NAME",
+    "SubbandImages",
     "headless_image",
     "hidden_path",
     "incomplete_path",
@@ -53,6 +54,9 @@ _STATIONS = "dsa110_stations.csv"
 
 #: Samples of 0.134217728 s that the correlator averages into one integration; what ``nsamples`` counts.
 SAMPLES_PER_INTEGRATION = 96.0
+# What is larger is made anew: then the data take the time, and a pattern would take memory.
+_SMALL_BYTES = 1 << 22
+_MOST_PATTERNS = 8
 
 
 def read_stations() -> StationTable:
@@ -172,6 +176,48 @@ def headless_image() -> bytes:
 def misshapen_image(block: SubbandBlock) -> bytes:
     """Return the bytes of a subband file whose data lack one of the polarizations that the header promises."""
     return subband_image(block, pols=1)
+
+
+class SubbandImages:
+    """Makes the bytes of subband files; of small ones that are alike, much faster than one by one.
+
+    The files of a night differ in their times, frequencies and data. Making an HDF5 file of forty small datasets takes
+    8 ms, changing four of them in an image of another file 1.4 ms, and the bytes are the same.
+    """
+
+    def __init__(self) -> None:
+        self._patterns: dict[object, bytes] = {}
+
+    def image(self, block: SubbandBlock) -> bytes:
+        """Return what `subband_image` returns."""
+        if block.vis.nbytes > _SMALL_BYTES:
+            return subband_image(block)
+        alike = _all_but_data(block)
+        if alike in self._patterns:
+            return _changed_image(self._patterns[alike], block)
+        if len(self._patterns) >= _MOST_PATTERNS:
+            self._patterns.clear()
+        return self._patterns.setdefault(alike, subband_image(block))
+
+
+def _all_but_data(block: SubbandBlock) -> tuple[object, ...]:
+    """Return all that is in a file beside its data, times, frequencies and the text of its history."""
+    arrays = (block.ant1, block.ant2, block.uvw_m, block.positions_m, block.applied_delays_ns)
+    numbers = (block.channel_width_hz, block.integration_s, block.dec_rad, block.site, block.diameter_m)
+    return (block.vis.shape, len(block.history), *numbers, *(array.tobytes() for array in arrays))
+
+
+def _changed_image(image: bytes, block: SubbandBlock) -> bytes:
+    import h5py
+
+    with h5py.File(h5py.h5f.open_file_image(image, h5py.h5f.FILE_IMAGE_OPEN_RW)) as out:
+        header, vis = out["Header"], out["Data/visdata"]
+        header["history"][()] = np.bytes_(block.history)
+        header["time_array"][...] = np.repeat(block.times_jd, block.vis.shape[1])
+        header["freq_array"][...] = block.freqs_hz[np.newaxis, :]
+        vis[...] = block.vis.reshape(vis.shape)
+        out.flush()
+        return bytes(out.id.get_file_image())
 
 
 def subband_image(block: SubbandBlock, *, pols: int | None = None) -> bytes:

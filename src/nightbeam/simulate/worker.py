@@ -19,13 +19,13 @@ from nightbeam.core.times import datetime_from_jd
 from nightbeam.simulate import compute
 from nightbeam.simulate.files import (
     TRUTH_NAME,
+    SubbandImages,
     headless_image,
     hidden_path,
     incomplete_path,
     misshapen_image,
     read_stations,
     read_truth,
-    subband_image,
     write_part,
     write_truth,
 )
@@ -34,6 +34,7 @@ from nightbeam.simulate.model import (
     POLARIZATIONS,
     Fault,
     SimulationSpec,
+    SkySource,
     StationTable,
     SubbandBlock,
     Truth,
@@ -82,6 +83,25 @@ class _Instrument:
             rng = np.random.default_rng([self.truth.seed, 17, int(number)])
             delays[number - 1] = 2 * (rng.integers(7600, 8200) + rng.integers(0, 2, len(POLARIZATIONS)))
         return delays.ravel()
+
+    def sky(self, index: int) -> tuple[list[SkySource], Floats, Floats]:
+        """Return the sources that a group sees, and where: the same in all its subbands."""
+        if index not in self.skies:
+            group = self.truth.groups[index]
+            times = compute.integration_times(group.start_jd, group.integrations)
+            lmn, theta = compute.source_terms(self.truth.sources, times, self.dec_rad, OVRO_DSA110)
+            seen = np.flatnonzero((theta < FARTHEST_SOURCE_RAD).any(axis=0))
+            self.skies.clear()
+            self.skies[index] = ([self.truth.sources[k] for k in seen], lmn[:, seen], theta[:, seen])
+        return self.skies[index]
+
+    @cached_property
+    def skies(self) -> dict[int, tuple[list[SkySource], Floats, Floats]]:
+        return {}
+
+    @cached_property
+    def images(self) -> SubbandImages:
+        return SubbandImages()
 
     @cached_property
     def responses(self) -> dict[int, NDArray[np.complex64]]:
@@ -214,7 +234,7 @@ def _image(truth: Truth, instrument: _Instrument, index: int, subband: int, even
     refused = {event.kind: event for event in events if event.file_outcome == "bad"}
     if "zero-byte" in refused:
         return b""
-    image = subband_image(_block(truth, instrument, index, subband, events))
+    image = instrument.images.image(_block(truth, instrument, index, subband, events))
     cut = refused.get("truncated-subband")
     return image if cut is None or cut.value is None else image[: int(cut.value * len(image))]
 
@@ -228,11 +248,11 @@ def _foreign_image(truth: Truth, instrument: _Instrument, index: int, arrival: T
     if fault.value == "no-header":
         return headless_image()
     if fault.value == "extra-subband":
-        return subband_image(_block(truth, instrument, index, BEYOND_THE_BAND, []))
+        return instrument.images.image(_block(truth, instrument, index, BEYOND_THE_BAND, []))
     block = _block(truth, instrument, index, fault.number, [])
     if fault.value == "shape":
         return misshapen_image(block)
-    image = subband_image(block)
+    image = instrument.images.image(block)
     return image[: len(image) // 2]
 
 
@@ -325,13 +345,11 @@ def _sky_visibilities(truth: Truth, instrument: _Instrument, index: int, freqs: 
     vis = np.zeros((len(times), len(first), len(freqs), len(POLARIZATIONS)), np.complex64)
     if not truth.sources:
         return vis
-    lmn, theta = compute.source_terms(truth.sources, times, instrument.dec_rad, OVRO_DSA110)
-    seen = np.flatnonzero((theta < FARTHEST_SOURCE_RAD).any(axis=0))
-    sources = [truth.sources[k] for k in seen]
+    sources, lmn, theta = instrument.sky(index)
     uvw = instrument.antenna_uvw_m
     for t in range(len(times)):
         seen_now = compute.true_visibilities(
-            uvw, (first, second), lmn[t, seen], theta[t, seen], sources, freqs,
+            uvw, (first, second), lmn[t], theta[t], sources, freqs,
             beam=truth.beam["model"], diameter_m=truth.beam["diameter_m"],
         )  # fmt: skip
         vis[t] = seen_now[..., np.newaxis]
