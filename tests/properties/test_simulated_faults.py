@@ -126,7 +126,9 @@ def test_a_truth_survives_the_disk(spec: SimulationSpec):
 def test_the_same_spec_gives_the_same_bytes_and_no_file_that_the_truth_does_not_know(spec: SimulationSpec):
     with tempfile.TemporaryDirectory() as directory:
         one, two = Path(directory) / "one", Path(directory) / "two"
-        truth = simulate_subbands(one, spec)
+        came: list[str] = []
+        truth = simulate_subbands(one, spec, on_file=lambda path: came.append(path.name))
+        assert came == [arrival.name for arrival in truth.arrivals]
         simulate_subbands(two, spec)
         assert {path.name for path in one.iterdir()} == {"truth.json", *(a.name for a in truth.arrivals)}
         assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}

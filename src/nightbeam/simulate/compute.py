@@ -471,7 +471,7 @@ def stated_outcome(
     group = truth.group(group_id)
     came = {
         a.subband: a.arrival_s
-        for a in reversed(truth.arrivals)
+        for a in truth.arrivals
         if a.group_id == group_id and a.outcome == "used" and a.subband is not None
     }
     if not came:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ class _Instrument:
             delays[number - 1] = 2 * (rng.integers(7600, 8200) + rng.integers(0, 2, len(POLARIZATIONS)))
         return delays.ravel()
 
+    @cached_property
+    def events(self) -> dict[str, list[TruthFault]]:
+        """What goes wrong, by group."""
+        found: dict[str, list[TruthFault]] = {}
+        for event in self.truth.events:
+            found.setdefault(event.group_id, []).append(event)
+        return found
+
     def sky(self, index: int) -> tuple[list[SkySource], Floats, Floats]:
         """Return the sources that a group sees, and where: the same in all its subbands."""
         if index not in self.skies:
@@ -155,15 +164,19 @@ def simulate_subbands(
     of_group: dict[str, list[TruthArrival]] = {group.group_id: [] for group in truth.groups}
     for arrival in truth.arrivals:
         of_group[arrival.group_id].append(arrival)
-    begins = [min((a.arrival_s for a in of_group[g.group_id]), default=-math.inf) for g in truth.groups]
-    for index, group in enumerate(truth.groups):
+    for index, (group, next_s) in enumerate(zip(truth.groups, _begins(of_group.values()), strict=True)):
         for arrival, image, part in _files(truth, instrument, index, of_group[group.group_id], out_dir):
             write_part(part, image)
             timetable.add(arrival.arrival_s, part, out_dir / arrival.name)
             _log.debug("made %s", arrival.name)
-        timetable.release(before_s=min(begins[index + 1 :], default=math.inf))
-    timetable.release(before_s=math.inf)
+        timetable.release(before_s=next_s)
     return truth
+
+
+def _begins(of_groups: Iterable[list[TruthArrival]]) -> list[float]:
+    """Return, for each group, when the first file of any later one comes: until then nothing else has to be made."""
+    first = [min((arrival.arrival_s for arrival in arrivals), default=math.inf) for arrivals in of_groups]
+    return [*list(accumulate(reversed(first), min))[::-1][1:], math.inf]
 
 
 class _Timetable:
@@ -215,12 +228,13 @@ def _files(
 ) -> Iterator[tuple[TruthArrival, bytes, Path]]:
     """Yield all files of a group with their bytes, and the name that each has until it comes."""
     group = truth.groups[index]
-    events = [event for event in truth.events if event.group_id == group.group_id]
+    events = instrument.events.get(group.group_id, [])
     made: tuple[int, bytes] | None = None
     for arrival in sorted(arrivals, key=lambda a: (-1 if a.subband is None else a.subband, a.arrival_s)):
         path = out_dir / arrival.name
         if arrival.subband is None:
-            yield arrival, _foreign_image(truth, instrument, index, arrival), hidden_path(path)
+            (event,) = (e for e in events if arrival.name in e.files and e.kind == "foreign-file")
+            yield arrival, _foreign_image(truth, instrument, index, Fault.parse(event.fault)), hidden_path(path)
             continue
         again = made is not None and made[0] == arrival.subband
         if made is None or not again:
@@ -239,9 +253,7 @@ def _image(truth: Truth, instrument: _Instrument, index: int, subband: int, even
     return image if cut is None or cut.value is None else image[: int(cut.value * len(image))]
 
 
-def _foreign_image(truth: Truth, instrument: _Instrument, index: int, arrival: TruthArrival) -> bytes:
-    (event,) = (e for e in truth.events if arrival.name in e.files and e.kind == "foreign-file")
-    fault = Fault.parse(event.fault)
+def _foreign_image(truth: Truth, instrument: _Instrument, index: int, fault: Fault) -> bytes:
     assert fault.number is not None
     if fault.value in ("text", "spl"):
         return b"This is no subband file.\n"

@@ -98,6 +98,23 @@ def test_a_subband_that_comes_again_has_the_same_bytes_and_another_name(tmp_path
     assert truth.groups[0].outcome == "completed"
 
 
+def test_a_copy_of_a_bad_file_is_bad_too():
+    faults = tuple(map(Fault.parse, ("zero-byte:1@0", "duplicate-subband:1@0")))
+    truth = plan_simulation(replace(TINY, faults=faults))
+    assert [(a.outcome, a.reason) for a in truth.arrivals if a.subband == 1] == [("bad", "zero bytes")] * 2
+    assert truth.groups[0].usable == (0, 2, 3)
+
+
+def test_a_group_of_which_nothing_comes_holds_nobody_up(tmp_path: Path):
+    came: list[str] = []
+    faults = tuple(Fault("missing-subband", sb, 1) for sb in range(4))
+    spec = replace(TINY, groups=3, faults=faults)
+    truth = simulate_subbands(tmp_path / "out", spec, on_file=lambda path: came.append(path.name))
+    assert came == [a.name for a in truth.arrivals]
+    assert [g.outcome for g in truth.groups] == ["completed", "absent", "completed"]
+    assert stated_outcome(truth, truth.groups[1].group_id).state == "absent"
+
+
 def test_a_file_that_is_written_again_is_another_file_of_the_same_name_and_bytes(
     tmp_path: Path, whole: tuple[Path, Truth]
 ):
