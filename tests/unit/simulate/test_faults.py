@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nightbeam.core.errors import InputError, UsageError
-from nightbeam.core.keys import SubbandName
+from nightbeam.core.keys import GroupId, SubbandName
 from nightbeam.core.times import datetime_from_jd
 from nightbeam.simulate import (
     FAULT_KINDS,
@@ -335,6 +335,19 @@ def test_a_foreign_file_is_what_it_says_and_the_group_is_as_without_it(
     assert truth.groups[0] == whole[1].groups[0]
     for name in truth.groups[0].files:
         assert (tmp_path / "out" / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_the_headers_of_the_files_to_be_used_form_the_groups_of_the_truth_whatever_their_names_say(tmp_path: Path):
+    spec = replace(TINY, groups=30, integrations=2, channels=2, sources=0, fault_rate=1.0, arrivals="real", seed=3)
+    jumps = tuple(map(Fault.parse, ("clock-jump:0=-309@4", "clock-jump:1=82@4", "clock-jump:2=3000@4")))
+    truth = simulate_subbands(tmp_path / "out", replace(spec, faults=jumps))
+    found: dict[str, tuple[int, ...]] = {}
+    for arrival in sorted(truth.arrivals, key=lambda a: a.subband or 0):
+        if arrival.outcome == "used" and arrival.subband is not None:
+            header = check_subband(tmp_path / "out" / arrival.name)
+            group_id = str(GroupId.from_jd(header.start_jd))
+            found[group_id] = (*found.get(group_id, ()), arrival.subband)
+    assert found == {g.group_id: g.usable for g in truth.groups if g.usable}
 
 
 def test_nothing_but_what_the_truth_lists_is_left_and_overwriting_takes_all_of_it(tmp_path: Path):
