@@ -31,6 +31,8 @@ REAL_FRACTION: Final = 142_348_126 / 145_348_600
 RESTARTS_S: Final = (412, 605)
 #: A late file comes when the next group is complete, and then half a cadence more.
 LATE_CADENCES: Final = 1.5
+#: A header that is less wrong than this is not wrong.
+LEAST_ANGLE_DEG: Final = 0.001
 
 # Values are numbers within limits, with a default, or words of which one is drawn or the first taken.
 _NUMBERS: Final[dict[FaultKind, tuple[float, float, float]]] = {
@@ -181,7 +183,10 @@ def _value(fault: Fault, rng: np.random.Generator) -> str | None:
         return None
     if fault.value is not None:
         low, high, _ = _NUMBERS[fault.kind]
-        _require(fault, _float(fault, fault.value), lambda x: low <= x <= high, f"give {low:g} to {high:g}")
+        value = _float(fault, fault.value)
+        _require(fault, value, lambda x: low <= x <= high, f"give {low:g} to {high:g}")
+        if fault.kind == "wrong-pointing":
+            _require(fault, value, lambda x: abs(x) >= LEAST_ANGLE_DEG, f"give {LEAST_ANGLE_DEG:g} or more")
     return fault.value
 
 

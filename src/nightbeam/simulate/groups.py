@@ -223,7 +223,9 @@ class _Planner:
             what = f"its header says a Dec {off_deg:+g} deg from that of the data and of the other headers"
             return self._refusal(fault, what, value=off_deg)
         what = f"all headers say a Dec {off_deg:+g} deg from that of the data, which nothing in the files tells"
-        return self._on_all(fault, what, value=off_deg)
+        # Also those that differ from it by a fault of their own, which counts from here.
+        files = tuple(str(name) for name in self.names.values())
+        return self._event(fault, what, subbands=tuple(self.names), files=files, value=off_deg)
 
     def _duplicate_subband(self, fault: Fault) -> TruthFault | None:
         subband = fault.number

@@ -299,6 +299,14 @@ def test_headers_that_all_point_elsewhere_cannot_be_known(tmp_path: Path, whole:
     assert truth.groups[0].dec_deg == whole[1].groups[0].dec_deg
 
 
+def test_one_header_is_off_from_the_others_also_where_all_are_off(tmp_path: Path):
+    truth = _simulate(tmp_path / "out", "wrong-pointing=0.4@0", "wrong-pointing:1=0.4@0")
+    decs = [math.degrees(check_subband(tmp_path / "out" / name).dec_rad) for name in truth.groups[0].files]
+    assert decs == pytest.approx([54.97, 55.37, 54.97, 54.97])
+    assert truth.groups[0].usable == (0, 2, 3)
+    assert truth.groups[0].header_dec_deg == pytest.approx(54.97)
+
+
 def test_where_as_many_headers_point_here_as_there_nobody_is_wrong():
     faults = (Fault("wrong-pointing", 0), Fault("wrong-pointing", 1))
     truth = plan_simulation(replace(TINY, faults=faults))
@@ -494,6 +502,7 @@ def test_few_groups_have_as_many_kinds_as_there_are_groups():
         ("restart-gap=412/", "'' integrations"),
         ("duplicate-subband:1=twice", "no duplicate-subband is 'twice'"),
         ("foreign-file:1=cat", "no foreign-file is 'cat'"),
+        ("wrong-pointing=0", "the value is 0"),
         ("wrong-pointing=60", "no header can say that"),
         ("zero-byte@1", "no group 1"),
     ],
