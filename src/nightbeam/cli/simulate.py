@@ -11,7 +11,9 @@ import click
 from nightbeam.cli.output import dry_run_option, json_option, show, talk
 
 if TYPE_CHECKING:
-    from nightbeam.simulate import TruthGroup
+    from collections.abc import Iterable
+
+    from nightbeam.simulate import TruthFault, TruthGroup
 
 __all__ = ["simulate"]
 
@@ -41,15 +43,26 @@ def simulate() -> None:
 @click.option("--beam", default="dsacalib", show_default=True, help="dsacalib, gaussian or airy.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same data.")
 @click.option("--rate", default=0.0, show_default=True, help="Times faster than at the telescope; 0: at once.")
-@click.option("--fault", "faults", multiple=True, metavar="KIND[:NUMBER[@GROUP]]", help="What goes wrong; repeatable.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["regular", "real"]),
+    default="regular",
+    show_default=True,
+    help="How groups follow each other: evenly, or with the telescope's breaks and gaps.",
+)
+@click.option(
+    "--fault", "faults", multiple=True, metavar="KIND[:NUMBER][=VALUE][@GROUP]", help="What goes wrong; repeatable."
+)
+@click.option("--fault-rate", default=0.0, help="Part of the groups in which anything may go wrong.  [default: 0]")
 @click.option("--overwrite", is_flag=True, help="Replace the simulation that is in OUT.")
 @dry_run_option
 @json_option
 def subbands(out: Path, overwrite: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Write groups of DSA-110 subband files and their truth.json into OUT.
 
-    Faults are missing-subband, late-subband and dead-antenna, as in ``--fault missing-subband:5@1`` for
-    subband 5 of the second group.
+    Faults are missing-subband, late-subband, duplicate-subband, truncated-subband, zero-byte, nan-block,
+    restart-gap, clock-jump, dead-antenna, rfi-line, rfi-burst, wrong-pointing and foreign-file, as in
+    ``--fault clock-jump:5=82@1`` for the clock of subband 5 in the second group, 82 s ahead.
     """
     from nightbeam.simulate import plan_simulation, simulate_subbands
 
@@ -58,7 +71,8 @@ def subbands(out: Path, overwrite: bool, dry_run: bool, as_json: bool, **asked: 
         truth = plan_simulation(spec)
     else:
         truth = simulate_subbands(out, spec, overwrite=overwrite, on_file=lambda path: talk(f"wrote {path.name}"))
-    show(truth.groups if as_json else map(_line, truth.groups), as_json=as_json, title=str(out))
+    lines = (_line(group, truth.events) for group in truth.groups)
+    show(truth.groups if as_json else lines, as_json=as_json, title=str(out))
 
 
 def _spec(asked: dict[str, Any]) -> Any:
@@ -106,12 +120,20 @@ def _time(text: str) -> datetime:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
-def _line(group: TruthGroup) -> dict[str, Any]:
-    wrong = {"missing": group.missing, "late": group.late, "dead": group.dead_stations}
+def _line(group: TruthGroup, events: Iterable[TruthFault]) -> dict[str, Any]:
     return {
         "group": group.group_id,
         "files": len(group.files),
         "calibrator": group.calibrator,
         "centre (ICRS)": f"{group.ra_deg:.2f} {group.dec_deg:+.2f}",
-        "faults": ", ".join(f"{word} {' '.join(map(str, n))}" for word, n in wrong.items() if n) or None,
+        "faults": ", ".join(_short(event) for event in events if event.group_id == group.group_id) or None,
     }
+
+
+def _short(event: TruthFault) -> str:
+    """Return a fault without its group, which the line says, in words that a narrow column can fold."""
+    from nightbeam.simulate import Fault
+
+    fault = Fault.parse(event.fault)
+    kind = fault.kind.removesuffix("-subband").removesuffix("-antenna")
+    return " ".join(str(word) for word in (kind, fault.number, fault.value) if word is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightbeam.simulate.compute import expected_sources
+from nightbeam.simulate.compute import expected_sources, stated_outcome
 from nightbeam.simulate.files import read_sources, read_stations, read_truth, write_subband
 from nightbeam.simulate.model import (
     FAULT_KINDS,
@@ -10,12 +10,16 @@ from nightbeam.simulate.model import (
     Fault,
     SimulationSpec,
     SkySource,
+    StatedOutcome,
     SubbandBlock,
     Truth,
     TruthArray,
+    TruthArrival,
+    TruthFault,
     TruthGroup,
 )
-from nightbeam.simulate.worker import plan_simulation, simulate_subbands
+from nightbeam.simulate.plan import plan_simulation
+from nightbeam.simulate.worker import simulate_subbands
 
 __all__ = [
     "FAULT_KINDS",
@@ -23,9 +27,12 @@ __all__ = [
     "Fault",
     "SimulationSpec",
     "SkySource",
+    "StatedOutcome",
     "SubbandBlock",
     "Truth",
     "TruthArray",
+    "TruthArrival",
+    "TruthFault",
     "TruthGroup",
     "expected_sources",
     "plan_simulation",
@@ -33,5 +40,6 @@ __all__ = [
     "read_stations",
     "read_truth",
     "simulate_subbands",
+    "stated_outcome",
     "write_subband",
 ]

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nightbeam.core.errors import UsageError
 from nightbeam.simulate.model import (
+    FAULT_KINDS,
     POLARIZATIONS,
     Bandpass,
     ExpectedSource,
+    FaultKind,
     Gain,
     SkySource,
+    StatedOutcome,
     StationTable,
     Truth,
 )
@@ -36,7 +40,10 @@ from nightbeam.sky import (
 __all__ = [
     "CADENCE_S",
     "INTEGRATION_S",
+    "LINE_WIDTH_HZ",
     "SEFD_JY",
+    "Emitter",
+    "add_interference",
     "add_noise",
     "band_edges",
     "baseline_pairs",
@@ -46,12 +53,15 @@ __all__ = [
     "clock_offsets",
     "correlator_order",
     "draw_delays",
+    "draw_emitter",
     "draw_receptors",
     "draw_sources",
     "expected_sources",
     "integration_times",
+    "line_channels",
     "radiometer_noise",
     "source_terms",
+    "stated_outcome",
     "transit_after",
     "true_visibilities",
 ]
@@ -65,6 +75,8 @@ CADENCE_S = 24 * INTEGRATION_S
 #: Of one antenna and polarization.
 SEFD_JY = 6500.0
 REFERENCE_FREQ_HZ = 1.405e9
+#: Of a line of interference: a channel of a full-size file. In wider channels it is diluted.
+LINE_WIDTH_HZ = 244140.625
 
 # The correlator's 8192 raw channels over 250 MHz fall from 1530 MHz; a subband takes 384 of them.
 _TOP_HZ = 1530e6
@@ -329,6 +341,154 @@ def add_noise(
     vis += noise
 
 
+@dataclass(frozen=True)
+class Emitter:
+    """Something on the ground that the dishes hear through their far sidelobes.
+
+    Attributes
+    ----------
+    azimuth_deg
+        Where on the horizon, from north through east.
+    place
+        0 to 1: which channel of a subband a line is in.
+    """
+
+    azimuth_deg: float
+    place: float
+    stream: tuple[int, ...]
+
+    def responses(self, stations: Sequence[int]) -> NDArray[np.complex128]:
+        """Return the far sidelobe of each receptor in its direction, (station, pol), about 1."""
+        found = np.empty((len(stations), len(POLARIZATIONS)), complex)
+        for k, station in enumerate(stations):
+            rng = np.random.default_rng([*self.stream, station])
+            level, turn = rng.normal(0.0, 0.4, len(POLARIZATIONS)), rng.uniform(0.0, 2.0 * np.pi, len(POLARIZATIONS))
+            found[k] = np.exp(level + 1j * turn)
+        return found
+
+    def strength(self, index: int, integrations: int) -> Floats:
+        """Return how its power goes up and down in one group, (time,), about 1."""
+        rng = np.random.default_rng([*self.stream, 0, index])
+        return np.clip(rng.normal(1.0, 0.1, integrations), 0.5, 1.5)
+
+
+def draw_emitter(seed: int, kind: FaultKind, number: int) -> Emitter:
+    """Return the emitter of one line or burst; that of a line is the same in all groups."""
+    stream = (seed, 22, FAULT_KINDS.index(kind), number)
+    rng = np.random.default_rng(stream)
+    return Emitter(float(rng.uniform(0.0, 360.0)), float(rng.random()), stream)
+
+
+def line_channels(emitter: Emitter, channels: int) -> tuple[int, ...]:
+    """Return the channels that a line touches: two neighbours where channels are narrow, else one."""
+    width = 2 if channels >= 16 else 1
+    first = int(emitter.place * (channels - width + 1))
+    return tuple(range(first, first + width))
+
+
+def add_interference(
+    vis: NDArray[np.complex64],
+    antenna_uvw_m: Floats,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+    responses: NDArray[np.complex128],
+    flux_jy: Floats,
+    freqs_hz: Floats,
+    *,
+    azimuth_deg: float,
+    dec_rad: float,
+    site: Site,
+) -> None:
+    """Add in place what an array that stops the fringes of its meridian sees of an emitter on the horizon.
+
+    Parameters
+    ----------
+    vis : (time, baseline, channel, pol), Jy
+    antenna_uvw_m : (antenna, 3)
+        Antenna positions along u, v, w of the phase centre.
+    pairs : two of (baseline,)
+        Both ends of each baseline.
+    responses : (antenna, pol)
+        What each receptor makes of it.
+    flux_jy : (time, channel)
+        Zero where there is nothing.
+    freqs_hz : (channel,)
+
+    Notes
+    -----
+    The emitter stands still and so does the phase centre (hour angle 0), so that its fringes do not turn. It is
+    taken to be far away: near ones have curved wave fronts, which is left out.
+    """
+    lat, azimuth = math.radians(site.latitude_deg), math.radians(azimuth_deg)
+    # Hour angle and declination of a point on the horizon, then as for a source.
+    dec = math.asin(math.cos(lat) * math.cos(azimuth))
+    ha = math.atan2(-math.sin(azimuth), -math.sin(lat) * math.cos(azimuth))
+    east = -math.cos(dec) * math.sin(ha)
+    north = math.sin(dec) * math.cos(dec_rad) - math.cos(dec) * math.sin(dec_rad) * math.cos(ha)
+    towards = math.sin(dec) * math.sin(dec_rad) + math.cos(dec) * math.cos(dec_rad) * math.cos(ha)
+    path = antenna_uvw_m @ np.array([east, north, towards - 1.0])
+    phasor = np.exp((2j * np.pi / SPEED_OF_LIGHT_M_S) * freqs_hz * path[:, None])
+    seen = phasor[:, :, None] * responses[:, None, :].conj()
+    first, second = pairs
+    correlated = (seen[first].conj() * seen[second]).astype(np.complex64)
+    for t in np.flatnonzero(flux_jy.any(axis=1)):
+        vis[t] += correlated * flux_jy[t][None, :, None].astype(np.float32)
+
+
+def stated_outcome(
+    truth: Truth,
+    group_id: str,
+    *,
+    minimum_subbands: int | None = None,
+    timeout_s: float = math.inf,
+    minimum_integrations: int = 1,
+) -> StatedOutcome:
+    """Return how a group should end under one policy.
+
+    Parameters
+    ----------
+    truth
+        Of the simulation.
+    group_id
+        One of its groups.
+    minimum_subbands
+        With how many a group is imaged although others are missing; None: only with all.
+    timeout_s
+        How long after its first good file a group waits for others, in seconds of the telescope.
+    minimum_integrations
+        With fewer a group is refused.
+
+    Returns
+    -------
+    StatedOutcome
+        ``completed``: with all subbands; ``partial``: imaged with ``used`` at the timeout; ``failed``: with a reason;
+        ``absent``: nothing of it can be read, so that an ingest knows no such group.
+
+    Raises
+    ------
+    MissingError
+        If there is no such group.
+    """
+    group = truth.group(group_id)
+    came = {
+        a.subband: a.arrival_s
+        for a in truth.arrivals
+        if a.group_id == group_id and a.outcome == "used" and a.subband is not None
+    }
+    if not came:
+        return StatedOutcome("absent", (), (), group.reason)
+    until_s = min(came.values()) + timeout_s
+    used = tuple(sorted(sb for sb, when_s in came.items() if when_s <= until_s))
+    late = tuple(sorted(set(came) - set(used)))
+    lacking = truth.array.subbands - len(used)
+    if group.integrations < minimum_integrations:
+        return StatedOutcome("failed", used, late, f"{group.integrations} integrations")
+    if not lacking:
+        return StatedOutcome("completed", used, late)
+    reason = "; ".join(filter(None, (group.reason, *(f"sb{sb:02d} late" for sb in late))))
+    enough = minimum_subbands is not None and len(used) >= minimum_subbands
+    return StatedOutcome("partial" if enough else "failed", used, late, reason)
+
+
 def expected_sources(truth: Truth, group_id: str, *, within_deg: float = 1.0) -> list[ExpectedSource]:
     """Return what an image of one group should show, brightest first.
 
@@ -347,13 +507,14 @@ def expected_sources(truth: Truth, group_id: str, *, within_deg: float = 1.0) ->
         If there is no such group.
     """
     group, array = truth.group(group_id), truth.array
+    if not group.usable:
+        return []
     site = Site(array.longitude_deg, array.latitude_deg, array.height_m)
     near = [s for s in truth.sources if separation(group.ra_deg, group.dec_deg, s.ra_deg, s.dec_deg) <= within_deg]
     if not near:
         return []
-    present = [sb for sb in range(array.subbands) if sb not in group.missing]
-    freqs = np.concatenate([channel_freqs(sb, array.channels) for sb in present])
-    times = integration_times(group.start_jd, array.integrations)
+    freqs = np.concatenate([channel_freqs(sb, array.channels) for sb in group.usable])
+    times = integration_times(group.start_jd, group.integrations)
     _, theta = source_terms(near, times, math.radians(array.dec_apparent_deg), site)
     found = []
     for k, source in enumerate(near):

@@ -15,27 +15,65 @@ from nightbeam.core.errors import MissingError, UsageError
 from nightbeam.sky import DISH_DIAMETER_M, BeamModel, Site
 
 __all__ = [
+    "ARRIVAL_KINDS",
+    "DUPLICATE_KINDS",
     "FAULT_KINDS",
+    "FOREIGN_KINDS",
     "POLARIZATIONS",
+    "ArrivalKind",
     "Bandpass",
+    "DuplicateKind",
     "ExpectedSource",
     "Fault",
     "FaultKind",
+    "FileOutcome",
+    "ForeignKind",
     "Gain",
+    "GroupOutcome",
     "SimulationSpec",
     "SkySource",
+    "StatedOutcome",
     "StationTable",
     "SubbandBlock",
     "Truth",
     "TruthArray",
+    "TruthArrival",
+    "TruthFault",
     "TruthGroup",
 ]
 
 Floats = NDArray[np.float64]
 POLARIZATIONS = ("XX", "YY")
-FaultKind = Literal["missing-subband", "late-subband", "dead-antenna"]
+FaultKind = Literal[
+    "missing-subband",
+    "late-subband",
+    "dead-antenna",
+    "duplicate-subband",
+    "truncated-subband",
+    "zero-byte",
+    "nan-block",
+    "restart-gap",
+    "clock-jump",
+    "rfi-line",
+    "rfi-burst",
+    "wrong-pointing",
+    "foreign-file",
+]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-_FAULT = re.compile(r"(?P<kind>[a-z-]+)(:(?P<number>\d+)(@(?P<group>\d+))?)?")
+#: What a foreign file may be.
+ForeignKind = Literal["text", "no-header", "shape", "extra-subband", "spl", "hidden", "incomplete"]
+FOREIGN_KINDS: tuple[ForeignKind, ...] = get_args(ForeignKind)
+#: How a subband comes a second time: under another name, or under its own.
+DuplicateKind = Literal["renamed", "rewritten"]
+DUPLICATE_KINDS: tuple[DuplicateKind, ...] = get_args(DuplicateKind)
+#: How files come: as evenly as the correlator intends, or as they did in the winter of 2026.
+ArrivalKind = Literal["regular", "real"]
+ARRIVAL_KINDS: tuple[ArrivalKind, ...] = get_args(ArrivalKind)
+#: What an ingest should do with one file: use it, record it as a second one, refuse it with a reason, or not see it.
+FileOutcome = Literal["used", "duplicate", "bad", "ignored"]
+#: What should become of a group: all its subbands can be imaged; some never can; nothing of it ever comes.
+GroupOutcome = Literal["completed", "incomplete", "absent"]
+_FAULT = re.compile(r"(?P<kind>[a-z-]+)(:(?P<number>\d+))?(=(?P<value>[-+.\w/]+))?(@(?P<group>\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +83,25 @@ class Fault:
     Attributes
     ----------
     kind
-        ``missing-subband``: its file never comes. ``late-subband``: it comes one and a half cadences late.
-        ``dead-antenna``: exact zeros on all its baselines.
+        One of `FAULT_KINDS`; the page of ``nightbeam simulate subbands`` says what each does.
     number
-        Subband or station; None: drawn with the seed.
+        Subband, station (``dead-antenna``) or integration (``rfi-burst``); None: drawn with the seed, but for
+        ``restart-gap``, which has none, and ``wrong-pointing``, where it means the whole group.
     group
-        Which group, from 0; None: every group for an antenna, one that is drawn for a subband without a
-        number, every group for a subband with one.
+        Which group, from 0; None: every group for an antenna, a line of interference, and all that has a
+        number; one that is drawn for the others.
+    value
+        What the kind needs beside: seconds, degrees, Jy, a fraction, or a word; None: its default.
     """
 
     kind: FaultKind
     number: int | None = None
     group: int | None = None
+    value: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the fault that ``text`` names: ``KIND``, ``KIND:NUMBER`` or ``KIND:NUMBER@GROUP``.
+        """Return the fault that ``text`` names: ``KIND[:NUMBER][=VALUE][@GROUP]``.
 
         Raises
         ------
@@ -72,14 +113,14 @@ class Fault:
         if not found or kind is None:
             raise UsageError(
                 f"no fault {text!r}",
-                fix=f"write {', '.join(FAULT_KINDS)}, with :NUMBER or :NUMBER@GROUP, as in missing-subband:5@1",
+                fix=f"write {', '.join(FAULT_KINDS)}, with :NUMBER, =VALUE and @GROUP, as in clock-jump:5=82@1",
             )
         number, group = (None if found[name] is None else int(found[name]) for name in ("number", "group"))
-        return cls(kind, number, group)
+        return cls(kind, number, group, found["value"])
 
     def __str__(self) -> str:
-        number = "" if self.number is None else f":{self.number}"
-        return f"{self.kind}{number}" + ("" if self.group is None else f"@{self.group}")
+        parts = ((":", self.number), ("=", self.value), ("@", self.group))
+        return self.kind + "".join(f"{sign}{part}" for sign, part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +188,12 @@ class SimulationSpec:
         Scatter of residual delays; the correlator applies delays, so that none are left in real data.
     rate
         Files appear this many times faster than at the telescope; 0: at once.
+    fault_rate
+        In what part of the groups something goes wrong, whatever it is: each kind at least once where there
+        are enough groups, one fault a group, none in that of the calibrator.
+    arrivals
+        ``"real"``: breaks between groups, spreads of names and of arrivals, and incomplete groups as often as
+        at the telescope; ``"regular"``: spreads of names only.
     """
 
     groups: int = 1
@@ -173,6 +220,8 @@ class SimulationSpec:
     faults: tuple[Fault, ...] = ()
     seed: int = 0
     rate: float = 0.0
+    fault_rate: float = 0.0
+    arrivals: ArrivalKind = "regular"
 
     def observation(self, index: int) -> int:
         """Return which observation of the cadence a group is, counted from that of the first group."""
@@ -245,7 +294,23 @@ class TruthArray:
 
 @dataclass(frozen=True, slots=True)
 class TruthGroup:
-    """One observation: its times (UTC, middles of integrations), its centre (ICRS) and its files."""
+    """One observation: its times (UTC, middles of integrations), its centre (ICRS) and its files.
+
+    Attributes
+    ----------
+    files
+        The one file of each subband that comes at all, whole or not; copies and foreign files are in
+        `Truth.arrivals`.
+    integrations
+        How many its files hold; fewer than the array's before a restart.
+    usable
+        Subbands that can be imaged once they have come.
+    header_dec_deg
+        What the headers say of the pointing; other than the array's where that is the fault.
+    outcome, reason
+        What should become of it, and why if it is not ``completed``. How an incomplete group ends is a matter
+        of policy: see `stated_outcome`.
+    """
 
     group_id: str
     start_jd: float
@@ -258,6 +323,99 @@ class TruthGroup:
     late: tuple[int, ...]
     dead_stations: tuple[int, ...]
     calibrator: str | None
+    integrations: int
+    usable: tuple[int, ...]
+    header_dec_deg: float
+    outcome: GroupOutcome = "completed"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TruthArrival:
+    """One file that gets its final name.
+
+    Attributes
+    ----------
+    arrival_s
+        When, in seconds of the telescope after ``start_jd`` of the first group.
+    name
+        The name; not unique, as a file may be written again.
+    group_id
+        Of which observation it is, or beside which a foreign file comes.
+    subband
+        Which one it holds; None for a foreign file.
+    outcome, reason
+        What an ingest should do with it, and why if that is not to use it. A file that is ``used`` may still come
+        too late for its group: see `stated_outcome`.
+    faults
+        Those of `Truth.faults` that made it what it is.
+    """
+
+    arrival_s: float
+    name: str
+    group_id: str
+    subband: int | None
+    outcome: FileOutcome = "used"
+    reason: str = ""
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TruthFault:
+    """One fault in one group, and what it should lead to; arrays that it does not concern are empty.
+
+    Attributes
+    ----------
+    fault, kind, group_id
+        As settled, what, and where.
+    what
+        The same in words.
+    subbands
+        Whose files are touched.
+    files
+        Their names, or those that the fault adds.
+    file_outcome
+        What an ingest should do with these files; None: they never come.
+    group_outcome
+        What the fault leads to for the group if nothing else goes wrong in it.
+    flagged
+        Whether samples of the files should end up flagged: by conversion where they are NaN or 0,
+        by a flagger where they are interference.
+    channels, freqs_hz
+        Places in a file of ``subbands``, in its order, and their frequencies.
+    integrations, baselines
+        Counted from 0; baselines as rows of an integration in the file's order, first and one past the last.
+    stations
+        Station numbers.
+    value
+        Seconds, degrees, Jy or fraction, as ``what`` says.
+    """
+
+    fault: str
+    kind: FaultKind
+    group_id: str
+    what: str
+    subbands: tuple[int, ...] = ()
+    files: tuple[str, ...] = ()
+    file_outcome: FileOutcome | None = "used"
+    group_outcome: GroupOutcome = "completed"
+    flagged: bool = False
+    channels: tuple[int, ...] = ()
+    freqs_hz: tuple[float, ...] = ()
+    integrations: tuple[int, ...] = ()
+    baselines: tuple[int, ...] = ()
+    stations: tuple[int, ...] = ()
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatedOutcome:
+    """How a group should end under one policy, with the subbands that were used and those that came too late."""
+
+    state: Literal["completed", "partial", "failed", "absent"]
+    used: tuple[int, ...]
+    late: tuple[int, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +446,8 @@ class Truth:
     """Everything that is true of a set of simulated files; written beside them as ``truth.json``.
 
     ``gains``, ``bandpass`` and ``delays_ns`` are keyed by station (``"24"``), then by polarization
-    (``"XX"``); empty where files were simulated without them.
+    (``"XX"``); empty where files were simulated without them. ``faults`` are as they were settled, ``events``
+    what each does in each group, ``arrivals`` all files in the order in which they come.
     """
 
     seed: int
@@ -305,6 +464,8 @@ class Truth:
     reference_freq_hz: float = 1.405e9
     conventions: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
+    events: tuple[TruthFault, ...] = ()
+    arrivals: tuple[TruthArrival, ...] = ()
 
     def group(self, group_id: str) -> TruthGroup:
         """Return the group of that name.

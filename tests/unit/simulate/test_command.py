@@ -41,6 +41,17 @@ def test_people_see_one_line_a_group_in_eighty_columns(tmp_path: Path, capsys: p
     assert "54.5" in line
 
 
+def test_a_night_of_everything_says_what_goes_wrong_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*SMALL, "--groups", "20", "--fault-rate", "1", "--arrivals", "real", "--dry-run"]
+    _, text, _ = _run(capsys, str(tmp_path / "out"), *words)
+    shown = " ".join(text.replace("│", " ").split())
+    assert all(word in shown for word in ("zero-byte", "clock-jump", "foreign-file", "rfi-line", "wrong-pointing"))
+    _, text, _ = _run(capsys, str(tmp_path / "out"), *words, "--json")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert {"completed", "incomplete"} <= {row["outcome"] for row in rows}
+    assert all(bool(row["reason"]) == (row["outcome"] != "completed") for row in rows)
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, text, _ = _run(capsys, str(tmp_path / "out"), "--calibrator", "3C48", "--dry-run", "--json")
     assert code == 0
@@ -64,6 +75,9 @@ def test_a_sky_of_ones_own_no_noise_and_no_gains(tmp_path: Path, capsys: pytest.
     ("words", "code", "message"),
     [
         (["--fault", "fire"], 64, "no fault 'fire'"),
+        (["--fault", "clock-jump=soon"], 64, "'soon' is no number"),
+        (["--fault-rate", "2"], 64, "the fault rate is 2"),
+        (["--arrivals", "never"], 64, "never"),
         (["--noise", "loud"], 64, "'loud' is no noise"),
         (["--start", "yesterday"], 64, "'yesterday' is no time"),
         (["--antennas", "1"], 64, "1 antennas"),

@@ -12,13 +12,36 @@ from nightbeam.simulate import Fault, SimulationSpec, plan_simulation
 from nightbeam.simulate.model import Bandpass, Gain
 
 
-@pytest.mark.parametrize("text", ["missing-subband", "late-subband:3", "missing-subband:5@1", "dead-antenna:24"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "missing-subband",
+        "late-subband:3",
+        "missing-subband:5@1",
+        "missing-subband@1",
+        "dead-antenna:24",
+        "clock-jump:3=-82@0",
+        "restart-gap=412/3@2",
+        "truncated-subband=0.5",
+        "foreign-file:2=no-header",
+    ],
+)
 def test_a_fault_prints_as_it_was_written(text: str):
     assert str(Fault.parse(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fire", "missing-subband:", "missing-subband:x", "missing-subband@1", "late-subband:-1"]
+    "text",
+    [
+        "",
+        "fire",
+        "missing-subband:",
+        "missing-subband:x",
+        "missing-subband@",
+        "late-subband:-1",
+        "zero-byte=",
+        "zero-byte@1:2",
+    ],
 )
 def test_a_fault_nobody_knows_is_refused_with_the_list_of_those_there_are(text: str):
     with pytest.raises(UsageError, match="no fault") as caught:

@@ -249,9 +249,7 @@ def test_at_a_rate_files_come_with_their_spacing(tmp_path: Path):
         waits.append(seconds)
         clock[0] += seconds
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nightbeam.simulate.worker.time.monotonic", lambda: clock[0])
-        simulate_subbands(tmp_path / "out", replace(TINY, groups=3, rate=10.0), pause=pause)
+    simulate_subbands(tmp_path / "out", replace(TINY, groups=3, rate=10.0), pause=pause, clock=lambda: clock[0])
     # Two more groups after the first: two cadences, ten times faster, give or take the seconds of copying.
     assert sum(waits) == pytest.approx(2 * CADENCE_S / 10, abs=0.5)
     assert max(waits) == pytest.approx(CADENCE_S / 10, abs=0.5)
