@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
     "monitor": ("nightbeam.cli.monitor:monitor", "Serve the page and the API that show the state of everything."),
     "mosaic": ("nightbeam.cli.mosaic:mosaic", "Plan, build and show mosaics; make those of the nights."),
+    "provenance": (
+        "nightbeam.cli.provenance:provenance",
+        "Show what a product was made of, and check that.",
+    ),
     "qa": ("nightbeam.cli.qa:qa", "Show how groups and mosaics are judged, and judge them anew."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),
     "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),
