@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("nightbeam.cli.platform:apply", "Bring a Prefect server to what prefect.yaml says."),
     "backfill": ("nightbeam.cli.backfill:backfill", "Image the Measurement Sets that have no good image."),
     "calib": ("nightbeam.cli.calib:calib", "Detector constants: inspect runs, prefetch, look at the cache."),
+    "canary": ("nightbeam.cli.canary:canary", "Take a group of known truth through the whole machine."),
     "convert": ("nightbeam.cli.convert:convert", "Write a group of subbands as one Measurement Set."),
     "cxi": ("nightbeam.cli.cxi:cxi", "Write CXI files for CrystFEL, check them, look at them."),
     "demo": ("nightbeam.cli.demo:demo", "Run the main job end to end on simulated and real data."),

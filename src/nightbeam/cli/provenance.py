@@ -56,17 +56,18 @@ def provenance(ctx: click.Context, product: str, verify: bool, with_config: bool
     talk("everything that has a checksum is what it was")
 
 
-def _tell(node: Node, depth: int = 0) -> None:
+def _tell(node: Node, depth: int = 0, known: tuple[dict[str, str], ...] = ()) -> None:
     pad = "  " * depth
     standing = f"[{node.standing}{': ' + node.found if node.found else ''}] " if node.standing else ""
     click.echo(printable(f"{pad}{standing}{node.kind} {node.path}"))
-    for line in _lines(node):
+    programs = {name: version for name, version in node.programs.items() if name not in ("nightbeam", "writer")}
+    for line in _lines(node, {} if programs in known else programs):
         click.echo(printable(f"{pad}    {line}"))
     for below in node.inputs:
-        _tell(below, depth + 1)
+        _tell(below, depth + 1, (*known, programs))
 
 
-def _lines(node: Node) -> list[str]:
+def _lines(node: Node, programs: dict[str, str]) -> list[str]:
     if node.kind == "subband":
         return [f"{node.size_bytes} bytes, {node.mtime}, {node.digest_kind} {node.digest}"]
     lines = [f"of {node.subject}"] if node.subject else []
@@ -75,9 +76,10 @@ def _lines(node: Node) -> list[str]:
     if node.digest:
         size = "" if node.size_bytes is None else f"{node.size_bytes} bytes, "
         lines.append(f"{size}{node.digest_kind or 'sha256'} {node.digest}")
-    others = {name: version for name, version in node.programs.items() if name != "nightbeam"}
-    if others:
-        lines.append(", ".join(f"{name} {version}" for name, version in sorted(others.items())))
+    if programs:
+        lines.append(", ".join(f"{name} {version}" for name, version in sorted(programs.items())))
+    if "writer" in node.programs:
+        lines.append(f"written by {node.programs['writer']}")
     lines += [
         f"{s['step']}: {s['finished_at']}, {s['seconds'] or 0.0:.1f} s, by {s['run']}, configuration "
         f"{(s['configuration'] or '')[:12]}"

@@ -187,6 +187,7 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
             except RejectedError as error:
                 rejected = error.what
                 _note_rejection(registry, row, converted, worth[0].name, rejected)
+            note_ms_state(site, Path(converted.ms))  # the model was written into it
         found = registry.find_set(
             converted.mid_mjd, dec_deg=_strip(row, converted), borrow_days=site.calibrate.borrow_days
         )
@@ -234,6 +235,7 @@ def apply_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
         except NightbeamError:
             products.upsert_ms(ms, stage="applycal_failed", cal_applied=0)
             raise
+        note_ms_state(site, ms)
         products.upsert_ms(
             ms,
             stage="applycal_done",

@@ -258,3 +258,40 @@ def test_of_two_inputs_of_one_path_the_first_counts(site: Site):
     twice = [ProvenanceInput("/a", "ms"), ProvenanceInput("/a", "caltable")]
     site.products().origins.put(Path("/p"), kind="image", inputs=twice, made_at=1.0)
     assert [one.role for one in site.products().origins.inputs(Path("/p"))] == ["ms"]
+
+
+@pytest.mark.slow
+def test_the_steps_write_down_what_a_measurement_set_became_of_calibration(site: Site, monkeypatch: pytest.MonkeyPatch):
+    """A solver writes its model into the set: what is then held against it is the set with the model."""
+    import dataclasses
+
+    from nightbeam.catalog.model import FileFact, GroupFact
+    from nightbeam.contimg import Tools, calibrate_or_find, claim_group, convert_group_step
+
+    monkeypatch.setattr(Site, "registry", lambda self: Registry(self.registry_url, check=lambda path: None))
+    file = written(site.input_dir / "a_sb00.hdf5")
+    site.queue().record(GroupFact(G, 60950.0), [FileFact(0, file)], expected_subbands=1)
+
+    def make(site: Site, files: Any, ms: Path, **_: Any) -> Any:
+        written(ms / "table.dat", "data")
+        return SimpleNamespace(
+            ms=ms, writer_type="w", rows=1, n_spw=1, missing_subbands=(), start_mjd=1.0, mid_mjd=1.0, end_mjd=1.0,
+            ra_deg=1.0, dec_deg=1.0, flagged_fraction=0.0, load_s=None, phase_s=None, write_s=None, total_s=1.0,
+        )  # fmt: skip
+
+    def solve(site: Site, ms: Path, calibrator: Any, prefix: Path, **_: Any) -> Any:
+        written(ms / "table.dat", "data and model")
+        table = written(prefix.with_name(f"{prefix.name}_bpcal") / "table.dat").parent
+        known = SimpleNamespace(path=table, kind="BP", order_index=30, cal_field="0", refant="1")
+        return SimpleNamespace(tables=[known], report=None)
+
+    found = SimpleNamespace(name="3C48", weighted_flux=9.0, stored=lambda: {"name": "3C48"})
+    tools = dataclasses.replace(Tools(), convert=make, solve=solve, match=lambda *_: [found])
+    claim_group(site, G, owner=ME)
+    convert_group_step(site, G, owner=ME, tools=tools)
+    assert calibrate_or_find(site, G, owner=ME, tools=tools).solved
+    tree = verify(site, trace(site, str(site.output_dir / "caltables" / f"{G}_0_bpcal")))
+    assert [(one.kind, one.standing) for one in nodes_of(tree)] == [
+        ("caltable", Standing.SAME), ("ms", Standing.SAME), ("subband", Standing.SAME),
+    ]  # fmt: skip
+    assert [step["step"] for step in tree.inputs[0].steps] == ["convert"]
