@@ -387,6 +387,11 @@ class DoctorSettings(_Section):
     )
     backlog_groups: int = Field(10, ge=1, description="Groups that wait before it is warned of: 10 are 50 minutes.")
     ticket_hours: float = Field(12.0, ge=0, description="A Kerberos ticket must last this long, or it is warned of.")
+    notify_block: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
+        description="Prefect block that tells of alarms; None: nobody is told.",
+    )
     canary_hours: float = Field(36.0, gt=0, description="A canary must have been right within this time.")
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def examine_site(settings: Settings, *, now: float | None = None) -> list[Findin
     findings += guarded("calibration", lambda: [_calibration(settings, now)])
     findings += guarded("kerberos ticket", lambda: [_ticket(settings)])
     findings += guarded("canary", lambda: [_canary(settings, now)])
+    findings += guarded("alarms", lambda: [_alarms(settings, now)])
     findings += guarded("platform", lambda: _platform(settings), timeout_s=120.0)
     return findings
 
@@ -238,6 +240,18 @@ def _canary(settings: Settings, now: float) -> Finding:
     return Finding("canary", Health.OK, f"{found} ({age_h:.1f} h ago)")
 
 
+def _alarms(settings: Settings, now: float) -> Finding:
+    from nightbeam.platform.alarms import read_alarms
+
+    since = iso_z(datetime.fromtimestamp(now - _DAY_S, UTC))
+    new = [alarm for alarm in read_alarms(settings.state_dir) if alarm.at >= since]
+    if not new:
+        return Finding("alarms", Health.OK, "none in the last day")
+    last = new[-1]
+    return Finding("alarms", Health.WARN, f"{len(new)} in the last day; the last: {last.at} {last.what} {last.subject}",
+                   f"read {settings.state_dir / 'alarms.jsonl'}")  # fmt: skip
+
+
 # -- the platform -------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +266,8 @@ def _platform(settings: Settings) -> list[Finding]:
         return [Finding("platform", Health.OK, "never started here")]
     findings = [_supervisor(status), _server(status)]
     if status.server == "healthy":
-        findings += _pools(status.pools, settings.platform.pools, running=status.phase is Phase.RUNNING)
+        most = settings.doctor.backlog_groups
+        findings += _pools(status.pools, settings.platform.pools, most, running=status.phase is Phase.RUNNING)
         findings += _schedules(status.api_url, auth)
     return findings
 
@@ -275,12 +290,12 @@ def _server(status: PlatformStatus) -> Finding:
     return Finding("prefect server", health, f"{status.api_url}: {status.server}", "nightbeam up")
 
 
-def _pools(pools: Sequence[PoolStatus], wanted: dict[str, int], *, running: bool) -> list[Finding]:
+def _pools(pools: Sequence[PoolStatus], wanted: dict[str, int], most: int, *, running: bool) -> list[Finding]:
     there = {pool.name: pool for pool in pools}
-    return [_pool(name, there.get(name), running=running) for name in sorted(wanted)]
+    return [_pool(name, there.get(name), places, most, running=running) for name, places in sorted(wanted.items())]
 
 
-def _pool(name: str, pool: PoolStatus | None, *, running: bool) -> Finding:
+def _pool(name: str, pool: PoolStatus | None, places: int, most: int, *, running: bool) -> Finding:
     check = f"pool {name}"
     if pool is None:
         return Finding(check, Health.FAIL, "not on the server", "nightbeam apply")
@@ -289,7 +304,9 @@ def _pool(name: str, pool: PoolStatus | None, *, running: bool) -> Finding:
     if not pool.workers_online:
         return Finding(check, Health.FAIL if running else Health.WARN, "no worker is online", "nightbeam up")
     said = f"{pool.workers_online} workers, {pool.running} running, {pool.late} late"
-    if pool.late:
+    # Behind runs that take every place it is no wonder that some wait; the queue tells how many groups do.
+    busy = pool.running + pool.pending >= places
+    if pool.late > (most if busy else 0):
         return Finding(check, Health.WARN, said, "more at a time (platform.pools), or look at what runs")
     return Finding(check, Health.OK, said)
 

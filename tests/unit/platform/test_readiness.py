@@ -199,8 +199,20 @@ def running(*pools: PoolStatus, **more: Any) -> PlatformStatus:
     return PlatformStatus(Phase.RUNNING, "http://127.0.0.1:1/api", "healthy", pools=pools, **more)
 
 
-def pool(name: str, *, paused: bool = False, workers: int = 1, late: int = 0) -> PoolStatus:
-    return PoolStatus(name, paused, workers, 0, 0, 0, late)
+def pool(name: str, *, paused: bool = False, workers: int = 1, late: int = 0, busy: int = 0) -> PoolStatus:
+    return PoolStatus(name, paused, workers, busy, 0, 0, late)
+
+
+@pytest.mark.parametrize(
+    ("busy", "late", "health"),
+    [(0, 1, Health.WARN), (3, 1, Health.WARN), (4, 10, Health.OK), (4, 11, Health.WARN), (0, 0, Health.OK)],
+)
+def test_runs_that_wait_for_a_place_are_late_only_where_there_is_one_or_they_are_many(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, busy: int, late: int, health: Health
+):
+    assert settings.platform.pools["batch"] == 4
+    findings = look_at(monkeypatch, settings, running(pool("batch", busy=busy, late=late)))
+    assert of(findings, "pool batch").health is health
 
 
 def test_pools_that_are_gone_paused_without_worker_or_late_are_told(
