@@ -37,7 +37,7 @@ def flight_check(
     """
     found = {program: tool_version(program) for program in programs}
     findings = look_around() if look else []
-    rows = [_row(finding) for finding in sorted(findings, key=lambda one: one.health, reverse=True)]
+    rows = [_row(finding) for finding in sorted(findings, key=lambda one: -list(Health).index(one.health))]
     rows += [
         {"check": program, "health": "", "found": version or "not installed", "fix": ""}
         for program, version in found.items()
