@@ -36,9 +36,10 @@ ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(tmp_path: Path, contimg_databases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr("nightbeam.catalog.registry.check_table", lambda path: None)
-    return Site.from_settings(Settings.model_validate({"state_dir": tmp_path / "state"}))
+    settings = {"state_dir": tmp_path / "state", "contimg": contimg_databases}
+    return Site.from_settings(Settings.model_validate(settings))
 
 
 def written(path: Path, text: str = "abc") -> Path:
