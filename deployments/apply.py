@@ -174,13 +174,22 @@ def _apply_blocks() -> list[str]:
 def _apply_automation(client: SyncPrefectClient, wanted: dict[str, Any], decided: Switches) -> str:
     name = wanted["name"]
     enabled = decided.get(f"automation:{name}", wanted.get("enabled", True))
-    core = AutomationCore.model_validate({**wanted, "enabled": enabled})
+    core = AutomationCore.model_validate({**_with_deployments(client, wanted), "enabled": enabled})
     found = client.read_automations_by_name(name)
     if not found:
         client.create_automation(core)
         return f"automation {name} created"
     client.update_automation(found[0].id, core)
     return f"automation {name}"
+
+
+def _with_deployments(client: SyncPrefectClient, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return an automation whose actions name deployments as the server does, by their ids."""
+    actions = [dict(action) for action in wanted.get("actions", [])]
+    for action in actions:
+        if name := action.pop("deployment", None):
+            action["deployment_id"] = str(client.read_deployment_by_name(name).id)
+    return {**wanted, "actions": actions}
 
 
 def _deploy(plan: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from flows import _show
 from nightbeam import contimg
 from nightbeam.contimg import nights
 from nightbeam.contimg.mosaic_plan import Window
+from nightbeam.contimg.provenance import working_as
 from nightbeam.core.times import utc_now
 from tasks import contimg as steps
 
@@ -55,7 +56,8 @@ def nightly_mosaic(site: str = "main", night: str | None = None, force: bool = F
         Window.of_night(night)  # or it is refused before anything is touched
     chosen = [night] if night is not None else nights.nights_due(place)
     logger.info("due: %s", ", ".join(chosen) or "nothing")
-    outcomes = [_make(place, one, force) for one in chosen]
+    with working_as(flow_run.id):
+        outcomes = [_make(place, one, force) for one in chosen]
     nights.raise_failed(outcomes)
     return [{"night": one.night, "action": one.action, "mosaics": list(one.mosaics)} for one in outcomes]
 

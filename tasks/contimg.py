@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightbeam import contimg
 from nightbeam.catalog.model import Owner
-from nightbeam.contimg import nights
+from nightbeam.contimg import canary, nights
 from tasks._policy import effect, pure
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "calibrate",
     "convert",
     "find_unimaged",
+    "fly_canary",
     "image",
     "make_night",
     "record",
@@ -41,5 +42,7 @@ def _backfill(place: contimg.Site, one: contimg.Unimaged, owner: Owner, name: st
 find_unimaged = effect(contimg.find_unimaged, name="find-unimaged", task_run_name="find-unimaged")
 #: Not tried again by itself: the queue counts the attempts at a group, and the next backfill finds what has failed.
 backfill_set = pure(_backfill, name="backfill-set", task_run_name="backfill {name}")
+#: Nor is the canary: what fails once is what a person wants to know of.
+fly_canary = pure(canary.fly_canary, name="fly-canary", task_run_name="canary")
 #: Not tried again either: the next hour is soon enough.
 tidy_up = pure(contimg.tidy_up, name="tidy-up", task_run_name="tidy-up")

@@ -87,7 +87,14 @@ def test_every_flow_has_a_deployment():
 
 def test_automations_are_understood_and_zombies_get_ten_minutes():
     automations = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())["automations"]
+    names = {deployment_name(d): _flow(d) for d in DEPLOYMENTS}
+    flows = {name.split("/")[0] for name in names}
     for automation in automations:
+        for action in automation["actions"]:
+            if started := action.pop("deployment", None):
+                assert set(action["parameters"]) <= set(inspect.signature(names[started].fn).parameters)
+                action["deployment_id"] = "00000000-0000-0000-0000-000000000000"
+        assert set(automation["trigger"].get("match_related", {}).get("prefect.resource.name", [])) <= flows
         core = AutomationCore.model_validate(automation)
         assert core.trigger.within.total_seconds() >= 600
 

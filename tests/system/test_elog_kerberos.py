@@ -162,6 +162,14 @@ def test_an_expired_ticket_is_said_to_be_expired(realm: Realm, fake: FakeLogbook
     assert fake.requests == []
 
 
+def test_the_doctor_says_how_long_a_ticket_is_good(realm: Realm, tmp_path: Path):
+    realm.kinit("alice", password="alice's own", cache=tmp_path / "cc", lifetime="2h")
+    code = "from nightbeam.elog.credentials import ticket_seconds; print(ticket_seconds())"
+    environ = {**os.environ, **realm.environ(tmp_path / "cc")}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert 7000 < float(done.stdout) <= 7200
+
+
 def test_a_ticket_that_the_service_refuses_is_tried_twice(realm: Realm, cache: Path):
     realm.add_principal("HTTP/other")
     with FakeLogbook(gate=Acceptor(realm.directory / "HTTP_other.keytab"), host="localhost") as fake:

@@ -19,12 +19,15 @@ __all__ = [
     "FileFact",
     "GroupFact",
     "GroupRow",
+    "GroupStepRow",
     "ImageRow",
     "MosaicRow",
     "MsRow",
     "NightRow",
     "Owner",
     "PerformanceRow",
+    "ProvenanceInput",
+    "ProvenanceRow",
     "QaArtifactRow",
     "QaScoreRow",
     "QuarantineRow",
@@ -520,3 +523,45 @@ class QaArtifactRow:
     name: str
     path: str
     created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceRow:
+    """Who made a product, when and with what; ``digest_kind`` says what ``digest`` is of (`contimg.checksums`)."""
+
+    path: str
+    kind: str
+    subject: str | None
+    digest: str | None
+    digest_kind: str | None
+    size_bytes: int | None
+    made_at: float
+    run: str | None
+    version: str | None
+    programs: str | None
+    configuration: str | None
+    files: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceInput:
+    """What a product was made of, as it was then; ``mtime`` in epoch seconds."""
+
+    path: str
+    role: str
+    size_bytes: int | None = None
+    mtime: float | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStepRow:
+    """Who did a step of a group the last time, and with which settings."""
+
+    group_id: str
+    step: str
+    run: str | None
+    version: str | None
+    configuration: str | None
+    seconds: float | None
+    finished_at: float

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from nightbeam.catalog.model import ImageRow, MosaicRow, MsRow, NightRow, QaArtifactRow, QaScoreRow, Scored
+from nightbeam.catalog.origins import Origins
 from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.remote import Database, upsert
 from nightbeam.catalog.schema import ImageTable, MosaicTable, MsTable, NightTable, QaArtifactTable, QaScoreTable
@@ -52,6 +53,8 @@ class Products:
         self.database = Database(url, "products", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
         #: What was put aside, and what became of it.
         self.quarantine = Quarantine(self.database)
+        #: What every product was made of, by whom and with which settings.
+        self.origins = Origins(self.database)
 
     def upsert_ms(self, path: Path, *, now: float | None = None, **values: Any) -> MsRow:
         """Make or change the row of a Measurement Set; a value that is None or not given stays as it was.
@@ -126,7 +129,20 @@ class Products:
             query = query.where(ImageTable.path.startswith(str(beginning), autoescape=True))
         return self._rows(ImageRow, query.limit(limit))
 
+    def image_of_file(self, path: Path) -> ImageRow | None:
+        """Return the image of which this is a file: itself, or one that its row names beside it."""
+        named = ImageTable.files.contains(json.dumps(str(path)), autoescape=True)
+        found = self._rows(ImageRow, sa.select(ImageTable).where(sa.or_(ImageTable.path == str(path), named)).limit(1))
+        return found[0] if found else None
+
     # -- mosaics ------------------------------------------------------------------------------------------------
+
+    def mosaic_of_file(self, path: Path) -> MosaicRow | None:
+        """Return the mosaic of which this is a file."""
+        named = MosaicTable.files.contains(json.dumps(str(path)), autoescape=True)
+        query = sa.select(MosaicTable).where(sa.or_(MosaicTable.output_path == str(path), named)).limit(1)
+        found = self._rows(MosaicRow, query)
+        return found[0] if found else None
 
     def tiles_observed(
         self, start_mjd: float | None = None, end_mjd: float | None = None, *, kind: str = "5min"

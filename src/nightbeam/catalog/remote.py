@@ -279,6 +279,14 @@ class Database:
         self._refuse_newer(found)
         return found == self._head
 
+    def quick_check(self) -> str:
+        """Return "ok", or what SQLite's quick check finds first; a server answers for itself."""
+        with self.read() as connection:
+            if connection.dialect.name != "sqlite":
+                connection.execute(sa.select(sa.literal(1))).scalar()
+                return "ok"
+            return str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+
     def _refuse_older(self) -> None:
         if not self._is_current():
             found = self.revision() or "none"

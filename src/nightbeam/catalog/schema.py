@@ -15,13 +15,17 @@ __all__ = [
     "BadFileTable",
     "CalSetTable",
     "CalTable",
+    "ConfigurationTable",
     "DuplicateTable",
+    "GroupStepTable",
     "ImageTable",
     "MosaicTable",
     "MsTable",
     "NightTable",
     "PerformanceTable",
     "ProductsBase",
+    "ProvenanceInputTable",
+    "ProvenanceTable",
     "QaArtifactTable",
     "QaScoreTable",
     "QuarantineTable",
@@ -416,3 +420,58 @@ class QaArtifactTable(ProductsBase):
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     path: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(real())
+
+
+class ConfigurationTable(ProductsBase):
+    """The settings of a site as they were in force, once for each content, without secrets. Ours."""
+
+    __tablename__ = "configurations"
+    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
+    content: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[float] = mapped_column(real())
+
+
+class ProvenanceTable(ProductsBase):
+    """Who made a product, when and with what; one row per product that was made since this is kept. Ours."""
+
+    __tablename__ = "provenance"
+    __table_args__ = (Index("idx_provenance_subject", "subject"),)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str | None] = mapped_column(Text)
+    digest: Mapped[str | None] = mapped_column(Text)
+    digest_kind: Mapped[str | None] = mapped_column(Text)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    made_at: Mapped[float] = mapped_column(real())
+    run: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[str | None] = mapped_column(Text)
+    programs: Mapped[str | None] = mapped_column(Text)
+    configuration: Mapped[str | None] = mapped_column(Text)
+    files: Mapped[str | None] = mapped_column(Text)
+
+
+class ProvenanceInputTable(ProductsBase):
+    """What a product was made of: one row per file or directory, as it was then. Ours."""
+
+    __tablename__ = "provenance_inputs"
+    __table_args__ = (Index("idx_provenance_inputs_path", "path"),)
+    product: Mapped[str] = mapped_column(Text, primary_key=True)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    role: Mapped[str] = mapped_column(Text)
+    place: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    mtime: Mapped[float | None] = mapped_column(real())
+    digest: Mapped[str | None] = mapped_column(Text)
+
+
+class GroupStepTable(ProductsBase):
+    """Who did a step of a group the last time, with which nightbeam and which settings. Ours."""
+
+    __tablename__ = "group_steps"
+    group_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    step: Mapped[str] = mapped_column(Text, primary_key=True)
+    run: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[str | None] = mapped_column(Text)
+    configuration: Mapped[str | None] = mapped_column(Text)
+    seconds: Mapped[float | None] = mapped_column(real())
+    finished_at: Mapped[float] = mapped_column(real())

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("nightbeam.cli.platform:apply", "Bring a Prefect server to what prefect.yaml says."),
     "backfill": ("nightbeam.cli.backfill:backfill", "Image the Measurement Sets that have no good image."),
     "calib": ("nightbeam.cli.calib:calib", "Detector constants: inspect runs, prefetch, look at the cache."),
+    "canary": ("nightbeam.cli.canary:canary", "Take a group of known truth through the whole machine."),
     "convert": ("nightbeam.cli.convert:convert", "Write a group of subbands as one Measurement Set."),
     "cxi": ("nightbeam.cli.cxi:cxi", "Write CXI files for CrystFEL, check them, look at them."),
     "demo": ("nightbeam.cli.demo:demo", "Run the main job end to end on simulated and real data."),
@@ -46,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("nightbeam.cli.image:image", "Make an image of a Measurement Set and measure its quality."),
     "monitor": ("nightbeam.cli.monitor:monitor", "Serve the page and the API that show the state of everything."),
     "mosaic": ("nightbeam.cli.mosaic:mosaic", "Plan, build and show mosaics; make those of the nights."),
+    "provenance": (
+        "nightbeam.cli.provenance:provenance",
+        "Show what a product was made of, and check that.",
+    ),
     "qa": ("nightbeam.cli.qa:qa", "Show how groups and mosaics are judged, and judge them anew."),
     "registry": ("nightbeam.cli.registry:registry", "Keep the registry of calibration tables."),
     "scans": ("nightbeam.cli.scans:scans", "Calibrate single-dish spectra, look at them, simulate them."),

@@ -11,15 +11,16 @@ from nightbeam.cli.output import json_option, settings_of, show
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what on this machine would stop nightbeam, and how to mend it.
+    """Say what on this machine or at this site would stop nightbeam, and how to mend it.
 
-    Exit code 1 if anything is broken; what is merely missing or small is a warning.
+    Exit code 1 if anything is broken; what is merely missing or small is a warning, and the code is 0.
     """
     from nightbeam.platform.doctor import Health, examine
+    from nightbeam.platform.readiness import examine_site
 
     settings = settings_of(ctx)
     contimg = settings.contimg
     places = [path for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir) if path]
-    findings = examine(state_dir=settings.state_dir, directories=places)
+    findings = [*examine(state_dir=settings.state_dir, directories=places), *examine_site(settings)]
     show(findings, as_json=as_json, title="nightbeam doctor")
     ctx.exit(int(any(finding.health is Health.FAIL for finding in findings)))

@@ -23,6 +23,7 @@ from nightbeam.catalog.model import GroupRow, MsRow, Owner, Stage, State
 from nightbeam.contimg.databases import Databases, open_existing
 from nightbeam.contimg.model import ConvertReceipt
 from nightbeam.contimg.owners import is_dead, owned_scratch, this_process
+from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, working_as
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.run import run_group
@@ -262,7 +263,8 @@ def backfill_one(
         raise InputError(f"{one.ms}: {one.why}", fix="move it away if it is no Measurement Set")
     if one.through_queue:
         return _through_queue(site, one, one.group_id, owner or this_process(), tools)
-    return _by_itself(site, one, one.group_id, out_dir, tools)
+    with working_as(owner.name if owner else None):
+        return _by_itself(site, one, one.group_id, out_dir, tools)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------
@@ -635,6 +637,10 @@ def _calibrate_and_image(
         subbands=None,  # nobody knows how many another program had
     )
     record_quality(site, group_id, report)  # before its row says that it is done, so that none is done and not judged
+    me = this_process()
+    if not note_ms_state(site, ms):
+        note_ms(site, group_id, ms, (), owner=me, writer=converted.writer_type)
+    note_image(site, group_id, ms, product, found.tables, owner=me)
     image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
     products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
     return BackfillOutcome(group_id, IMAGED, one.ms, image=image.path)

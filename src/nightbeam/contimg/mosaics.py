@@ -20,7 +20,8 @@ from nightbeam.contimg.mosaic_plan import (
     options_of,
     reference_sources,
 )
-from nightbeam.contimg.owners import owned_scratch
+from nightbeam.contimg.owners import owned_scratch, this_process
+from nightbeam.contimg.provenance import note_mosaic
 from nightbeam.contimg.quality import forget_quality, record_quality
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, NightbeamError, PartialError, RejectedError
@@ -358,6 +359,7 @@ def _build(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force:
     products.put_scores("mosaic", row.name, ())  # what was said of an earlier one does not hold
     try:
         product = _make(site, row, stem, tools, force=force)
+        note_mosaic(site, row, product, run=this_process().name)  # before it is built for everybody else
         built = products.mosaic_built(row.name, **_built(row, product))
     except Exception as error:  # told to the row, then raised
         failed = products.mosaic_failed(row.name, _text_of(error))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nightbeam.catalog.model import GroupRow, Stage, State
+from nightbeam.catalog.model import GroupRow, GroupStepRow, Stage, State
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -52,6 +52,7 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
     queue, products = site.queue(), site.products()
     row = queue.group(group_id)
     measured = queue.performance(group_id)
+    steps = {step.step: step for step in products.origins.steps(group_id)}
     return {
         "group": {**line_of(row), "received_at": _utc(row.received_at), "partial": bool(row.partial)},
         "files": [{"subband": s.subband_idx, "path": s.path, "late": bool(s.late)} for s in queue.subbands(group_id)],
@@ -69,7 +70,13 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
             for a in queue.attempts(group_id)
         ],
         "steps": [
-            {"step": r.step, "seconds": r.seconds, "finished_at": _utc(r.finished_at)} for r in queue.receipts(group_id)
+            {
+                "step": r.step,
+                "seconds": r.seconds,
+                "finished_at": _utc(r.finished_at),
+                **_made_with(steps.get(r.step)),
+            }
+            for r in queue.receipts(group_id)
         ],
         "times": [] if measured is None else [measured],
         "images": [
@@ -87,6 +94,13 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
         ],
         "qa": [{"name": q.name, "path": q.path} for q in products.qa_artifacts(group_id)],
     }
+
+
+def _made_with(step: GroupStepRow | None) -> dict[str, Any]:
+    """Return with which nightbeam and settings a step was done; `nightbeam provenance --config` has them whole."""
+    if step is None:
+        return {"version": None, "configuration": None}
+    return {"version": step.version, "configuration": (step.configuration or "")[:12] or None}
 
 
 def look(site: Site, *, tools: Tools = TOOLS) -> list[dict[str, Any]]:

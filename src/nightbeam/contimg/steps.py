@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Owner, SetSpec, State, TableSpec
+from nightbeam.contimg.checksums import InputSums
 from nightbeam.contimg.model import (
     STEPS,
     ApplyReceipt,
@@ -26,6 +27,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
+from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, note_step, note_tables
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -108,6 +110,8 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
     ------
     StorageError
         If there is no room for it.
+    BusyError
+        If a subband changed while it was read.
     MissingError, InputError, RejectedError, ToolError
         From the converter.
     """
@@ -119,9 +123,12 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
         site.output_dir.mkdir(parents=True, exist_ok=True)
         require_space(site.output_dir, _space_for(files), what=f"group {group_id}")
         expected = row.expected_subbands or site.ingest.expected_subbands
-        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
+        sums = InputSums(files)
+        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch, sums:
             report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
+        inputs = sums.result()
         receipt = _converted(group_id, report)
+        note_ms(site, group_id, ms, inputs, owner=owner, writer=receipt.writer_type)
         site.products().upsert_ms(
             ms,
             group_id=group_id,
@@ -174,11 +181,13 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
         solved, rejected = False, None
         if worth:
             try:
-                _solve_and_register(site, registry, row, converted, worth[0], tools)
+                registered = _solve_and_register(site, registry, row, converted, worth[0], tools)
+                note_tables(site, Path(converted.ms), registered, owner=owner)
                 solved = True
             except RejectedError as error:
                 rejected = error.what
                 _note_rejection(registry, row, converted, worth[0].name, rejected)
+            note_ms_state(site, Path(converted.ms))  # the model was written into it
         found = registry.find_set(
             converted.mid_mjd, dec_deg=_strip(row, converted), borrow_days=site.calibrate.borrow_days
         )
@@ -226,6 +235,7 @@ def apply_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
         except NightbeamError:
             products.upsert_ms(ms, stage="applycal_failed", cal_applied=0)
             raise
+        note_ms_state(site, ms)
         products.upsert_ms(
             ms,
             stage="applycal_done",
@@ -300,6 +310,8 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
         product = tools.finished_image(stem)
         require_good(site, group_id, product, tools)
         products = site.products()
+        note_ms_state(site, ms)
+        note_image(site, group_id, ms, product, _used(site, calibrated), owner=owner)
         row = products.upsert_image(
             product.path, ms_path=ms, **image_columns(group_id, queue.group(group_id).partial, product, calibrated)
         )
@@ -420,6 +432,7 @@ def _step(
         receipt = work(queue)
         seconds = time.perf_counter() - begin
     if keep(receipt):
+        note_step(site, group_id, name, owner=owner, seconds=seconds)
         queue.put_receipt(group_id, owner, name, receipt.to_json(), seconds=seconds)
     logger.info("group %s: %s took %.1f s", group_id, name, seconds)
     return receipt
@@ -490,7 +503,7 @@ def _set_name(group_id: str) -> str:
 
 def _solve_and_register(
     site: Site, registry: Registry, row: GroupRow, converted: ConvertReceipt, calibrator: Any, tools: Tools
-) -> None:
+) -> list[CalTableRow]:
     group_id, ms = row.group_id, Path(converted.ms)
     prefix = site.caltable_prefix(group_id)
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -515,7 +528,7 @@ def _solve_and_register(
         notes=f"solved on {calibrator.name} by nightbeam {__version__}",
         report=_report_of(solved),
     )
-    registry.register_set(spec)
+    return registry.register_set(spec)
 
 
 def _report_of(solved: Any) -> dict[str, Any]:
@@ -572,6 +585,12 @@ def _tables(site: Site, calibrated: CalibrateReceipt) -> tuple[CalTableRow, ...]
             fix="another set will be chosen when the group is tried again",
         )
     return tuple(rows[path] for path in calibrated.tables)
+
+
+def _used(site: Site, calibrated: CalibrateReceipt) -> list[CalTableRow]:
+    """Return the tables that were applied, as the registry has them, active or retired since."""
+    rows = {t.path: t for t in site.registry().tables(calibrated.set_name)}
+    return [rows[path] for path in calibrated.tables if path in rows]
 
 
 def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:

@@ -24,6 +24,7 @@ __all__ = [
     "ContimgSettings",
     "ConvertSettings",
     "CxiSettings",
+    "DoctorSettings",
     "ElogSettings",
     "HousekeepingSettings",
     "ImageSettings",
@@ -378,6 +379,22 @@ class PlatformSettings(_Section):
     )
 
 
+class DoctorSettings(_Section):
+    """What `nightbeam doctor` and the flight check hold against what they find."""
+
+    expected_mounts: tuple[Path, ...] = Field(
+        (), description="Directories at which something must be mounted, such as /data/incoming."
+    )
+    backlog_groups: int = Field(10, ge=1, description="Groups that wait before it is warned of: 10 are 50 minutes.")
+    ticket_hours: float = Field(12.0, ge=0, description="A Kerberos ticket must last this long, or it is warned of.")
+    notify_block: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
+        description="Prefect block that tells of alarms; None: nobody is told.",
+    )
+    canary_hours: float = Field(36.0, gt=0, description="A canary must have been right within this time.")
+
+
 class MonitorSettings(_Section):
     """The page and the API that show the state of everything."""
 
@@ -508,6 +525,7 @@ class Settings(_Section):
     calib: CalibSettings = CalibSettings()
     contimg: ContimgSettings = ContimgSettings()
     cxi: CxiSettings = CxiSettings()
+    doctor: DoctorSettings = DoctorSettings()
     elog: ElogSettings = ElogSettings()
     monitor: MonitorSettings = MonitorSettings()
     platform: PlatformSettings = PlatformSettings()

@@ -21,7 +21,16 @@ import requests
 from nightbeam.core.errors import AuthError, ConfigError
 from nightbeam.core.http import TransientError, reason
 
-__all__ = ["Auth", "AuthMethod", "BearerAuth", "CredentialError", "KerberosAuth", "NoAuth", "auth_from"]
+__all__ = [
+    "Auth",
+    "AuthMethod",
+    "BearerAuth",
+    "CredentialError",
+    "KerberosAuth",
+    "NoAuth",
+    "auth_from",
+    "ticket_seconds",
+]
 
 _MOST_TOKEN_BYTES: Final = 1 << 16
 _GRACE_S: Final = 0.2
@@ -277,11 +286,24 @@ class KerberosAuth:
             self._renew()
 
 
+def ticket_seconds() -> float:
+    """Return for how long the Kerberos ticket of this process is good.
+
+    Raises
+    ------
+    CredentialError
+        If there is none, it has expired, or others may read it.
+    ConfigError
+        If Kerberos is not installed.
+    """
+    return _kerberos().check("run kinit")
+
+
 @dataclass(frozen=True, slots=True)
 class _Kerberos:
     """What needs the Kerberos libraries."""
 
-    check: Callable[[str], None]
+    check: Callable[[str], float]
     signer: Callable[[str, str | None, str], Any]
 
 
@@ -303,7 +325,7 @@ def _kerberos() -> _Kerberos:
     # It prints whole tracebacks of what we tell in one sentence.
     logging.getLogger("requests_kerberos").setLevel(logging.CRITICAL + 1)
 
-    def check(remedy: str) -> None:
+    def check(remedy: str) -> float:
         try:
             left = gssapi.Credentials(usage="initiate").lifetime
         except ExpiredCredentialsError as error:
@@ -315,6 +337,7 @@ def _kerberos() -> _Kerberos:
         if left <= 0:
             raise CredentialError("the Kerberos ticket has expired", fix=remedy)
         check_cache()
+        return float(left)
 
     def check_cache() -> None:
         try:

@@ -7,9 +7,8 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nightbeam.casa.config import measures_directory
@@ -17,6 +16,7 @@ from nightbeam.casa.tables import open_table
 from nightbeam.core.errors import NightbeamError
 from nightbeam.core.files import part_path
 from nightbeam.core.times import mjd_from_datetime, utc_now
+from nightbeam.platform.findings import Finding, Health, guarded
 
 __all__ = ["Finding", "Health", "examine"]
 
@@ -25,24 +25,6 @@ RANGES = {"prefect": ((3, 8, 8), (3, 10)), "fastapi": ((0, 139), (0, 150)), "sql
 PACKAGES = ("casatasks", "python-casacore", "pyuvdata", "h5py", "numba", "astropy", "alembic", "prefect-shell")
 #: One group staged in memory or on disk: 2.33 GB in, 5.1 GB of Measurement Set with all columns (DSA-110).
 GROUP_BYTES = 8e9
-
-
-class Health(StrEnum):
-    """How a finding is to be taken."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at."""
-
-    check: str
-    health: Health
-    found: str
-    fix: str = ""
 
 
 def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
@@ -60,10 +42,16 @@ def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
     list of Finding
         Never raises for what it finds: a broken part is a finding.
     """
-    findings = [_python(), *map(_package, PACKAGES), *map(_range, RANGES), _measures()]
+    findings = [_python(), *map(_package, PACKAGES), *map(_range, RANGES)]
+    findings += guarded("measures tables", lambda: [_measures()])
     findings += [_tool("wsclean", "second imaging engine"), _tool("chromium", "tests of the web page"), _postgres()]
-    findings += [_writable(path) for path in dict.fromkeys([state_dir, *directories])]
+    for path in dict.fromkeys([state_dir, *directories]):
+        findings += guarded(f"directory {path}", partial(_one, _writable, path), timeout_s=10.0)
     return [*findings, _memory(), _shared_memory(), _open_files()]
+
+
+def _one(look: Callable[[Path], Finding], path: Path) -> list[Finding]:
+    return [look(path)]
 
 
 def _python() -> Finding:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from nightbeam.core.files import part_path, storage_errors, write_text
 from nightbeam.core.settings import Settings
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Report
 
-__all__ = ["read_paused", "read_report", "remove_older", "write_flow_settings", "write_paused", "write_report"]
+__all__ = [
+    "read_paused",
+    "read_report",
+    "remove_older",
+    "trim_logs",
+    "write_flow_settings",
+    "write_paused",
+    "write_report",
+]
 
 
 logger = logging.getLogger(__name__)
@@ -89,3 +98,42 @@ def remove_older(directory: Path, *, older_than_s: float) -> tuple[int, int]:
         files, size = files + 1, size + found.st_size
     logger.info("removed %d files (%.1f MB) from %s", files, size / 1e6, directory)
     return files, size
+
+
+def trim_logs(directory: Path, *, most_bytes: int) -> list[Path]:
+    """Let each log of a directory that has grown too long begin anew; its end is kept beside it as ``NAME.1``.
+
+    Services keep their logs open for months and write at the end of them, wherever that is: a log is emptied and not
+    renamed. What is written in the moment between copying and emptying is lost.
+
+    Parameters
+    ----------
+    directory
+        Where ``*.log`` are looked for; not below it.
+    most_bytes
+        A longer one is trimmed, and so long an end is kept.
+
+    Returns
+    -------
+    list of Path
+        Those that were trimmed.
+    """
+    trimmed = []
+    for path in sorted(directory.glob("*.log")) if directory.is_dir() else []:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size <= most_bytes:
+            continue
+        kept = path.with_name(f"{path.name}.1")
+        part = part_path(kept)
+        with storage_errors(kept):
+            try:
+                with path.open("rb") as old, part.open("wb") as new:
+                    old.seek(-most_bytes, os.SEEK_END)
+                    old.readline()  # half a line helps nobody
+                    shutil.copyfileobj(old, new)
+                part.replace(kept)
+                os.truncate(path, 0)
+            finally:
+                part.unlink(missing_ok=True)
+        logger.info("%s begins anew; its end is in %s", path, kept.name)
+        trimmed.append(path)
+    return trimmed

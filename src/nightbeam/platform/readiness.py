@@ -1,0 +1,329 @@
+"""Whether a site is ready for the night: mounts, databases, queue, calibration, tickets, clock, pools, schedules."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError
+from nightbeam.core.settings import Settings
+from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z, mjd_from_datetime, utc_now
+from nightbeam.platform.findings import Finding, Health, guarded
+from nightbeam.platform.model import PartState, Phase, PlatformStatus, PoolStatus
+
+__all__ = ["CANARY_RECORD", "examine_site"]
+
+#: Where the last canary left what it found, below the state directory.
+CANARY_RECORD = Path("canary") / "last.json"
+#: Of these a site's nights depend; that one has no active schedule is told.
+NEEDED = ("ingest-subbands", "housekeeping", "sweep-zombies", "nightly-mosaic", "clean-results", "flight-check")
+_LEAST_INODES = 10_000
+_LEAST_MEMORY = 2e9
+_DAY_S = 86400.0
+
+
+def examine_site(settings: Settings, *, now: float | None = None) -> list[Finding]:
+    """Look at everything that a night at this site needs beside the machine itself.
+
+    Parameters
+    ----------
+    settings
+        Resolved settings.
+    now
+        Epoch seconds.
+
+    Returns
+    -------
+    list of Finding
+        Never raises: what cannot be looked at is a finding.
+    """
+    now = time.time() if now is None else now
+    c = settings.contimg
+    places = dict.fromkeys(p for p in (settings.state_dir, c.input_dir, c.output_dir, c.scratch_dir) if p)
+    findings: list[Finding] = []
+    for mount in settings.doctor.expected_mounts:
+        findings += guarded(f"mount {mount}", partial(_one, _mount, mount), timeout_s=10.0)
+    for place in places:
+        findings += guarded(f"inodes {place}", partial(_one, _inodes, place), timeout_s=10.0)
+    findings += guarded("free memory", _free_memory)
+    findings += guarded("clock", lambda: [_clock()])
+    findings += guarded("databases", lambda: _databases(settings), timeout_s=120.0)
+    findings += guarded("queue", lambda: _queue(settings, now))
+    findings += guarded("calibration", lambda: [_calibration(settings, now)])
+    findings += guarded("kerberos ticket", lambda: [_ticket(settings)])
+    findings += guarded("canary", lambda: [_canary(settings, now)])
+    findings += guarded("alarms", lambda: [_alarms(settings, now)])
+    findings += guarded("platform", lambda: _platform(settings), timeout_s=120.0)
+    return findings
+
+
+# -- the machine's storage, memory and clock ----------------------------------------------------------------------
+
+
+def _one(look: Callable[[Path], Finding], path: Path) -> list[Finding]:
+    return [look(path)]
+
+
+def _mount(path: Path) -> Finding:
+    check = f"mount {path}"
+    if not path.is_dir():
+        return Finding(check, Health.FAIL, "no such directory", f"mount {path}")
+    if not os.path.ismount(path):
+        where = next(str(p) for p in (path, *path.parents) if os.path.ismount(p))
+        return Finding(check, Health.FAIL, f"nothing is mounted there: it is part of {where}", f"mount {path}")
+    return Finding(check, Health.OK, "mounted")
+
+
+def _inodes(path: Path) -> Finding:
+    place = next(p for p in (path, *path.parents) if p.exists())
+    state = os.statvfs(place)
+    if state.f_files == 0:  # btrfs and others make them as they are needed
+        return Finding(f"inodes {path}", Health.OK, "as many as there is space for")
+    found = f"{state.f_favail} free of {state.f_files}"
+    if state.f_favail >= _LEAST_INODES:
+        return Finding(f"inodes {path}", Health.OK, found)
+    return Finding(f"inodes {path}", Health.WARN, found, "remove small files there")
+
+
+def _free_memory() -> list[Finding]:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    found = f"{free / 1e9:.1f} GB available"
+    if free >= _LEAST_MEMORY:
+        return [Finding("free memory", Health.OK, found)]
+    return [Finding("free memory", Health.WARN, f"{found}, a group wants 2", "end what uses it, or fewer at a time")]
+
+
+def _clock() -> Finding:
+    program = shutil.which("timedatectl")
+    told = ""
+    if program:
+        asked = [program, "show", "--property=NTPSynchronized", "--value"]
+        try:
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=10.0, check=False)
+            told = done.stdout.strip() if done.returncode == 0 else ""
+        except (OSError, subprocess.TimeoutExpired):
+            told = ""
+    if told == "yes":
+        return Finding("clock", Health.OK, "synchronised")
+    if told == "no":
+        return Finding("clock", Health.WARN, "not synchronised: ages and leases are wrong by its error", "start NTP")
+    return Finding("clock", Health.OK, "nobody here knows whether it is synchronised")
+
+
+# -- databases, queue, calibration --------------------------------------------------------------------------------
+
+
+def _databases(settings: Settings) -> list[Finding]:
+    c = settings.contimg
+    named: list[tuple[Any, str | None]] = [
+        ("queue", c.queue_db),
+        ("registry", c.registry_db),
+        ("products", c.products_db),
+        ("elog", settings.elog.database),
+    ]
+    return [_database(name, url) for name, url in named if url]
+
+
+def _database(name: Any, url: str) -> Finding:
+    from nightbeam.catalog.remote import Database
+
+    check = f"database {name}"
+    try:
+        database = Database(url, name, create=False, migrate=False, busy_timeout_s=5.0)
+        said = database.quick_check()
+        revision = database.revision()
+    except MissingError:
+        return Finding(check, Health.OK, "not made yet")
+    except BusyError as error:
+        return Finding(check, Health.WARN, error.what, error.fix)
+    except NightbeamError as error:
+        return Finding(check, Health.FAIL, error.what, error.fix)
+    if said != "ok":
+        return Finding(check, Health.FAIL, f"damaged: {said}", "stop the platform, take a copy, sqlite3 .recover")
+    return Finding(check, Health.OK, f"whole, schema {revision}")
+
+
+def _site(settings: Settings) -> Any:
+    from nightbeam.contimg.databases import open_existing
+    from nightbeam.contimg.site import Site
+
+    return open_existing(Site.from_settings(settings), migrate=False)
+
+
+def _queue(settings: Settings, now: float) -> list[Finding]:
+    queue = _site(settings).queue
+    if queue is None:
+        return [Finding("queue", Health.OK, "no group has come yet")]
+    counts = queue.counts()
+    waiting, most = counts.get("pending", 0), settings.doctor.backlog_groups
+    said = f"{waiting} groups wait, {counts.get('in_progress', 0)} are worked on"
+    fix = "nightbeam groups list --state pending; more workers, or quicker images"
+    findings = [
+        Finding("queue", Health.OK, said) if waiting <= most else Finding("queue", Health.WARN, said, fix),
+    ]
+    failed = [row for row in queue.groups(state="failed") if now - row.last_update < _DAY_S]
+    if failed:
+        text = f"{len(failed)} in the last day; the newest is {failed[0].group_id}: {failed[0].error}"
+        findings.append(Finding("failed groups", Health.WARN, text, f"nightbeam groups show {failed[0].group_id}"))
+    return findings
+
+
+def _calibration(settings: Settings, now: float) -> Finding:
+    registry = _site(settings).registry
+    check, fix = "calibration", "image a calibrator, or register a set: nightbeam registry"
+    if registry is None:
+        return Finding(check, Health.OK, "there is no registry yet: the first calibrator makes it")
+    mjd = mjd_from_datetime(utc_now()) + (now - time.time()) / SECONDS_PER_DAY
+    active = [line for line in registry.sets() if line.status == "active" and line.valid_end_mjd is not None]
+    if not active:
+        return Finding(check, Health.WARN, "the registry has no active set: groups wait until there is one", fix)
+    last = max(active, key=lambda line: line.valid_end_mjd or 0.0)
+    end = last.valid_end_mjd or 0.0
+    said = f"{last.set} ({last.calibrator or 'no calibrator named'}) is valid until {iso_z(datetime_from_mjd(end))}"
+    if end >= mjd:
+        return Finding(check, Health.OK, f"{said}, {(end - mjd) * 24:.1f} h from now")
+    late_h, borrow_h = (mjd - end) * 24.0, settings.contimg.calibrate.borrow_days * 24.0
+    if late_h <= borrow_h:
+        return Finding(check, Health.OK, f"{said}; it may be borrowed for {borrow_h - late_h:.1f} h more")
+    return Finding(check, Health.WARN, f"{said}, {late_h:.1f} h ago: groups wait until there is a newer one", fix)
+
+
+# -- tickets, canary ----------------------------------------------------------------------------------------------
+
+
+def _ticket(settings: Settings) -> Finding:
+    check, elog = "kerberos ticket", settings.elog
+    if elog.auth != "kerberos":
+        return Finding(check, Health.OK, f"not needed: elog.auth is {elog.auth}")
+    from nightbeam.elog.credentials import ticket_seconds
+
+    try:
+        left_h = ticket_seconds() / 3600.0
+    except NightbeamError as error:
+        if not _mirrors(settings):
+            return Finding(check, Health.OK, f"{error.what}; no logbook is mirrored here")
+        return Finding(check, Health.FAIL, error.what, error.fix or "run kinit")
+    if left_h < settings.doctor.ticket_hours:
+        return Finding(check, Health.WARN, f"valid for {left_h:.1f} h more", "kinit -R, or a keytab and k5start")
+    return Finding(check, Health.OK, f"valid for {left_h:.1f} h more")
+
+
+def _mirrors(settings: Settings) -> bool:
+    """Return whether a logbook has ever been mirrored here."""
+    url = settings.elog.database or ""
+    return bool(url) and (not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).exists())
+
+
+def _canary(settings: Settings, now: float) -> Finding:
+    file = settings.state_dir / CANARY_RECORD
+    try:
+        said = json.loads(file.read_text())
+        age_h, right, found = (now - float(said["ended_at"])) / 3600.0, bool(said["right"]), str(said["found"])
+    except FileNotFoundError:
+        return Finding("canary", Health.WARN, "none has been flown", "nightbeam canary")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no record of a canary: {error}", fix="nightbeam canary") from error
+    if not right:
+        return Finding("canary", Health.FAIL, f"{found} ({age_h:.1f} h ago)", "nightbeam canary says more")
+    if age_h > settings.doctor.canary_hours:
+        return Finding("canary", Health.WARN, f"the last was right {age_h:.1f} h ago", "nightbeam canary")
+    return Finding("canary", Health.OK, f"{found} ({age_h:.1f} h ago)")
+
+
+def _alarms(settings: Settings, now: float) -> Finding:
+    from nightbeam.platform.alarms import read_alarms
+
+    since = iso_z(datetime.fromtimestamp(now - _DAY_S, UTC))
+    new = [alarm for alarm in read_alarms(settings.state_dir) if alarm.at >= since]
+    if not new:
+        return Finding("alarms", Health.OK, "none in the last day")
+    last = new[-1]
+    return Finding("alarms", Health.WARN, f"{len(new)} in the last day; the last: {last.at} {last.what} {last.subject}",
+                   f"read {settings.state_dir / 'alarms.jsonl'}")  # fmt: skip
+
+
+# -- the platform -------------------------------------------------------------------------------------------------
+
+
+def _platform(settings: Settings) -> list[Finding]:
+    from nightbeam.platform.control import platform_status
+
+    auth = settings.platform.auth_string or os.environ.get("PREFECT_API_AUTH_STRING")
+    platform = settings.platform.model_copy(update={"auth_string": auth})
+    settings = settings.model_copy(update={"platform": platform})
+    status = platform_status(settings)
+    if status.phase is Phase.STOPPED and not status.api_url:
+        return [Finding("platform", Health.OK, "never started here")]
+    findings = [_supervisor(status), _server(status)]
+    if status.server == "healthy":
+        most = settings.doctor.backlog_groups
+        findings += _pools(status.pools, settings.platform.pools, most, running=status.phase is Phase.RUNNING)
+        findings += _schedules(status.api_url, auth)
+    return findings
+
+
+def _supervisor(status: PlatformStatus) -> Finding:
+    if status.problem:
+        return Finding("platform", Health.FAIL, status.problem, "nightbeam status; read its logs")
+    if status.phase is not Phase.RUNNING:
+        return Finding("platform", Health.WARN, str(status.phase), "nightbeam up")
+    down = [part.name for part in status.parts if part.state is not PartState.RUNNING]
+    if down:
+        return Finding("platform", Health.WARN, f"{', '.join(down)} not running just now", "nightbeam status")
+    return Finding("platform", Health.OK, f"running, {len(status.parts)} parts")
+
+
+def _server(status: PlatformStatus) -> Finding:
+    if status.server == "healthy":
+        return Finding("prefect server", Health.OK, status.api_url)
+    health = Health.FAIL if status.phase is Phase.RUNNING else Health.WARN
+    return Finding("prefect server", health, f"{status.api_url}: {status.server}", "nightbeam up")
+
+
+def _pools(pools: Sequence[PoolStatus], wanted: dict[str, int], most: int, *, running: bool) -> list[Finding]:
+    there = {pool.name: pool for pool in pools}
+    return [_pool(name, there.get(name), places, most, running=running) for name, places in sorted(wanted.items())]
+
+
+def _pool(name: str, pool: PoolStatus | None, places: int, most: int, *, running: bool) -> Finding:
+    check = f"pool {name}"
+    if pool is None:
+        return Finding(check, Health.FAIL, "not on the server", "nightbeam apply")
+    if pool.paused:
+        return Finding(check, Health.WARN, "paused: nothing of it starts", f"prefect work-pool resume {name}")
+    if not pool.workers_online:
+        return Finding(check, Health.FAIL if running else Health.WARN, "no worker is online", "nightbeam up")
+    said = f"{pool.workers_online} workers, {pool.running} running, {pool.late} late"
+    # Behind runs that take every place it is no wonder that some wait; the queue tells how many groups do.
+    busy = pool.running + pool.pending >= places
+    if pool.late > (most if busy else 0):
+        return Finding(check, Health.WARN, said, "more at a time (platform.pools), or look at what runs")
+    return Finding(check, Health.OK, said)
+
+
+def _schedules(api_url: str, auth: str | None) -> list[Finding]:
+    from nightbeam.platform.remote import PrefectApi
+
+    off = []
+    deployments = {}
+    for deployment in PrefectApi(api_url, auth_string=auth).deployments():
+        deployments[deployment["entrypoint"].rpartition(".")[2].replace("_", "-")] = deployment
+    for name in NEEDED:
+        one = deployments.get(name)
+        if one is None:
+            off.append(f"{name} is not on the server")
+        elif one.get("paused") or not any(s.get("active") for s in one.get("schedules", [])):
+            off.append(f"{name} is paused")
+    if off:
+        return [Finding("schedules", Health.WARN, "; ".join(off), "resume them on the page, or nightbeam apply")]
+    return [Finding("schedules", Health.OK, f"{len(NEEDED)} active")]

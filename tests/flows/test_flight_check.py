@@ -1,0 +1,104 @@
+"""The flows that tell a person whether the night can come: what they end as, and what they leave to be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from prefect.blocks.abstract import NotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
+
+import flows.canary_group as canary
+import flows.flight_check as checking
+from flows.alarm import alarm
+from flows.clean_results import remove_runs
+from nightbeam.contimg.canary import CanaryReport
+from nightbeam.core.errors import ConfigError
+from nightbeam.platform.alarms import read_alarms
+from nightbeam.platform.findings import Finding, Health
+
+GOOD, ODD = Finding("clock", Health.OK, "synchronised"), Finding("queue", Health.WARN, "12 groups wait", "more workers")
+BAD = Finding("mount /data", Health.FAIL, "nothing is mounted there", "mount /data")
+
+
+def shown(state: Any) -> list[dict[str, str]]:
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as api:
+        found = api.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id])))
+    return [row for artifact in found if artifact.type == "table" for row in json.loads(artifact.data)]
+
+
+@pytest.mark.parametrize(
+    ("findings", "name", "said"),
+    [
+        ([GOOD], "Completed", ""),
+        ([GOOD, ODD], "Warnings", "queue: 12 groups wait"),
+        ([GOOD, ODD, BAD], "Failed", "not ready: mount /data: nothing is mounted there"),
+    ],
+)
+def test_a_run_ends_as_its_worst_finding_and_shows_all_of_them(monkeypatch, findings, name, said):
+    monkeypatch.setattr(checking, "look_around", lambda: findings)
+    state = checking.flight_check(programs=(), return_state=True)
+    assert state.name == name
+    assert said in (state.message or "")
+    assert shown(state)[0]["check"] == findings[-1].check, "the worst comes first"
+    assert len(shown(state)) == len(findings)
+
+
+def test_the_findings_are_those_of_the_doctor(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NIGHTBEAM_ELOG__AUTH", "none")
+    state = checking.flight_check(programs=(), return_state=True)
+    assert {"python", "queue", "calibration", "canary", "free memory"} <= {row["check"] for row in shown(state)}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_canary_that_is_not_right_fails_its_run(monkeypatch, right: bool):
+    report = CanaryReport(right, "0.997 of its flux" if right else "its source is not in the image", 0.997)
+    monkeypatch.setattr(canary, "_load", lambda site: SimpleNamespace())
+    monkeypatch.setattr(canary.steps, "fly_canary", lambda place, owner: report)
+    state = canary.canary_group(return_state=True)
+    assert state.is_completed() == right
+    assert {"what": "found", "value": report.found} in shown(state)
+    assert right or "is not in the image" in state.message
+
+
+class Told(NotificationBlock):
+    """Remembers what it was asked to tell."""
+
+    said: ClassVar[list[str]] = []
+
+    async def notify(self, body: str, subject: str | None = None) -> None:
+        self.said.append(f"{subject}: {body}")
+
+
+def test_an_alarm_is_written_down_and_told_where_a_block_is_named(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path))
+    alarm("prefect.flow-run.Failed", "group-imaging 2025-10-02T01:02:03", "no room")
+    assert [(a.what, a.detail) for a in read_alarms(tmp_path)] == [("prefect.flow-run.Failed", "no room")]
+    assert Told.said == []
+    Told().save("operators", overwrite=True)
+    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/operators")
+    alarm("runs are late")
+    (said,) = Told.said
+    assert said.startswith("nightbeam: 20")
+    assert "runs are late" in said
+    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/nobody")
+    with pytest.raises(ConfigError, match="no block told/nobody"):
+        alarm("runs are late")
+    assert len(read_alarms(tmp_path)) == 3, "written down before anybody is told"
+
+
+def test_what_is_shown_at_a_run_goes_with_the_run(monkeypatch):
+    monkeypatch.setattr(checking, "look_around", lambda: [GOOD])
+    state = checking.flight_check(programs=(), return_state=True)
+    assert shown(state)
+    assert remove_runs(-1.0, at_most=100_000) >= 1
+    assert shown(state) == []
+    wanted = FlowRunFilter.model_validate({"id": {"any_": [str(state.state_details.flow_run_id)]}})
+    with get_client(sync_client=True) as api:
+        assert api.read_flow_runs(flow_run_filter=wanted) == []

@@ -1,0 +1,256 @@
+"""Whether a site is ready: each fault is found, said with its cure, and never raised."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightbeam.catalog import FileFact, GroupFact, Queue, Registry, SetSpec, TableSpec
+from nightbeam.core.errors import AuthError, InputError
+from nightbeam.core.settings import Settings
+from nightbeam.core.times import mjd_from_datetime, utc_now
+from nightbeam.platform import readiness
+from nightbeam.platform.findings import Finding, Health, guarded, worst
+from nightbeam.platform.model import PartState, PartStatus, Phase, PlatformStatus, PoolStatus
+from nightbeam.platform.readiness import examine_site
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate({"state_dir": tmp_path / "state", "elog": {"auth": "none"}}).resolved()
+
+
+def of(findings: list[Finding], check: str) -> Finding:
+    return next(f for f in findings if f.check == check)
+
+
+def changed(settings: Settings, part: str, **values: Any) -> Settings:
+    return settings.model_copy(update={part: getattr(settings, part).model_copy(update=values)})
+
+
+def file_of(url: str | None) -> Path:
+    assert url is not None
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def test_a_new_site_has_nothing_that_fails_and_is_left_as_it_was(settings: Settings):
+    findings = examine_site(settings)
+    assert worst(findings) is not Health.FAIL, [f for f in findings if f.health is Health.FAIL]
+    assert not settings.state_dir.exists()
+
+
+# -- never raised -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "found"), [(InputError("it is torn", fix="mend it"), "it is torn"), (KeyError("pools"), "KeyError")]
+)
+def test_a_look_that_raises_is_a_finding(error: Exception, found: str):
+    def look() -> list[Finding]:
+        raise error
+
+    (finding,) = guarded("thing", look)
+    assert finding.health is Health.FAIL
+    assert found in finding.found
+
+
+def test_a_look_that_does_not_come_back_is_a_finding():
+    import threading
+
+    for_ever = threading.Event()
+    (finding,) = guarded("mount /gone", lambda: [Finding(str(for_ever.wait()), Health.OK, "")], timeout_s=0.01)
+    assert (finding.health, finding.check) == (Health.FAIL, "mount /gone")
+    for_ever.set()
+
+
+# -- mounts, inodes, databases ------------------------------------------------------------------------------------
+
+
+def test_a_mount_point_at_which_nothing_is_mounted_fails(settings: Settings, tmp_path: Path):
+    there = changed(settings, "doctor", expected_mounts=(tmp_path, Path("/"), tmp_path / "none"))
+    findings = examine_site(there)
+    assert of(findings, f"mount {tmp_path}").health is Health.FAIL
+    assert "nothing is mounted there" in of(findings, f"mount {tmp_path}").found
+    assert of(findings, "mount /").health is Health.OK
+    assert of(findings, f"mount {tmp_path}/none").found == "no such directory"
+
+
+def test_few_inodes_are_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(readiness.os, "statvfs", lambda path: SimpleNamespace(f_files=100_000, f_favail=12))
+    finding = of(examine_site(settings), f"inodes {settings.state_dir}")
+    assert (finding.health, finding.found) == (Health.WARN, "12 free of 100000")
+
+
+def test_a_damaged_database_is_told_from_a_whole_one(settings: Settings):
+    Queue(settings.contimg.queue_db or "")
+    Registry(settings.contimg.registry_db or "")
+    whole = of(examine_site(settings), "database queue")
+    assert (whole.health, whole.found[:14]) == (Health.OK, "whole, schema ")
+    file = file_of(settings.contimg.queue_db)
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        pages = raw.execute("PRAGMA page_count").fetchone()[0]
+        size = raw.execute("PRAGMA page_size").fetchone()[0]
+    data = bytearray(file.read_bytes())
+    for page in range(3, pages):  # every page but those that say what tables there are
+        data[page * size : page * size + 100] = b"\xff" * 100
+    file.write_bytes(data)
+    findings = examine_site(settings)
+    assert of(findings, "database queue").health is Health.FAIL
+    assert of(findings, "database registry").health is Health.OK
+
+
+# -- queue and calibration ----------------------------------------------------------------------------------------
+
+
+def test_a_backlog_and_failed_groups_are_warned_of(settings: Settings):
+    queue = Queue(settings.contimg.queue_db or "")
+    for hour in range(3):
+        group = GroupFact(f"2025-10-02T0{hour}:00:00", 60950.0 + hour / 24)
+        queue.record(group, [FileFact(0, Path(f"/in/{hour}_sb00.hdf5"))], expected_subbands=1)
+    said = of(examine_site(changed(settings, "doctor", backlog_groups=2)), "queue")
+    assert (said.health, said.found) == (Health.WARN, "3 groups wait, 0 are worked on")
+    assert of(examine_site(settings), "queue").health is Health.OK
+
+
+def put_set(settings: Settings, tmp_path: Path, hours_left: float) -> None:
+    table = tmp_path / "a_bpcal"
+    table.mkdir()
+    end = mjd_from_datetime(utc_now()) + hours_left / 24
+    spec = SetSpec("calset_a", (TableSpec(table, "BP", 30),), end - 1 / 24, end, calibrator="3C48")
+    Registry(settings.contimg.registry_db or "", check=lambda path: None).register_set(spec)
+
+
+@pytest.mark.parametrize(
+    ("hours_left", "health", "said"),
+    [
+        (2.0, Health.OK, "h from now"),
+        (-3.0, Health.OK, "may be borrowed for 9.0 h more"),
+        (-13.0, Health.WARN, "13.0 h ago: groups wait"),
+    ],
+)
+def test_the_newest_set_is_valid_or_may_be_borrowed_or_groups_wait(
+    settings: Settings, tmp_path: Path, hours_left: float, health: Health, said: str
+):
+    put_set(settings, tmp_path, hours_left)
+    finding = of(examine_site(settings), "calibration")
+    assert finding.health is health
+    assert said in finding.found
+
+
+# -- tickets, canary ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hours", "health"), [(20.0, Health.OK), (3.0, Health.WARN)])
+def test_a_ticket_that_ends_in_the_night_is_warned_of(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, hours: float, health: Health
+):
+    monkeypatch.setattr("nightbeam.elog.credentials.ticket_seconds", lambda: hours * 3600)
+    finding = of(examine_site(changed(settings, "elog", auth="kerberos")), "kerberos ticket")
+    assert (finding.health, finding.found) == (health, f"valid for {hours:.1f} h more")
+
+
+@pytest.mark.parametrize(("mirrored", "health"), [(True, Health.FAIL), (False, Health.OK)])
+def test_a_missing_ticket_fails_only_where_a_logbook_is_mirrored(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, mirrored: bool, health: Health
+):
+    def none() -> float:
+        raise AuthError("there is no Kerberos ticket", fix="run kinit")
+
+    monkeypatch.setattr("nightbeam.elog.credentials.ticket_seconds", none)
+    if mirrored:
+        file = file_of(settings.elog.database)
+        file.parent.mkdir(parents=True)
+        file.touch()
+    finding = of(examine_site(changed(settings, "elog", auth="kerberos")), "kerberos ticket")
+    assert finding.health is health
+
+
+@pytest.mark.parametrize(
+    ("age_h", "right", "health"), [(1.0, True, Health.OK), (40.0, True, Health.WARN), (1.0, False, Health.FAIL)]
+)
+def test_a_canary_must_have_been_right_lately(settings: Settings, age_h: float, right: bool, health: Health):
+    now = 1.8e9
+    file = settings.state_dir / readiness.CANARY_RECORD
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"ended_at": now - age_h * 3600, "right": right, "found": "as said"}))
+    assert of(examine_site(settings, now=now), "canary").health is health
+
+
+# -- the platform -------------------------------------------------------------------------------------------------
+
+
+def look_at(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, status: PlatformStatus, *entries: Any
+) -> list[Finding]:
+    monkeypatch.setattr("nightbeam.platform.control.platform_status", lambda settings: status)
+    monkeypatch.setattr("nightbeam.platform.remote.PrefectApi.deployments", lambda self: list(entries))
+    return examine_site(settings)
+
+
+def running(*pools: PoolStatus, **more: Any) -> PlatformStatus:
+    return PlatformStatus(Phase.RUNNING, "http://127.0.0.1:1/api", "healthy", pools=pools, **more)
+
+
+def pool(name: str, *, paused: bool = False, workers: int = 1, late: int = 0, busy: int = 0) -> PoolStatus:
+    return PoolStatus(name, paused, workers, busy, 0, 0, late)
+
+
+@pytest.mark.parametrize(
+    ("busy", "late", "health"),
+    [(0, 1, Health.WARN), (3, 1, Health.WARN), (4, 10, Health.OK), (4, 11, Health.WARN), (0, 0, Health.OK)],
+)
+def test_runs_that_wait_for_a_place_are_late_only_where_there_is_one_or_they_are_many(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, busy: int, late: int, health: Health
+):
+    assert settings.platform.pools["batch"] == 4
+    findings = look_at(monkeypatch, settings, running(pool("batch", busy=busy, late=late)))
+    assert of(findings, "pool batch").health is health
+
+
+def test_pools_that_are_gone_paused_without_worker_or_late_are_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    pools = [pool("batch", late=2), pool("casa", workers=0), pool("cxi-writer", paused=True), pool("example-service")]
+    findings = look_at(monkeypatch, settings, running(*pools))
+    found = {f.check.removeprefix("pool "): f.health for f in findings if f.check.startswith("pool ")}
+    assert found == {
+        "batch": Health.WARN,
+        "casa": Health.FAIL,
+        "cxi-writer": Health.WARN,
+        "example-service": Health.OK,
+        "scan-calibrator": Health.FAIL,
+    }
+
+
+def test_a_paused_schedule_on_which_nights_depend_is_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    def entry(name: str, *, active: bool) -> dict[str, Any]:
+        function = name.replace("-", "_")
+        return {"entrypoint": f"flows.{function}.{function}", "paused": False, "schedules": [{"active": active}]}
+
+    entries = [entry(name, active=name != "housekeeping") for name in readiness.NEEDED if name != "flight-check"]
+    finding = of(look_at(monkeypatch, settings, running(), *entries), "schedules")
+    assert finding.health is Health.WARN
+    assert finding.found == "housekeeping is paused; flight-check is not on the server"
+
+
+def test_a_part_that_was_given_up_fails_and_a_server_that_does_not_answer_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    part = PartStatus("worker-casa", PartState.GIVEN_UP)
+    status = PlatformStatus(Phase.RUNNING, "http://x", "unreachable", problem="worker-casa was given up", parts=(part,))
+    findings = look_at(monkeypatch, settings, status)
+    assert [of(findings, name).health for name in ("platform", "prefect server")] == [Health.FAIL, Health.FAIL]
+
+
+def test_a_site_whose_platform_stands_still_is_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    status = PlatformStatus(Phase.STOPPED, "http://x", "unreachable")
+    findings = look_at(monkeypatch, settings, status)
+    assert {of(findings, name).health for name in ("platform", "prefect server")} == {Health.WARN}
