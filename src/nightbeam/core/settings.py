@@ -372,6 +372,17 @@ class PlatformSettings(_Section):
     )
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
+    redis_url: str | None = Field(
+        None, description="Redis for what the server's processes tell each other; None: in memory, one process."
+    )
+    server_workers: int = Field(
+        1, ge=1, le=64, description="Processes of Prefect's API; more than one need redis_url and PostgreSQL."
+    )
+    shares_pools: bool | None = Field(
+        None,
+        description="Whether others serve the pools too: a stop then ends this machine's runs alone. "
+        "None: where api_url is given.",
+    )
     pools: dict[str, PositiveInt] = Field(
         default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
