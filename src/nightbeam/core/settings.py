@@ -278,6 +278,9 @@ class HousekeepingSettings(_Section):
 class ContimgSettings(_Section):
     """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
 
+    state_dir: Path | None = Field(
+        None, description="Locks, logs and figures of groups, for all machines of a site; None: the site's state_dir."
+    )
     input_dir: Path | None = Field(None, description="Where subbands arrive.")
     output_dir: Path | None = Field(None, description="Measurement Sets, tables and images.")
     scratch_dir: Path | None = Field(None, description="Work in progress; may be lost at any time.")
@@ -534,7 +537,8 @@ class Settings(_Section):
         """Return the same settings with every path absolute and every path left open filled in."""
         state = self.state_dir.expanduser().absolute()
         c = self.contimg
-        output_dir = _absolute(c.output_dir, state / "ms")
+        shared = _absolute(c.state_dir, state)
+        output_dir = _absolute(c.output_dir, shared / "ms")
         mosaic = c.mosaic.model_copy(
             update={
                 "output_dir": _absolute(c.mosaic.output_dir, output_dir / "mosaics"),
@@ -546,12 +550,13 @@ class Settings(_Section):
             update={
                 "mosaic": mosaic,
                 "housekeeping": c.housekeeping.model_copy(update={"quarantine_dir": tidy}),
-                "input_dir": _absolute(c.input_dir, state / "incoming"),
+                "state_dir": shared,
+                "input_dir": _absolute(c.input_dir, shared / "incoming"),
                 "output_dir": output_dir,
-                "scratch_dir": _absolute(c.scratch_dir, state / "scratch"),
-                "queue_db": database_url(c.queue_db, state / "ingest.sqlite3"),
-                "registry_db": database_url(c.registry_db, state / "cal_registry.sqlite3"),
-                "products_db": database_url(c.products_db, state / "products.sqlite3"),
+                "scratch_dir": _absolute(c.scratch_dir, shared / "scratch"),
+                "queue_db": database_url(c.queue_db, shared / "ingest.sqlite3"),
+                "registry_db": database_url(c.registry_db, shared / "cal_registry.sqlite3"),
+                "products_db": database_url(c.products_db, shared / "products.sqlite3"),
             }
         )
         calib = self.calib.model_copy(
