@@ -267,7 +267,6 @@ def test_one_machine_is_killed_and_the_other_cut_off_and_every_group_is_made_onc
         assert {group: (row.state, row.error) for group, row in rows.items()} == {
             group: (State.COMPLETED, rows[group].error) for group in groups
         }
-        assert cut != killed
         assert rows[killed].retry_count >= 1
         assert len(here.site.products().images(limit=100)) == len(groups)
         assert len(here.site.products().ms_index(limit=100)) == len(groups)
