@@ -37,6 +37,7 @@ class ContimgSite(Block):
     def of(cls, settings: Settings) -> Self:
         """Return the block that says what resolved settings say."""
         told = settings.contimg.model_dump(mode="json")
+        shared = told.pop("state_dir")
         options = {
             name: told.pop(name)
             for name in (
@@ -44,7 +45,7 @@ class ContimgSite(Block):
                 "housekeeping",
             )
         }
-        return cls(state_dir=str(settings.state_dir), options=options, **told)
+        return cls(state_dir=shared or str(settings.state_dir), options=options, **told)
 
     def settings(self) -> Settings:
         """Return the settings that the block stands for; every path in them is absolute."""

@@ -142,7 +142,7 @@ def _apply_pool(client: SyncPrefectClient, pool: dict[str, Any]) -> str:
             raise ConfigError(f"pool {pool['name']} has no variable {name!r}", fix=f"use one of {sorted(properties)}")
         properties[name]["default"] = value
     try:
-        client.read_work_pool(pool["name"])
+        known = client.read_work_pool(pool["name"])
     except ObjectNotFound:
         client.create_work_pool(
             WorkPoolCreate(
@@ -150,6 +150,8 @@ def _apply_pool(client: SyncPrefectClient, pool: dict[str, Any]) -> str:
             )
         )
         return f"pool {pool['name']} created"
+    if known.type != pool["type"]:  # somebody runs it in containers or elsewhere, with a template of its own
+        return f"left as an operator set it: pool {pool['name']} is of type {known.type}"
     # is_paused is left out: an operator's stop stands.
     client.update_work_pool(pool["name"], WorkPoolUpdate(description=pool["description"], base_job_template=template))
     return f"pool {pool['name']}"

@@ -95,7 +95,7 @@ def set_up_environment() -> None:
     pinned = ["--constraint", str(ROOT / "constraints.txt")]
     environ = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
     print("installing Python packages (minutes, the first time)", flush=True)
-    for what in (["pip"], [TORCH], ["--editable", f"{ROOT}[browse,dev,docs,facility,postgresql]"]):
+    for what in (["pip"], [TORCH], ["--editable", f"{ROOT}[browse,dev,docs,facility,postgresql,redis]"]):
         subprocess.run([*pip, *pinned, *what], check=True, env=environ)
     STAMP.write_text(wanted)
 

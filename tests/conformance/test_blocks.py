@@ -72,3 +72,12 @@ def test_prefect_finds_the_blocks_by_our_entry_point():
     from importlib.metadata import entry_points
 
     assert {e.value for e in entry_points(group="prefect.collections") if e.name == "nightbeam"} == {"blocks"}
+
+
+def test_what_machines_share_is_not_the_state_of_the_one_that_saved_the_block(tmp_path):
+    told = {"state_dir": tmp_path / "mine", "contimg.state_dir": tmp_path / "shared"}
+    settings = load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved()
+    site = ContimgSite.of(settings).site()
+    assert site == Site.from_settings(settings)
+    assert site.state_dir == tmp_path / "shared"
+    assert site.input_dir == tmp_path / "shared" / "incoming"

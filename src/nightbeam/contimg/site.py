@@ -76,7 +76,7 @@ class Site:
         if not (c.input_dir and c.output_dir and c.scratch_dir and c.queue_db and c.registry_db and c.products_db):
             raise ConfigError("the settings of contimg leave a path open", fix="see docs/reference/settings.md")
         return cls(
-            state_dir=resolved.state_dir,
+            state_dir=c.state_dir or resolved.state_dir,
             input_dir=c.input_dir,
             output_dir=c.output_dir,
             scratch_dir=c.scratch_dir,

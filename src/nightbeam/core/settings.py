@@ -279,6 +279,9 @@ class HousekeepingSettings(_Section):
 class ContimgSettings(_Section):
     """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
 
+    state_dir: Path | None = Field(
+        None, description="Locks, logs and figures of groups, for all machines of a site; None: the site's state_dir."
+    )
     input_dir: Path | None = Field(None, description="Where subbands arrive.")
     output_dir: Path | None = Field(None, description="Measurement Sets, tables and images.")
     scratch_dir: Path | None = Field(None, description="Work in progress; may be lost at any time.")
@@ -373,6 +376,17 @@ class PlatformSettings(_Section):
     )
     auth_string: str | None = Field(None, description="user:password for the Prefect API.")
     database_url: str | None = Field(None, description="Prefect's own database; None: SQLite in the state directory.")
+    redis_url: str | None = Field(
+        None, description="Redis for what the server's processes tell each other; None: in memory, one process."
+    )
+    server_workers: int = Field(
+        1, ge=1, le=64, description="Processes of Prefect's API; more than one need redis_url and PostgreSQL."
+    )
+    shares_pools: bool | None = Field(
+        None,
+        description="Whether others serve the pools too: a stop then ends this machine's runs alone. "
+        "None: where api_url is given.",
+    )
     pools: dict[str, PositiveInt] = Field(
         default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
@@ -541,7 +555,8 @@ class Settings(_Section):
         """Return the same settings with every path absolute and every path left open filled in."""
         state = self.state_dir.expanduser().absolute()
         c = self.contimg
-        output_dir = _absolute(c.output_dir, state / "ms")
+        shared = _absolute(c.state_dir, state)
+        output_dir = _absolute(c.output_dir, shared / "ms")
         mosaic = c.mosaic.model_copy(
             update={
                 "output_dir": _absolute(c.mosaic.output_dir, output_dir / "mosaics"),
@@ -553,12 +568,13 @@ class Settings(_Section):
             update={
                 "mosaic": mosaic,
                 "housekeeping": c.housekeeping.model_copy(update={"quarantine_dir": tidy}),
-                "input_dir": _absolute(c.input_dir, state / "incoming"),
+                "state_dir": shared,
+                "input_dir": _absolute(c.input_dir, shared / "incoming"),
                 "output_dir": output_dir,
-                "scratch_dir": _absolute(c.scratch_dir, state / "scratch"),
-                "queue_db": database_url(c.queue_db, state / "ingest.sqlite3"),
-                "registry_db": database_url(c.registry_db, state / "cal_registry.sqlite3"),
-                "products_db": database_url(c.products_db, state / "products.sqlite3"),
+                "scratch_dir": _absolute(c.scratch_dir, shared / "scratch"),
+                "queue_db": database_url(c.queue_db, shared / "ingest.sqlite3"),
+                "registry_db": database_url(c.registry_db, shared / "cal_registry.sqlite3"),
+                "products_db": database_url(c.products_db, shared / "products.sqlite3"),
             }
         )
         calib = self.calib.model_copy(

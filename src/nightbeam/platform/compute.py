@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nightbeam.core.errors import UsageError
 from nightbeam.core.settings import CONFIG_VARIABLE, PREFIX, SEED_VARIABLES, PlatformSettings
 from nightbeam.platform.model import Layout, Program
 
@@ -18,12 +19,16 @@ __all__ = [
     "gave_up",
     "monitor_program",
     "page_address",
-    "server_program",
+    "prepare_argv",
+    "server_programs",
+    "shares_pools",
     "worker_programs",
 ]
 
 #: A process that lived this long was well started; its next death counts from nought.
 WELL_STARTED_S = 60.0
+#: What the loops of a server are called where they are a program of their own.
+SERVICES = "services"
 #: Deaths in a row, each before it was well started, after which a part is given up.
 MOST_FAST_DEATHS = 6
 
@@ -72,8 +77,24 @@ def page_address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_program(layout: Layout, port: int, *, platform: PlatformSettings, environ: Mapping[str, str]) -> Program:
-    """Return how the Prefect server of a state directory is started."""
+def server_programs(
+    layout: Layout, port: int, *, platform: PlatformSettings, environ: Mapping[str, str]
+) -> list[Program]:
+    """Return how the Prefect server of a state directory is started.
+
+    With Redis its API and its loops are two programs, as many processes of the API as were asked for; else it is one.
+
+    Raises
+    ------
+    UsageError
+        If there are to be several processes of the API, and nothing by which they could work together.
+    """
+    if platform.server_workers > 1 and not (platform.redis_url and _on_a_server(platform.database_url)):
+        raise UsageError(
+            f"{platform.server_workers} processes of Prefect's API on "
+            f"{'SQLite' if not _on_a_server(platform.database_url) else 'no Redis'}",
+            fix="set platform.database_url (postgresql+asyncpg://...) and platform.redis_url, or server_workers to 1",
+        )
     env = _without_foreign(environ) | _QUIET | _BATCHES
     # Without the plugin the server comes to wait for itself (catalog/patience.py).
     ours = f"sqlite+aiosqlite:///{layout.prefect_home / 'prefect.db'}?plugin=nightbeam_patience"
@@ -89,7 +110,42 @@ def server_program(layout: Layout, port: int, *, platform: PlatformSettings, env
     if platform.auth_string:
         env["PREFECT_SERVER_API_AUTH_STRING"] = platform.auth_string
     argv = (sys.executable, "-m", "prefect", "server", "start", "--host", platform.host, "--port", str(port))
-    return Program("server", argv, env, layout.log_of("server"))
+    if not platform.redis_url:
+        return [Program("server", argv, env, layout.log_of("server"))]
+    # Each process would bring the database up to date at its start, all at the same moment (`prepare_argv`).
+    env |= _on_redis(platform.redis_url)
+    env |= {"PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false", "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}
+    several = (*argv, "--no-services", "--workers", str(platform.server_workers))
+    loops = (sys.executable, "-m", "prefect", "server", "services", "start")
+    return [
+        Program("server", several, env, layout.log_of("server")),
+        Program(SERVICES, loops, dict(env), layout.log_of(SERVICES)),
+    ]
+
+
+def prepare_argv() -> list[str]:
+    """Return the command that brings Prefect's database up to date, for when its server is not to do so itself."""
+    return [sys.executable, "-m", "deployments.prepare"]
+
+
+def shares_pools(platform: PlatformSettings) -> bool:
+    """Say whether other machines may serve the same pools."""
+    return bool(platform.api_url) if platform.shares_pools is None else platform.shares_pools
+
+
+def _on_a_server(database_url: str | None) -> bool:
+    return bool(database_url) and not str(database_url).startswith("sqlite")
+
+
+def _on_redis(url: str) -> dict[str, str]:
+    return {
+        "PREFECT_REDIS_MESSAGING_URL": url,
+        "PREFECT_SERVER_EVENTS_MESSAGING_BROKER": "prefect_redis.messaging",
+        "PREFECT_SERVER_EVENTS_MESSAGING_CACHE": "prefect_redis.messaging",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+        "PREFECT_SERVER_DOCKET_URL": url,
+    }
 
 
 def client_environment(

@@ -70,7 +70,7 @@ def read_paused(layout: Layout) -> list[str]:
 
 def write_flow_settings(path: Path, settings: Settings) -> None:
     """Write the settings that flows read, for the owner's eyes only and without Prefect's passwords."""
-    platform = settings.platform.model_copy(update={"auth_string": None, "database_url": None})
+    platform = settings.platform.model_copy(update={"auth_string": None, "database_url": None, "redis_url": None})
     text = settings.model_copy(update={"platform": platform}).to_yaml()
     part = part_path(path)
     with storage_errors(path):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import psutil
 from nightbeam.core.errors import BusyError, InputError, ToolError
 from nightbeam.platform.model import Program
 
-__all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives", "stop_all"]
+__all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives", "stop_all", "tell_to_end"]
 
 #: Kernels give the time of birth to 10 ms; two readings of it agree to better than this.
 _SAME_BIRTH_S = 0.05
@@ -167,6 +168,26 @@ def flow_processes(prefect_home: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def tell_to_end(processes: Iterable[psutil.Process]) -> int:
+    """SIGTERM to the group of each process that none of the others started; return how many groups there are.
+
+    A run is more than one process. As a worker that cancels it does, all of its group are told; children with a
+    group of their own are ended by the one that started them.
+    """
+    processes = list(processes)
+    ours = {process.pid for process in processes}
+    groups = set()
+    for process in processes:
+        with suppress(psutil.Error, ProcessLookupError):
+            if process.ppid() not in ours and os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGTERM)
+                groups.add(process.pid)
+            elif process.ppid() not in ours:
+                process.terminate()
+                groups.add(process.pid)
+    return len(groups)
 
 
 def stop_all(processes: Iterable[psutil.Process], *, grace_s: float) -> int:

@@ -23,7 +23,7 @@ from nightbeam.core.times import iso_z, utc_now
 from nightbeam.platform import compute, ray_head
 from nightbeam.platform.files import read_paused, read_report, write_flow_settings, write_paused, write_report
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Program, Report
-from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all
+from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all, tell_to_end
 from nightbeam.platform.remote import ACTIVE, PrefectApi
 from nightbeam.stream.cluster import STOP_GRACE_S, address_of
 
@@ -38,6 +38,7 @@ SERVER_SILENT_S = 90.0
 #: Prefect kills a run 30 s after it was told to end; ours flush within 25.
 RUNS_END_S = 50.0
 APPLY_S = 300.0
+PREPARE_S = 300.0
 _CHECK_HEALTH_EVERY_S = 5.0
 _TICK_S = 0.5
 
@@ -156,6 +157,7 @@ class Supervisor:
         self._port: int | None = None
         self._api_url = settings.platform.api_url or ""
         self._server: Part | None = None
+        self._services: Part | None = None
         self._workers: list[Part] = []
         self._ray: Part | None = None
         self._ray_port: int | None = None
@@ -231,15 +233,40 @@ class Supervisor:
             self._server = self._server_part(before.port)
             self._api_url = compute.api_url_of(platform.host, before.port)
             if self._server.adopt(known["server"]):
+                self._start_services(before.port, known)
                 return
         self._port = self._choose_port(before.port if before else None)
         self._api_url = compute.api_url_of(platform.host, self._port)
         self._server = self._server_part(self._port)
+        self._prepare_database(self._server.program)
         self._server.start()
+        self._start_services(self._port, known)
 
     def _server_part(self, port: int) -> Part:
-        program = compute.server_program(self._layout, port, platform=self._settings.platform, environ=os.environ)
-        return Part(program, cwd_of=self._layout)
+        return Part(self._server_programs(port)[0], cwd_of=self._layout)
+
+    def _server_programs(self, port: int) -> list[Program]:
+        return compute.server_programs(self._layout, port, platform=self._settings.platform, environ=os.environ)
+
+    def _start_services(self, port: int, known: dict[str, PartStatus]) -> None:
+        """Start the loops of a server whose API is a program of its own."""
+        for program in self._server_programs(port)[1:]:
+            self._services = Part(program, cwd_of=self._layout)
+            if not (program.name in known and self._services.adopt(known[program.name])):
+                self._services.start()
+
+    def _prepare_database(self, server: Program) -> None:
+        """Bring Prefect's database up to date where its server is told not to."""
+        if not self._settings.platform.redis_url:
+            return
+        run_child(
+            compute.prepare_argv(),
+            log=self._layout.log_of("prepare"),
+            timeout_s=PREPARE_S,
+            cwd=self._layout.state_dir,
+            env=server.env,
+            what="deployments.prepare",
+        )
 
     def _choose_port(self, remembered: int | None) -> int:
         platform = self._settings.platform
@@ -443,6 +470,8 @@ class Supervisor:
             part.process = process
             if known.name == "server":
                 self._server = part
+            elif known.name == compute.SERVICES:
+                self._services = part
             elif known.name == ray_head.NAME:
                 self._ray = part
             elif known.name == "monitor":
@@ -454,11 +483,16 @@ class Supervisor:
             self._api_url = before.api_url
 
     def stop_everything(self) -> None:
-        """Pause the pools, cancel the runs, wait for them, then end workers, stragglers, Ray and server."""
+        """End the runs and wait for them, then workers, stragglers, Ray and server.
+
+        Pools of our own are paused and their runs cancelled; of shared pools only this machine's runs are ended.
+        """
         failed = bool(self._problem)
         self._phase = Phase.STOPPING
         self._report()
-        if self._workers:
+        if self._workers and compute.shares_pools(self._settings.platform):
+            self._leave_pools()
+        elif self._workers:
             try:
                 self._pause_pools()
                 self._drain()
@@ -472,14 +506,30 @@ class Supervisor:
         if self._ray is not None:
             self._ray.stop(grace_s=STOP_GRACE_S)
         self._sweep_ray()
-        for last in (self._monitor, self._server):
+        for last in (self._monitor, self._services, self._server):
             if last is not None:
                 last.stop(grace_s=20.0)
         self._workers = []
-        self._ray = self._monitor = self._server = self._no_monitor = None
+        self._ray = self._monitor = self._services = self._server = self._no_monitor = None
         self._phase = Phase.FAILED if failed else Phase.STOPPED
         self._report()
         logger.info("down")
+
+    def _leave_pools(self) -> None:
+        """End this machine's runs and let the pools go on for the others.
+
+        To cancel a run takes its worker, which would meanwhile take the next one. So the workers go first, and at
+        once: told to end, they would kill their runs. The runs are then told as a worker would tell them.
+        """
+        for part in self._workers:
+            if part.process is not None:
+                part.process.send(signal.SIGKILL)
+        told = tell_to_end(flow_processes(self._layout.prefect_home))
+        if told:
+            logger.info("%d runs are told to end", told)
+        until = time.monotonic() + RUNS_END_S
+        while flow_processes(self._layout.prefect_home) and time.monotonic() < until:
+            time.sleep(_TICK_S)
 
     def _pause_pools(self) -> None:
         ours = self._settings.platform.pools
@@ -503,7 +553,11 @@ class Supervisor:
         logger.error("some runs did not end within %.0f s; their processes are ended now", RUNS_END_S)
 
     def _parts(self) -> list[Part]:
-        return [part for part in (self._server, self._monitor, *self._workers, self._ray) if part is not None]
+        return [
+            part
+            for part in (self._server, self._services, self._monitor, *self._workers, self._ray)
+            if part is not None
+        ]
 
     def _monitor_address(self) -> str:
         if self._monitor_port is None:

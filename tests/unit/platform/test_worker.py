@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nightbeam.core.errors import BusyError, InputError, ToolError
+from nightbeam.core.errors import BusyError, InputError, ToolError, UsageError
 from nightbeam.core.settings import PlatformSettings, Settings, load_settings
 from nightbeam.platform import compute, processes
 from nightbeam.platform.counter import count_up, read_count
@@ -158,7 +158,7 @@ def test_workers_get_the_settings_by_file_and_no_variable_that_could_say_otherwi
 
 
 def test_the_server_is_quiet_listens_where_told_and_keeps_its_database_in_the_state_directory(layout):
-    program = compute.server_program(layout, 4207, platform=PlatformSettings(), environ={})
+    (program,) = compute.server_programs(layout, 4207, platform=PlatformSettings(), environ={})
     assert program.argv[-4:] == ("--host", "127.0.0.1", "--port", "4207")
     assert program.env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert program.env["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
@@ -171,8 +171,67 @@ def test_the_server_is_quiet_listens_where_told_and_keeps_its_database_in_the_st
     assert "PREFECT_SERVER_API_AUTH_STRING" not in program.env
     assert program.env["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:4207/api"
     proxied = PlatformSettings(page_api_url="https://prefect.example/api")
-    env = compute.server_program(layout, 4207, platform=proxied, environ={}).env
+    env = compute.server_programs(layout, 4207, platform=proxied, environ={})[0].env
     assert env["PREFECT_SERVER_UI_API_URL"] == "https://prefect.example/api"
+
+
+_SERVER_BASE = "postgresql+asyncpg://prefect@127.0.0.1/prefect"
+
+
+def test_with_redis_the_api_and_the_loops_are_programs_of_their_own_and_neither_migrates(layout):
+    told = PlatformSettings(database_url=_SERVER_BASE, redis_url="redis://127.0.0.1:6379/0", server_workers=3)
+    server, services = compute.server_programs(layout, 4207, platform=told, environ={})
+    assert server.argv[-3:] == ("--no-services", "--workers", "3")
+    assert services.argv[-3:] == ("server", "services", "start")
+    assert (server.name, services.name) == ("server", "services")
+    assert server.env == services.env
+    assert server.env["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
+    assert server.env["PREFECT_REDIS_MESSAGING_URL"] == "redis://127.0.0.1:6379/0"
+    for module in ("broker", "cache"):
+        assert server.env[f"PREFECT_SERVER_EVENTS_MESSAGING_{module.upper()}"] == "prefect_redis.messaging"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"database_url": _SERVER_BASE}, "no Redis"), ({"redis_url": "redis://h"}, "SQLite"),
+     ({"redis_url": "redis://h", "database_url": "sqlite+aiosqlite:///p.db"}, "SQLite")],
+)  # fmt: skip
+def test_several_processes_of_the_api_need_what_they_work_together_by(layout, given, said):
+    with pytest.raises(UsageError, match=f"2 processes of Prefect's API on {said}"):
+        compute.server_programs(layout, 4207, platform=PlatformSettings(server_workers=2, **given), environ={})
+
+
+def test_pools_are_shared_where_the_server_is_anothers_unless_it_is_said(layout):
+    assert not compute.shares_pools(PlatformSettings())
+    assert compute.shares_pools(PlatformSettings(api_url="http://h/api"))
+    assert not compute.shares_pools(PlatformSettings(api_url="http://h/api", shares_pools=False))
+    assert compute.shares_pools(PlatformSettings(shares_pools=True))
+
+
+def test_the_whole_group_of_a_run_is_told_to_end_once_and_what_has_its_own_group_is_not(tmp_path):
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *a: (open(sys.argv[1] + '/told', 'a').write('x'), sys.exit(0)))\n"
+        "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "open(sys.argv[1] + '/child', 'w').write(str(child.pid))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    run.stdout.readline()
+    child = psutil.Process(int((tmp_path / "child").read_text()))
+    try:
+        assert processes.tell_to_end([psutil.Process(run.pid), child]) == 1
+        assert run.wait(20) == 0
+        assert (tmp_path / "told").read_text() == "x"
+        assert child.is_running()
+    finally:
+        run.kill()
+        run.stdout.close()
+        child.kill()
 
 
 def test_every_worker_has_a_limit_and_installs_nothing(layout):
