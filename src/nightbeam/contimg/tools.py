@@ -117,6 +117,7 @@ def _image(site: Site, ms: Path, stem: Path, *, provenance: Mapping[str, str], w
         log=log,
         timeout_s=site.image.timeout_s,
         threads=site.threads,
+        memory_gb=site.image.memory_gb,
     )
 
 

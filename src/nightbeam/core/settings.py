@@ -143,7 +143,7 @@ class CalibrateSettings(_Section):
 class ImageSettings(_Section):
     """How an image is made."""
 
-    engine: Literal["tclean"] = Field("tclean", description="Which imager.")
+    engine: Literal["tclean", "wsclean"] = Field("tclean", description="Which imager.")
     imsize: int = Field(1024, ge=64, description="Pixels on a side.")
     cell_arcsec: float | None = Field(
         None, gt=0, description="Pixel size; None: what shows the primary beam, well sampled."
@@ -164,6 +164,7 @@ class ImageSettings(_Section):
     )
     datacolumn: Literal["auto", "corrected", "data"] = Field("auto", description="auto: CORRECTED_DATA if it has any.")
     timeout_s: float = Field(1800.0, gt=0, description="The imager is stopped after this long.")
+    memory_gb: float = Field(4.0, gt=0, description="What WSClean plans for; tclean cannot be told.")
     quick: bool = Field(False, description="At most 512 pixels and 300 components.")
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 

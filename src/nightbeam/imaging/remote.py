@@ -11,9 +11,10 @@ from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.core.errors import UsageError
 from nightbeam.core.files import remove
-from nightbeam.imaging.model import EngineImages, ImageKind, Imager, ImageRequest, product_path
+from nightbeam.imaging.model import ENGINES, EngineImages, ImageKind, ImageOptions, Imager, ImageRequest, product_path
+from nightbeam.imaging.wsclean import WscleanImager, check_wsclean
 
-__all__ = ["TcleanImager", "imager_named"]
+__all__ = ["TcleanImager", "check_engine", "imager_named"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,25 @@ def imager_named(name: str) -> Imager:
     UsageError
         If there is none.
     """
-    if name != TcleanImager.name:
-        raise UsageError(f"no imaging engine {name!r}", fix=f"choose {TcleanImager.name}")
-    return TcleanImager()
+    engines: list[Imager] = [TcleanImager(), WscleanImager()]
+    for engine in engines:
+        if engine.name == name:
+            return engine
+    raise UsageError(f"no imaging engine {name!r}", fix=f"choose {' or '.join(ENGINES)}")
+
+
+def check_engine(options: ImageOptions) -> None:
+    """Say before any work is done what would stop the engine of some options.
+
+    Raises
+    ------
+    UsageError
+        If it cannot do what an option asks.
+    ToolError
+        If its program is not installed.
+    """
+    if options.engine == WscleanImager.name:
+        check_wsclean(options)
 
 
 def _split_arguments(request: ImageRequest, averaged: Path) -> dict[str, Any]:

@@ -1,0 +1,260 @@
+"""WSClean as an imager, in a child process: the second opinion on every image, and the faster one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightbeam.casa.model import CasaCall
+from nightbeam.casa.remote import run_casa
+from nightbeam.core.children import log_tail, run_child
+from nightbeam.core.errors import StorageError, ToolError, UsageError
+from nightbeam.core.files import storage_errors
+from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
+
+__all__ = ["WscleanImager", "check_wsclean", "uv_limits", "wsclean_arguments"]
+
+PROGRAM = "wsclean"
+#: Names of minor cycles that both engines know, and what makes WSClean do them. Its own is Hogbom's, with Clark's way
+#: of looking only at the brightest pixels between two rounds through the visibilities.
+_DECONVOLVERS: dict[str, tuple[str, ...]] = {"hogbom": (), "clark": (), "multiscale": ("-multiscale",)}
+#: How far a round of cleaning goes before the model is subtracted from the visibilities (the author's advice).
+_MAJOR_GAIN = 0.8
+_UV = re.compile(
+    r"\s*(?:(?P<side>[<>])\s*(?P<one>[0-9.]+)|(?P<low>[0-9.]+)\s*~\s*(?P<high>[0-9.]+))"
+    r"\s*(?P<unit>m|km|lambda|klambda|Mlambda)?\s*"
+)
+_UV_UNITS = {"m": 1.0, "km": 1e3, "lambda": 1.0, "klambda": 1e3, "Mlambda": 1e6}
+_FULL = re.compile(r"error writing|no space left|disk full|file size limit", re.IGNORECASE)
+_MEMORY = re.compile(r"bad_alloc|cannot allocate memory|was killed by signal 9")
+_MADE: tuple[ImageKind, ...] = ("image", "residual", "model")
+
+
+class WscleanImager:
+    """WSClean: every channel gridded at its own frequency, no averaging first, Stokes I.
+
+    The Measurement Set is only read: what WSClean reorders and predicts lies in the request's directory. It makes no
+    primary beam for telescopes it does not know; `product` makes ours.
+    """
+
+    name = "wsclean"
+
+    def make(self, request: ImageRequest) -> EngineImages:
+        """Image in one child process.
+
+        Raises
+        ------
+        ToolError
+            If WSClean is not installed, fails, is killed, or takes longer than ``request.timeout_s``.
+        StorageError
+            If it found no room for its images or for what it reorders.
+        UsageError
+            If an option is one that WSClean cannot do.
+        """
+        check_wsclean(request.options)
+        prefix = request.directory / "tile"
+        argv = [PROGRAM, *wsclean_arguments(request, prefix)]
+        with storage_errors(request.directory):
+            (request.directory / "reordered").mkdir(exist_ok=True)
+            _run(argv, request)
+            fits = {kind: _named(prefix, kind) for kind in _MADE}
+            shutil.rmtree(request.directory / "reordered")
+            for path in fits.values():
+                _complete_header(path, request.frame)
+        return EngineImages(
+            fits=fits,
+            native=_as_casa_images(request, fits, prefix),
+            parameters={"command": shlex.join(map(str, argv))},
+            versions={"wsclean": wsclean_version()},
+        )
+
+    def adopt(self, fits: Path, native: Path, *, log: Path, timeout_s: float) -> None:
+        """Write a FITS image as a CASA image: WSClean has no format of its own."""
+        run_casa([_import(fits, native)], work_dir=native.parent, log=log, timeout_s=timeout_s)
+
+
+def check_wsclean(options: ImageOptions) -> None:
+    """Refuse what WSClean cannot do, and say if it is not there.
+
+    Raises
+    ------
+    UsageError
+        If an option is one that only tclean understands.
+    ToolError
+        If the program is not installed.
+    """
+    if options.deconvolver not in _DECONVOLVERS:
+        raise UsageError(
+            f"WSClean has no deconvolver {options.deconvolver!r}", fix=f"choose {', '.join(_DECONVOLVERS)}, or tclean"
+        )
+    if options.phasecenter:
+        raise UsageError("WSClean images about the field's own centre", fix="leave phasecenter empty, or choose tclean")
+    if options.beam_model == "engine":
+        raise UsageError("WSClean knows no primary beam of this telescope", fix="choose beam_model auto, or tclean")
+    if not re.fullmatch(r"[\s\d~,*]*", options.spw):
+        raise UsageError(
+            f"WSClean takes whole spectral windows by number, not spw {options.spw!r}",
+            fix="write 0~3,7, or choose tclean",
+        )
+    uv_limits(options.uvrange)
+    if shutil.which(PROGRAM) is None:
+        raise ToolError(
+            "WSClean is not installed", fix="apt-get install wsclean, or set contimg.image.engine to tclean"
+        )
+
+
+def wsclean_version() -> str:
+    """Return the version that the program says it is, ``unknown`` if it says none."""
+    try:
+        done = subprocess.run([PROGRAM, "-version"], capture_output=True, text=True, check=False, timeout=60.0)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = re.search(r"WSClean version (\S+)", done.stdout)
+    return found[1] if found else "unknown"
+
+
+def wsclean_arguments(request: ImageRequest, prefix: Path) -> list[str]:
+    """Return what WSClean is called with, but for its own name.
+
+    Data are reordered always: left in place, WSClean would keep its model in a column of the Measurement Set.
+    Autocorrelations and flagged visibilities it leaves out by itself; Stokes I is the mean of the parallel hands
+    where both are good, as in tclean.
+    """
+    options = request.options
+    n = str(options.imsize)
+    weight = ["briggs", f"{options.robust:g}"] if options.weighting == "briggs" else [options.weighting]
+    clean: list[str] = []
+    if options.niter:
+        clean = ["-niter", str(options.niter), "-mgain", f"{_MAJOR_GAIN:g}", "-threshold", f"{options.threshold_jy!r}"]
+        clean += _DECONVOLVERS[options.deconvolver]
+    return [
+        *("-j", str(request.threads), "-abs-mem", f"{request.memory_gb:g}"),
+        *("-reorder", "-temp-dir", str(request.directory / "reordered"), "-no-update-model-required"),
+        *("-name", str(prefix), "-size", n, n, "-scale", f"{request.cell_arcsec:.6f}asec"),
+        *("-pol", "I", "-data-column", {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]),
+        *("-field", ",".join(map(str, request.fields))),
+        *(("-spws", ",".join(map(str, request.windows))) if options.spw.strip(" *") else ()),
+        *(f"{word}" for limit in uv_limits(options.uvrange).items() for word in (limit[0], f"{limit[1]:g}")),
+        *("-weight", *weight, *(("-use-wgridder",) if options.gridder == "wproject" else ("-nwlayers", "1"))),
+        *("-make-psf", *clean),
+        str(request.ms.absolute()),
+    ]
+
+
+def uv_limits(uvrange: str) -> dict[str, float]:
+    """Return WSClean's words for a range of baselines as CASA writes it: ``>1klambda``, ``0.1~10klambda``, ``<500m``.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these.
+    """
+    if not uvrange.strip():
+        return {}
+    found = _UV.fullmatch(uvrange)
+    try:
+        if found is None:
+            raise ValueError(uvrange)
+        unit = found["unit"] or "m"
+        end = "-l" if unit.endswith("lambda") else "w-m"
+        low = found["low"] or (found["one"] if found["side"] == ">" else None)
+        high = found["high"] or (found["one"] if found["side"] == "<" else None)
+        limits = {f"-{name}uv{end}": value for name, value in (("min", low), ("max", high)) if value}
+        return {name: float(value) * _UV_UNITS[unit] for name, value in limits.items()}
+    except ValueError as error:
+        raise UsageError(
+            f"WSClean cannot select uvrange {uvrange!r}", fix="write one range, like '>1klambda' or '100~500m'"
+        ) from error
+
+
+def _run(argv: list[str], request: ImageRequest) -> None:
+    begin = request.log.stat().st_size if request.log.exists() else 0
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C",
+        "HOME": str(request.directory),
+        "OMP_NUM_THREADS": str(request.threads),
+        "OPENBLAS_NUM_THREADS": "1",  # WSClean's own threads call it
+    }
+    try:
+        run_child(argv, log=request.log, timeout_s=request.timeout_s, cwd=request.directory, env=env, what="WSClean")
+    except ToolError as error:
+        said = _since(request.log, begin)
+        if _FULL.search(said):
+            raise StorageError(
+                f"WSClean found no room in {request.directory}:\n{log_tail(request.log, lines=5)}",
+                fix="free some space, or set contimg.scratch_dir to a larger disk",
+            ) from error
+        if _MEMORY.search(said) or _MEMORY.search(error.what):
+            raise ToolError(
+                f"WSClean ran out of memory or was killed: {error.what}",
+                fix=f"lower contimg.image.memory_gb (now {request.memory_gb:g}) or imsize; a later try may work",
+            ) from error
+        raise
+
+
+def _since(log: Path, begin: int) -> str:
+    with log.open("rb") as data:
+        data.seek(begin)
+        return data.read().decode(errors="replace")
+
+
+def _named(prefix: Path, kind: ImageKind) -> Path:
+    """Give one of WSClean's images the name that it has with us.
+
+    Without cleaning there is no residual and no model: the image is the residual, and the model is nothing.
+    """
+    target = product_path(prefix, kind)
+    made = prefix.with_name(f"{prefix.name}-{kind}.fits")
+    if made.exists():
+        made.replace(target)
+    elif kind != "image" and (image := product_path(prefix, "image")).exists():
+        shutil.copy(image, target)
+        if kind == "model":
+            _blank(target)
+    return target  # where there is none, the check of the images says so
+
+
+def _blank(path: Path) -> None:
+    from astropy.io import fits
+
+    with fits.open(path, mode="update", memmap=False) as hdus:
+        hdus[0].data = np.zeros_like(hdus[0].data)
+
+
+def _complete_header(path: Path, frame: str) -> None:
+    """Say in which frame the coordinates are, and angles as tclean does: WSClean calls everything J2000."""
+    from astropy.io import fits
+
+    if not path.exists():
+        return
+    with fits.open(path, mode="update", memmap=False) as hdus:
+        header: Any = hdus[0].header
+        if frame == "ICRS":
+            header.remove("EQUINOX", ignore_missing=True)
+        header["RADESYS"] = {"J2000": "FK5"}.get(frame, frame)
+        header["CRVAL1"] = float(header["CRVAL1"]) % 360.0
+        if "BPA" in header:
+            header["BPA"] = (float(header["BPA"]) + 90.0) % 180.0 - 90.0
+
+
+def _import(fits: Path, native: Path) -> CasaCall:
+    return CasaCall("importfits", {"fitsimage": fits.absolute(), "imagename": native.absolute(), "overwrite": True})
+
+
+def _as_casa_images(request: ImageRequest, fits: dict[ImageKind, Path], prefix: Path) -> dict[str, Path]:
+    """Return the images by the names that tclean gives its own, where they are asked for."""
+    if not (request.options.keep_casa_images or request.options.skip_fits):
+        return {}
+    sources = {f".{kind}": path for kind, path in fits.items()} | {".psf": prefix.with_name(f"{prefix.name}-psf.fits")}
+    native = {name: prefix.with_name(f"{prefix.name}{name}") for name in sources}
+    calls = [_import(sources[name], native[name]) for name in sources]
+    run_casa(calls, work_dir=request.directory, log=request.log, timeout_s=request.timeout_s)
+    return native
