@@ -20,7 +20,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     settings = settings_of(ctx)
     contimg = settings.contimg
     places = [path for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir) if path]
-    needed = [name for name in (contimg.image.engine,) if name != "tclean"]
+    needed = [name for name in (contimg.image.engine, contimg.flag.engine) if name not in ("tclean", "none")]
     findings = examine(state_dir=settings.state_dir, directories=places, needed=needed)
     show(findings, as_json=as_json, title="nightbeam doctor")
     ctx.exit(int(any(finding.health is Health.FAIL for finding in findings)))

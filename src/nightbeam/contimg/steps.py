@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -102,14 +103,14 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
 
 
 def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ConvertReceipt:
-    """Write the subbands of a group as one verified Measurement Set.
+    """Write the subbands of a group as one verified Measurement Set; flag interference in it, where that is set.
 
     Raises
     ------
     StorageError
         If there is no room for it.
     MissingError, InputError, RejectedError, ToolError
-        From the converter.
+        From the converter and the flagger.
     """
 
     def work(queue: Queue) -> ConvertReceipt:
@@ -121,7 +122,10 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
         expected = row.expected_subbands or site.ingest.expected_subbands
         with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
             report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
-        receipt = _converted(group_id, report)
+            receipt = _converted(group_id, report)
+            if site.flag.engine != "none":
+                flagged = tools.flag(site, ms, work=scratch, log=site.log(group_id, "flag"))
+                receipt = replace(receipt, flagged_fraction=flagged.after, flagging=flagged.to_json())
         site.products().upsert_ms(
             ms,
             group_id=group_id,
@@ -577,8 +581,11 @@ def _tables(site: Site, calibrated: CalibrateReceipt) -> tuple[CalTableRow, ...]
 def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
     """Return what an image's headers and description say of where it comes from."""
     made = "" if calibrated.mid_mjd is None else iso_z(datetime_from_mjd(calibrated.mid_mjd))
+    flagging = converted.flagging
+    flagger = {"flagger": f"{flagging['engine']} {flagging['version']} ({flagging['strategy']})"} if flagging else {}
     return {
         "group": group_id,
+        **flagger,
         "calibration_set": calibrated.set_name or "",
         "calibration_date": made,
         "calibration_age_days": f"{calibrated.age_days or 0.0:.5f}",

@@ -25,6 +25,7 @@ __all__ = [
     "ConvertSettings",
     "CxiSettings",
     "ElogSettings",
+    "FlagSettings",
     "HousekeepingSettings",
     "ImageSettings",
     "IngestSettings",
@@ -118,6 +119,17 @@ class ConvertSettings(_Section):
     stage_to_tmpfs: bool = Field(False, description="Write in memory first where there is room.")
     tmpfs_path: Path = Field(Path("/dev/shm"), description="The memory file system.")
     max_flagged_fraction: float = Field(0.9, gt=0, le=1, description="Refuse a group with more of it flagged.")
+
+
+class FlagSettings(_Section):
+    """Whether and how interference is flagged, between conversion and calibration."""
+
+    engine: Literal["none", "aoflagger"] = Field("none", description="Which flagger.")
+    strategy: Path | None = Field(None, description="Lua script of AOFlagger; None: its own choice.")
+    max_flagged_fraction: float = Field(
+        0.5, gt=0, le=1, description="Refuse a group with more of it flagged afterwards."
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="The flagger is stopped after this long.")
 
 
 class CalibrateSettings(_Section):
@@ -291,6 +303,7 @@ class ContimgSettings(_Section):
     nightly_mosaics: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     ingest: IngestSettings = IngestSettings()
     convert: ConvertSettings = ConvertSettings()
+    flag: FlagSettings = FlagSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     image: ImageSettings = ImageSettings()
     mosaic: MosaicSettings = MosaicSettings()

@@ -68,8 +68,8 @@ class ImageOptions:
     Attributes
     ----------
     engine
-        Name of the imager. WSClean does not use ``psfcutoff``, ``wprojplanes`` and ``chanbin`` (it grids every channel
-        at its own frequency); what else it cannot do it refuses (`wsclean.check_wsclean`).
+        Name of the imager. WSClean does not use ``wprojplanes``; what else it cannot do it refuses
+        (`wsclean.check_wsclean`).
     imsize
         Pixels on a side.
     cell_arcsec

@@ -203,8 +203,7 @@ def _plan(ms: Path, stem: Path, options: ImageOptions, vis: Visibilities) -> Ima
     # Nothing bright enough to matter lies beyond the half power of the beam.
     half_power = 0.6 * SPEED_OF_LIGHT_M_S / vis.freq_hz / vis.diameter_m if vis.diameter_m > 0 else half_width
     width = 1
-    # WSClean grids each channel where it belongs: nothing to gain from averaging but speed, and sources to lose.
-    if ":" not in options.spw and options.engine != "wsclean":
+    if ":" not in options.spw:
         width = averaging_width(
             [len(w.freqs_hz) for w in vis.windows],
             vis.channel_width_hz,
@@ -317,9 +316,8 @@ def _make(
 
 
 def _scratch_bytes(ms: Path, plan: ImagePlan) -> int:
-    # WSClean reorders to 20 bytes for two correlations, of which the set has at least 25; split may write two columns.
-    copies = directory_bytes(ms) if plan.engine == "wsclean" else 2 * directory_bytes(ms) // plan.channels_averaged
-    return 40 * 4 * plan.imsize**2 + copies
+    # What split writes, and what WSClean reorders of it: 20 bytes for two correlations, which take 25 in a set.
+    return 40 * 4 * plan.imsize**2 + 2 * directory_bytes(ms) // plan.channels_averaged
 
 
 def _beam_image(planes: Mapping[str, SkyImage], model: str, vis: Visibilities, *, path: Path) -> SkyImage:

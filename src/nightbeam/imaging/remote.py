@@ -11,6 +11,7 @@ from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.core.errors import UsageError
 from nightbeam.core.files import remove
+from nightbeam.imaging.averaging import CROSS, split_call
 from nightbeam.imaging.model import ENGINES, EngineImages, ImageKind, ImageOptions, Imager, ImageRequest, product_path
 from nightbeam.imaging.wsclean import WscleanImager, check_wsclean
 
@@ -18,8 +19,6 @@ __all__ = ["TcleanImager", "check_engine", "imager_named"]
 
 logger = logging.getLogger(__name__)
 
-#: Cross-correlations only: an autocorrelation at the origin of the uv plane adds a pedestal.
-_CROSS = "*&"
 _MADE: tuple[ImageKind, ...] = ("image", "pb", "residual", "model")
 
 
@@ -40,7 +39,7 @@ class TcleanImager:
         averaged = request.directory / "averaged.ms"
         calls = []
         if request.width > 1:
-            calls.append(CasaCall("split", _split_arguments(request, averaged)))
+            calls.append(split_call(request, averaged))
         parameters = _tclean_arguments(request, averaged if request.width > 1 else None, stem)
         calls.append(CasaCall("tclean", parameters))
         for kind in _MADE:
@@ -97,21 +96,6 @@ def check_engine(options: ImageOptions) -> None:
         check_wsclean(options)
 
 
-def _split_arguments(request: ImageRequest, averaged: Path) -> dict[str, Any]:
-    options = request.options
-    return {
-        "vis": request.ms.absolute(),
-        "outputvis": averaged,
-        "datacolumn": request.datacolumn,
-        "field": options.field,
-        "spw": options.spw,
-        "uvrange": options.uvrange,
-        "antenna": _CROSS,
-        "width": request.width,
-        "keepflags": False,
-    }
-
-
 def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) -> dict[str, Any]:
     options = request.options
     selection: dict[str, Any] = (
@@ -123,7 +107,7 @@ def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) 
             "field": options.field,
             "spw": options.spw,
             "uvrange": options.uvrange,
-            "antenna": _CROSS,
+            "antenna": CROSS,
         }
     )
     return selection | {

@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ import numpy as np
 from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.core.children import log_tail, run_child
-from nightbeam.core.errors import StorageError, ToolError, UsageError
-from nightbeam.core.files import storage_errors
+from nightbeam.core.errors import NightbeamError, StorageError, ToolError, UsageError
+from nightbeam.core.files import remove, storage_errors
+from nightbeam.imaging.averaging import split_call
+from nightbeam.imaging.compute import fit_beam
+from nightbeam.imaging.files import open_image
 from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
 
 __all__ = ["WscleanImager", "check_wsclean", "uv_limits", "wsclean_arguments"]
@@ -38,21 +43,22 @@ _MADE: tuple[ImageKind, ...] = ("image", "residual", "model")
 
 
 class WscleanImager:
-    """WSClean: every channel gridded at its own frequency, no averaging first, Stokes I.
+    """WSClean: channels averaged first, by the same rule as for tclean; then one image of the whole band, Stokes I.
 
-    The Measurement Set is only read: what WSClean reorders and predicts lies in the request's directory. It makes no
-    primary beam for telescopes it does not know; `product` makes ours.
+    Each channel that is left is gridded at its own frequency. The Measurement Set is only read: what WSClean reorders
+    and predicts lies in the request's directory. It makes no primary beam for telescopes it does not know;
+    `product` makes ours.
     """
 
     name = "wsclean"
 
     def make(self, request: ImageRequest) -> EngineImages:
-        """Image in one child process.
+        """Average in a child process of CASA, where that is asked for; image in one of WSClean.
 
         Raises
         ------
         ToolError
-            If WSClean is not installed, fails, is killed, or takes longer than ``request.timeout_s``.
+            If WSClean is not installed, if it or CASA fails, is killed, or takes longer than ``request.timeout_s``.
         StorageError
             If it found no room for its images or for what it reorders.
         UsageError
@@ -60,19 +66,29 @@ class WscleanImager:
         """
         check_wsclean(request.options)
         prefix = request.directory / "tile"
-        argv = [PROGRAM, *wsclean_arguments(request, prefix)]
+        begin = time.monotonic()
+        averaged = _average(request) if request.width > 1 else None
+        argv = [PROGRAM, *wsclean_arguments(request, prefix, averaged)]
         with storage_errors(request.directory):
             (request.directory / "reordered").mkdir(exist_ok=True)
-            _run(argv, request)
+            _run(argv, request, timeout_s=max(1.0, request.timeout_s - (time.monotonic() - begin)))
+            if averaged:
+                remove(averaged)
             fits = {kind: _named(prefix, kind) for kind in _MADE}
             shutil.rmtree(request.directory / "reordered")
+            parameters = {"command": shlex.join(argv)}
+            beam = _fit_psf(prefix, request)
+            if request.options.niter:
+                restore = [PROGRAM, *_restore_arguments(fits, beam, request)]
+                _run(restore, request, timeout_s=max(1.0, request.timeout_s - (time.monotonic() - begin)))
+                parameters["restore"] = shlex.join(restore)
             for path in fits.values():
-                _complete_header(path, request.frame)
+                _complete_header(path, request.frame, beam)
         return EngineImages(
             fits=fits,
             native=_as_casa_images(request, fits, prefix),
-            parameters={"command": shlex.join(map(str, argv))},
-            versions={"wsclean": wsclean_version()},
+            parameters=parameters,
+            versions={"wsclean": wsclean_version()} | ({"casatasks": version("casatasks")} if averaged else {}),
         )
 
     def adopt(self, fits: Path, native: Path, *, log: Path, timeout_s: float) -> None:
@@ -120,9 +136,10 @@ def wsclean_version() -> str:
     return found[1] if found else "unknown"
 
 
-def wsclean_arguments(request: ImageRequest, prefix: Path) -> list[str]:
+def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None = None) -> list[str]:
     """Return what WSClean is called with, but for its own name.
 
+    ``averaged`` holds the selection already, in DATA, with fields and windows that are numbered anew.
     Data are reordered always: left in place, WSClean would keep its model in a column of the Measurement Set.
     Autocorrelations and flagged visibilities it leaves out by itself; Stokes I is the mean of the parallel hands
     where both are good, as in tclean.
@@ -134,17 +151,22 @@ def wsclean_arguments(request: ImageRequest, prefix: Path) -> list[str]:
     if options.niter:
         clean = ["-niter", str(options.niter), "-mgain", f"{_MAJOR_GAIN:g}", "-threshold", f"{options.threshold_jy!r}"]
         clean += _DECONVOLVERS[options.deconvolver]
+    selection = [
+        *("-data-column", {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]),
+        *("-field", ",".join(map(str, request.fields))),
+        *(("-spws", ",".join(map(str, request.windows))) if options.spw.strip(" *") else ()),
+        *(f"{word}" for limit in uv_limits(options.uvrange).items() for word in (limit[0], f"{limit[1]:g}")),
+    ]
+    if averaged:
+        selection = ["-data-column", "DATA", "-field", "0" if len(request.fields) == 1 else "all"]
     return [
         *("-j", str(request.threads), "-abs-mem", f"{request.memory_gb:g}"),
         *("-reorder", "-temp-dir", str(request.directory / "reordered"), "-no-update-model-required"),
         *("-name", str(prefix), "-size", n, n, "-scale", f"{request.cell_arcsec:.6f}asec"),
-        *("-pol", "I", "-data-column", {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]),
-        *("-field", ",".join(map(str, request.fields))),
-        *(("-spws", ",".join(map(str, request.windows))) if options.spw.strip(" *") else ()),
-        *(f"{word}" for limit in uv_limits(options.uvrange).items() for word in (limit[0], f"{limit[1]:g}")),
+        *("-pol", "I", *selection),
         *("-weight", *weight, *(("-use-wgridder",) if options.gridder == "wproject" else ("-nwlayers", "1"))),
         *("-make-psf", *clean),
-        str(request.ms.absolute()),
+        str(averaged or request.ms.absolute()),
     ]
 
 
@@ -174,7 +196,20 @@ def uv_limits(uvrange: str) -> dict[str, float]:
         ) from error
 
 
-def _run(argv: list[str], request: ImageRequest) -> None:
+def _average(request: ImageRequest) -> Path:
+    averaged = request.directory / "averaged.ms"
+    remove(averaged)
+    run_casa(
+        [split_call(request, averaged)],
+        work_dir=request.directory,
+        log=request.log,
+        timeout_s=request.timeout_s,
+        threads=request.threads,
+    )
+    return averaged
+
+
+def _run(argv: list[str], request: ImageRequest, *, timeout_s: float) -> None:
     begin = request.log.stat().st_size if request.log.exists() else 0
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -184,7 +219,7 @@ def _run(argv: list[str], request: ImageRequest) -> None:
         "OPENBLAS_NUM_THREADS": "1",  # WSClean's own threads call it
     }
     try:
-        run_child(argv, log=request.log, timeout_s=request.timeout_s, cwd=request.directory, env=env, what="WSClean")
+        run_child(argv, log=request.log, timeout_s=timeout_s, cwd=request.directory, env=env, what="WSClean")
     except ToolError as error:
         said = _since(request.log, begin)
         if _FULL.search(said):
@@ -229,8 +264,29 @@ def _blank(path: Path) -> None:
         hdus[0].data = np.zeros_like(hdus[0].data)
 
 
-def _complete_header(path: Path, frame: str) -> None:
-    """Say in which frame the coordinates are, and angles as tclean does: WSClean calls everything J2000."""
+def _fit_psf(prefix: Path, request: ImageRequest) -> tuple[float, float, float]:
+    """Return the restoring beam in arcsec and degrees, fitted to the main lobe as for tclean.
+
+    WSClean itself fits a larger box, and calls the beam of the full DSA-110 42 x 10 arcsec where it is 26 x 13.
+    """
+    path = prefix.with_name(f"{prefix.name}-psf.fits")
+    try:
+        beam = fit_beam(open_image(path).data, cutoff=request.options.psfcutoff)
+    except NightbeamError as error:
+        raise ToolError(f"WSClean left no dirty beam that can be fitted: {error.what}", fix="read its log") from error
+    return beam.major_px * request.cell_arcsec, beam.minor_px * request.cell_arcsec, beam.pa_deg
+
+
+def _restore_arguments(
+    fits: dict[ImageKind, Path], beam: tuple[float, float, float], request: ImageRequest
+) -> list[str]:
+    shape = [f"{beam[0]:.6f}asec", f"{beam[1]:.6f}asec", f"{beam[2]:.6f}deg"]
+    images = [str(fits[kind]) for kind in ("residual", "model", "image")]
+    return ["-j", str(request.threads), "-beam-shape", *shape, "-restore", *images]
+
+
+def _complete_header(path: Path, frame: str, beam: tuple[float, float, float]) -> None:
+    """Put in the beam, and say in which frame the coordinates are: WSClean calls everything J2000."""
     from astropy.io import fits
 
     if not path.exists():
@@ -241,8 +297,7 @@ def _complete_header(path: Path, frame: str) -> None:
             header.remove("EQUINOX", ignore_missing=True)
         header["RADESYS"] = {"J2000": "FK5"}.get(frame, frame)
         header["CRVAL1"] = float(header["CRVAL1"]) % 360.0
-        if "BPA" in header:
-            header["BPA"] = (float(header["BPA"]) + 90.0) % 180.0 - 90.0
+        header["BMAJ"], header["BMIN"], header["BPA"] = beam[0] / 3600.0, beam[1] / 3600.0, beam[2]
 
 
 def _import(fits: Path, native: Path) -> CasaCall:

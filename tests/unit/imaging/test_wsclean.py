@@ -63,6 +63,15 @@ def test_settings_reach_wsclean_in_its_own_words(request_of):
     assert "-spws" not in said
 
 
+def test_of_averaged_data_the_selection_is_not_made_again(request_of):
+    request = request_of(uvrange=">1klambda", spw="0~1,5")
+    said = " ".join(wsclean_arguments(request, Path("/scratch/tile"), Path("/scratch/averaged.ms")))
+    assert "-data-column DATA -field 0 " in said
+    assert "-minuv-l" not in said
+    assert "-spws" not in said
+    assert said.endswith("/scratch/averaged.ms")
+
+
 def test_what_is_not_asked_for_is_not_said(request_of):
     said = words(request_of(niter=0, weighting="natural", gridder="standard", spw="0~1,5"))
     assert "-niter" not in said
@@ -140,32 +149,38 @@ def test_each_failure_says_what_why_and_whether_to_try_again(program, request_of
 
 
 @pytest.fixture
-def painted(tmp_path, program, header):
+def painted(tmp_path, program, header, gaussian):
     """Stand for a run that left images, as WSClean names and writes them."""
 
-    def write(kinds, *, ra=-70.9, bpa=163.0):
+    def write(kinds):
         card = header(100)
-        card["EQUINOX"], card["CRVAL1"], card["BPA"] = 2000.0, ra, bpa
+        card["EQUINOX"], card["CRVAL1"] = 2000.0, -70.9
         del card["RADESYS"]
         (tmp_path / "made").mkdir()
         for kind in kinds:
-            fits.writeto(tmp_path / "made" / f"tile-{kind}.fits", np.full((1, 1, 100, 100), 0.5, np.float32), card)
-        program(f"cp {tmp_path}/made/* {tmp_path}/")
+            data = np.full((100, 100), 0.5)
+            if kind == "psf":
+                data = gaussian(100, 50, 50, 6.0, 4.0, -17.0)
+            fits.writeto(tmp_path / "made" / f"tile-{kind}.fits", data.astype(np.float32)[None, None], card)
+        program(f'case "$*" in *-restore*) ;; *) cp {tmp_path}/made/* {tmp_path}/;; esac')
 
     return write
 
 
-def test_images_get_our_names_the_frame_of_the_data_and_angles_as_tclean_writes_them(painted, request_of, tmp_path):
+def test_images_get_our_names_the_frame_of_the_data_and_the_beam_of_the_main_lobe(painted, request_of, tmp_path):
     painted(["image", "residual", "model", "dirty", "psf"])
     made = WscleanImager().make(request_of())
     assert {kind: path.name for kind, path in made.fits.items()} == {
         kind: f"tile.{kind}.fits" for kind in ("image", "residual", "model")
     }
     card = fits.getheader(made.fits["image"])
-    assert (card["RADESYS"], card["CRVAL1"], card["BPA"]) == ("ICRS", 289.1, -17.0)
+    assert (card["RADESYS"], card["CRVAL1"]) == ("ICRS", 289.1)
+    found = 3600 * card["BMAJ"], 3600 * card["BMIN"], card["BPA"]
+    assert found == pytest.approx((18.0, 12.0, -17.0), rel=0.01)
     assert "EQUINOX" not in card
     assert made.versions == {"wsclean": "3.1.0"}
     assert made.parameters["command"].startswith("wsclean -j 2")
+    assert made.parameters["restore"].startswith("wsclean -j 2 -beam-shape ")
     assert not (tmp_path / "reordered").exists()
 
 
