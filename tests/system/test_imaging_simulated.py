@@ -158,7 +158,9 @@ def test_wsclean_images_averaged_channels_a_range_of_baselines_and_keeps_casa_im
 
 def test_a_range_of_baselines_means_the_same_to_both_engines(products):
     ms = products["wsclean"].ms
-    options = {"uvrange": ">1klambda", "niter": 0}
+    # By natural weights: cells in which weights are counted lie half a cell apart in the two engines.
+    options = {"uvrange": "1~4klambda", "niter": 0, "weighting": "natural"}
     one, other = (image(ms, engine, name=f"long-{engine}", **options) for engine in ("tclean", "wsclean"))
-    assert other.beam_major_arcsec == pytest.approx(one.beam_major_arcsec, rel=0.03)
-    assert other.beam_major_arcsec < 0.97 * products["wsclean"].beam_major_arcsec
+    seen, also, all_of_them = (fits.getdata(p.fits["image"]).ravel() for p in (one, other, products["wsclean"]))
+    assert np.corrcoef(seen, also)[0, 1] > 0.999
+    assert np.corrcoef(also, all_of_them)[0, 1] < 0.9

@@ -206,8 +206,8 @@ class ImageRequest:
     """What an engine is asked for: everything decided, nothing to guess.
 
     ``width`` channels are averaged, ``w_planes`` used for w-projection; the answer's images carry the name
-    ``directory / "tile"``. ``fields`` and ``windows`` are the numbers that the selection came to, ``frame`` is
-    that of the phase centre (``ICRS`` or ``J2000``). An engine that can be told keeps to ``memory_gb``.
+    ``directory / "tile"``. ``fields`` are the numbers that the selection came to, ``frame`` is
+    that of the phase ``centre`` (``ICRS`` or ``J2000``; degrees). An engine that can be told keeps to ``memory_gb``.
     """
 
     ms: Path
@@ -218,8 +218,8 @@ class ImageRequest:
     width: int
     w_planes: int
     fields: tuple[int, ...]
-    windows: tuple[int, ...]
     frame: str
+    centre: tuple[float, float]
     log: Path
     timeout_s: float
     threads: int

@@ -289,8 +289,8 @@ def _make(
     made = maker.make(
         ImageRequest(
             ms=ms, directory=scratch, options=options, datacolumn=plan.datacolumn, cell_arcsec=plan.cell_arcsec,
-            width=plan.channels_averaged, w_planes=_w_planes(options, plan), fields=vis.fields,
-            windows=tuple(w.index for w in vis.windows), frame=vis.field.frame, log=log, timeout_s=timeout_s,
+            width=plan.channels_averaged, w_planes=_w_planes(options, plan), fields=vis.fields, frame=vis.field.frame,
+            centre=(vis.field.ra_deg, vis.field.dec_deg), log=log, timeout_s=timeout_s,
             threads=threads, memory_gb=memory_gb,
         )
     )  # fmt: skip

@@ -24,7 +24,7 @@ from nightbeam.imaging.compute import fit_beam
 from nightbeam.imaging.files import open_image
 from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
 
-__all__ = ["WscleanImager", "check_wsclean", "uv_limits", "wsclean_arguments"]
+__all__ = ["WscleanImager", "check_wsclean", "wsclean_arguments"]
 
 PROGRAM = "wsclean"
 #: Names of minor cycles that both engines know, and what makes WSClean do them. Its own is Hogbom's, with Clark's way
@@ -32,18 +32,13 @@ PROGRAM = "wsclean"
 _DECONVOLVERS: dict[str, tuple[str, ...]] = {"hogbom": (), "clark": (), "multiscale": ("-multiscale",)}
 #: How far a round of cleaning goes before the model is subtracted from the visibilities (the author's advice).
 _MAJOR_GAIN = 0.8
-_UV = re.compile(
-    r"\s*(?:(?P<side>[<>])\s*(?P<one>[0-9.]+)|(?P<low>[0-9.]+)\s*~\s*(?P<high>[0-9.]+))"
-    r"\s*(?P<unit>m|km|lambda|klambda|Mlambda)?\s*"
-)
-_UV_UNITS = {"m": 1.0, "km": 1e3, "lambda": 1.0, "klambda": 1e3, "Mlambda": 1e6}
 _FULL = re.compile(r"error writing|no space left|disk full|file size limit", re.IGNORECASE)
 _MEMORY = re.compile(r"bad_alloc|cannot allocate memory|was killed by signal 9")
 _MADE: tuple[ImageKind, ...] = ("image", "residual", "model")
 
 
 class WscleanImager:
-    """WSClean: channels averaged first, by the same rule as for tclean; then one image of the whole band, Stokes I.
+    """WSClean: visibilities selected and averaged by CASA, as for tclean; then one image of the whole band, Stokes I.
 
     Each channel that is left is gridded at its own frequency. The Measurement Set is only read: what WSClean reorders
     and predicts lies in the request's directory. It makes no primary beam for telescopes it does not know;
@@ -53,7 +48,7 @@ class WscleanImager:
     name = "wsclean"
 
     def make(self, request: ImageRequest) -> EngineImages:
-        """Average in a child process of CASA, where that is asked for; image in one of WSClean.
+        """Select and average in a child process of CASA, where that is asked for; image in one of WSClean.
 
         Raises
         ------
@@ -67,7 +62,8 @@ class WscleanImager:
         check_wsclean(request.options)
         prefix = request.directory / "tile"
         begin = time.monotonic()
-        averaged = _average(request) if request.width > 1 else None
+        selected = request.width > 1 or request.options.uvrange.strip() or request.options.spw.strip(" *")
+        averaged = _average(request) if selected else None
         argv = [PROGRAM, *wsclean_arguments(request, prefix, averaged)]
         with storage_errors(request.directory):
             (request.directory / "reordered").mkdir(exist_ok=True)
@@ -83,7 +79,7 @@ class WscleanImager:
                 _run(restore, request, timeout_s=max(1.0, request.timeout_s - (time.monotonic() - begin)))
                 parameters["restore"] = shlex.join(restore)
             for path in fits.values():
-                _complete_header(path, request.frame, beam)
+                _complete_header(path, request, beam)
         return EngineImages(
             fits=fits,
             native=_as_casa_images(request, fits, prefix),
@@ -114,12 +110,6 @@ def check_wsclean(options: ImageOptions) -> None:
         raise UsageError("WSClean images about the field's own centre", fix="leave phasecenter empty, or choose tclean")
     if options.beam_model == "engine":
         raise UsageError("WSClean knows no primary beam of this telescope", fix="choose beam_model auto, or tclean")
-    if not re.fullmatch(r"[\s\d~,*]*", options.spw):
-        raise UsageError(
-            f"WSClean takes whole spectral windows by number, not spw {options.spw!r}",
-            fix="write 0~3,7, or choose tclean",
-        )
-    uv_limits(options.uvrange)
     if shutil.which(PROGRAM) is None:
         raise ToolError(
             "WSClean is not installed", fix="apt-get install wsclean, or set contimg.image.engine to tclean"
@@ -154,8 +144,6 @@ def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None
     selection = [
         *("-data-column", {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]),
         *("-field", ",".join(map(str, request.fields))),
-        *(("-spws", ",".join(map(str, request.windows))) if options.spw.strip(" *") else ()),
-        *(f"{word}" for limit in uv_limits(options.uvrange).items() for word in (limit[0], f"{limit[1]:g}")),
     ]
     if averaged:
         selection = ["-data-column", "DATA", "-field", "0" if len(request.fields) == 1 else "all"]
@@ -168,32 +156,6 @@ def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None
         *("-make-psf", *clean),
         str(averaged or request.ms.absolute()),
     ]
-
-
-def uv_limits(uvrange: str) -> dict[str, float]:
-    """Return WSClean's words for a range of baselines as CASA writes it: ``>1klambda``, ``0.1~10klambda``, ``<500m``.
-
-    Raises
-    ------
-    UsageError
-        If it is none of these.
-    """
-    if not uvrange.strip():
-        return {}
-    found = _UV.fullmatch(uvrange)
-    try:
-        if found is None:
-            raise ValueError(uvrange)
-        unit = found["unit"] or "m"
-        end = "-l" if unit.endswith("lambda") else "w-m"
-        low = found["low"] or (found["one"] if found["side"] == ">" else None)
-        high = found["high"] or (found["one"] if found["side"] == "<" else None)
-        limits = {f"-{name}uv{end}": value for name, value in (("min", low), ("max", high)) if value}
-        return {name: float(value) * _UV_UNITS[unit] for name, value in limits.items()}
-    except ValueError as error:
-        raise UsageError(
-            f"WSClean cannot select uvrange {uvrange!r}", fix="write one range, like '>1klambda' or '100~500m'"
-        ) from error
 
 
 def _average(request: ImageRequest) -> Path:
@@ -285,17 +247,18 @@ def _restore_arguments(
     return ["-j", str(request.threads), "-beam-shape", *shape, "-restore", *images]
 
 
-def _complete_header(path: Path, frame: str, beam: tuple[float, float, float]) -> None:
-    """Put in the beam, and say in which frame the coordinates are: WSClean calls everything J2000."""
+def _complete_header(path: Path, request: ImageRequest, beam: tuple[float, float, float]) -> None:
+    """Put in the beam, and the centre in the frame of the data: WSClean turns all into J2000, 0.02 arcsec from ICRS."""
     from astropy.io import fits
 
     if not path.exists():
         return
     with fits.open(path, mode="update", memmap=False) as hdus:
         header: Any = hdus[0].header
-        if frame == "ICRS":
+        if request.frame == "ICRS":
             header.remove("EQUINOX", ignore_missing=True)
-        header["RADESYS"] = {"J2000": "FK5"}.get(frame, frame)
+            header["RADESYS"] = "ICRS"
+            header["CRVAL1"], header["CRVAL2"] = request.centre
         header["CRVAL1"] = float(header["CRVAL1"]) % 360.0
         header["BMAJ"], header["BMIN"], header["BPA"] = beam[0] / 3600.0, beam[1] / 3600.0, beam[2]
 
