@@ -150,6 +150,7 @@ def test_wsclean_images_averaged_channels_a_range_of_baselines_and_keeps_casa_im
     product = image(products["wsclean"].ms, "wsclean", name="averaged", **changed)
     assert product.channels_averaged == 2
     assert set(product.versions) == {"nightbeam", "wsclean", "casatasks"}
+    assert (product.parameters["split"]["width"], product.parameters["split"]["uvrange"]) == (2, ">0.2klambda")
     near, _ = measure(truth, product)
     assert near.integrated_jy == pytest.approx(1.0, rel=0.05)
     assert set(product.native) == {"image", "image.pbcor", "pb", "residual", "model", "psf"}

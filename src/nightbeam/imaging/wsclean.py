@@ -72,7 +72,10 @@ class WscleanImager:
                 remove(averaged)
             fits = {kind: _named(prefix, kind) for kind in _MADE}
             shutil.rmtree(request.directory / "reordered")
-            parameters = {"command": shlex.join(argv)}
+            parameters: dict[str, Any] = {"command": shlex.join(argv)}
+            if averaged:
+                asked = split_call(request, averaged).kwargs
+                parameters["split"] = {name: asked[name] for name in asked if name not in ("vis", "outputvis")}
             beam = _fit_psf(prefix, request)
             if request.options.niter:
                 restore = [PROGRAM, *_restore_arguments(fits, beam, request)]
