@@ -1,8 +1,8 @@
-"""Every stage of one group, at several sizes, against WSClean, the disk and the 309 s between two groups.
+"""Every stage of one group, at several sizes, against the disk and the 309 s between two groups.
 
 The group holds a calibrator, so that it goes through every stage. The floor is reading and writing, once, the bytes
-that it must read and write; WSClean images the same Measurement Set at the same size as the imaging stage (channel
-averaging and measuring excluded on its side).
+that it must read and write. Afterwards both imaging engines make the same image of the Measurement Set, one after the
+other, everything included: averaging, cleaning, beam, checks.
 
     python benchmarks/group.py [--quick] [--json] [--sizes small,medium,full] [--work DIR]
 """
@@ -14,8 +14,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -74,7 +72,9 @@ def _run(name: str, work: Path) -> dict:
     ms = next(site.output_dir.glob("*.ms"))
     bytes_in, bytes_out = _bytes(site.input_dir), _bytes(site.output_dir)
     floor = _floor(bytes_in + bytes_out, work)
-    wsclean = _wsclean(ms, work)
+    engines = {
+        name: _image(name, ms, work) for name in ("tclean", "wsclean") if name != "wsclean" or shutil.which(name)
+    }
     total = {k: round(sum(s[k] for s in stages.values()), 2) for k in ("wall_s", "cpu_s")}
     return {
         "size": name,
@@ -86,8 +86,9 @@ def _run(name: str, work: Path) -> dict:
         "peak_own_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "stages": stages,
         "total": total,
-        "wsclean": wsclean,
-        "image_over_wsclean": wsclean and round(stages["image"]["cpu_s"] / wsclean["cpu_s"], 2),
+        "engines": engines,
+        "tclean_over_wsclean": "wsclean" in engines
+        and {k: round(engines["tclean"][k] / engines["wsclean"][k], 2) for k in ("wall_s", "cpu_s")},
         "floor_s": round(floor, 2),
         "total_over_floor": round(total["wall_s"] / floor, 1),
         "of_cadence": round(total["wall_s"] / CADENCE_S, 3),
@@ -101,30 +102,15 @@ def _now() -> dict[str, float]:
     return {"wall_s": time.perf_counter(), "cpu_s": sum(u.ru_utime + u.ru_stime for u in used)}
 
 
-def _wsclean(ms: Path, work: Path) -> dict | None:
-    program = shutil.which("wsclean")
-    if program is None:
-        return None
-    size = ["-size", str(IMSIZE), str(IMSIZE), "-scale", f"{CELL_ARCSEC}asec", "-weight", "briggs", "0"]
-    clean = ["-niter", str(NITER), "-mgain", "0.8", "-data-column", "CORRECTED_DATA", "-j", "2"]
-    argv = [
-        program,
-        *size,
-        *clean,
-        "-no-update-model-required",
-        "-temp-dir",
-        str(work),
-        "-name",
-        str(work / "w"),
-        str(ms),
-    ]
+def _image(engine: str, ms: Path, work: Path) -> dict:
+    from nightbeam.imaging import ImageOptions, image_ms
+
+    options = ImageOptions(engine=engine, imsize=IMSIZE, cell_arcsec=CELL_ARCSEC, niter=NITER, datacolumn="corrected")
     begin = _now()
-    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        raise SystemExit("wsclean failed")
+    product = image_ms(ms, work / f"{engine}.img", options=options, work_dir=work / "engines")
     end = _now()
-    return {k: round(end[k] - begin[k], 2) for k in begin}
+    measured = {"noise_mjy": round(1e3 * product.noise_jy, 3), "peak_jy": round(product.peak_jy, 4)}
+    return {k: round(end[k] - begin[k], 2) for k in begin} | measured
 
 
 def _floor(count: int, work: Path) -> float:
@@ -149,11 +135,11 @@ def _table(report: dict) -> str:
     head = f"{report['size']}: {report['antennas']} antennas, 16 x {report['channels']} channels, "
     lines = [head + f"{report['input_mb']} MB in, {report['output_mb']} MB out; load average {report['load_average']}"]
     lines += [f"{'':12}{'wall s':>9}{'CPU s':>9}"]
-    rows = {**report["stages"], "all": report["total"], **({"wsclean": report["wsclean"]} if report["wsclean"] else {})}
+    rows = {**report["stages"], "all": report["total"], **report["engines"]}
     lines += [f"{name:12}{row['wall_s']:9.1f}{row['cpu_s']:9.1f}" for name, row in rows.items()]
     lines += [
         f"{report['of_cadence']:.2f} of the 309 s cadence ({report['cpu_of_two_cores']:.2f} of two cores); "
-        f"imaging {report['image_over_wsclean'] or '?'} times WSClean's CPU; "
+        f"tclean takes {report['tclean_over_wsclean'] or '?'} times what WSClean takes; "
         f"{report['total_over_floor']} times the floor of {report['floor_s']} s; "
         f"peak {report['peak_child_mb']} MB in a child, {report['peak_own_mb']} MB in the process"
     ]

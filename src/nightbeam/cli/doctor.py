@@ -21,6 +21,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     settings = settings_of(ctx)
     contimg = settings.contimg
     places = [path for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir) if path]
-    findings = [*examine(state_dir=settings.state_dir, directories=places), *examine_site(settings)]
+    needed = [name for name in (contimg.image.engine, contimg.flag.engine) if name not in ("tclean", "none")]
+    findings = examine(state_dir=settings.state_dir, directories=places, needed=needed)
+    findings += examine_site(settings)
     show(findings, as_json=as_json, title="nightbeam doctor")
     ctx.exit(int(any(finding.health is Health.FAIL for finding in findings)))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["image"]
 
 _CHOICES = {
+    "engine": click.Choice(["tclean", "wsclean"]),
     "weighting": click.Choice(["briggs", "natural", "uniform"]),
     "gridder": click.Choice(["standard", "wproject"]),
     "beam": click.Choice(["auto", "engine", "dsacalib", "gaussian", "airy"]),
@@ -27,6 +28,7 @@ _CHOICES = {
 @click.option(
     "--imagename", type=click.Path(path_type=Path), help="What the products' names begin with.  [MS stem.img]"
 )
+@click.option("--engine", type=_CHOICES["engine"], help="Which imager.")
 @click.option("--imsize", type=int, help="Pixels on a side.")
 @click.option("--cell-arcsec", type=float, help="Pixel size; what shows the primary beam, well sampled, if not given.")
 @click.option("--weighting", "--weighttype", "--weight", type=_CHOICES["weighting"], help="uv weighting.")
@@ -92,6 +94,7 @@ def image(
         work_dir=scratch if scratch is not None else stem.absolute().parent,
         timeout_s=section.timeout_s,
         threads=settings.contimg.threads,
+        memory_gb=section.memory_gb,
         force=force,
     )
     verdict = judge_image(product, min_peak_over_noise=section.min_peak_over_noise)

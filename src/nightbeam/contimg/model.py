@@ -39,7 +39,9 @@ class Receipt:
     def from_json(cls, content: Mapping[str, Any]) -> Self | None:
         """Return the receipt that `to_json` wrote, or None for one of another version."""
         names = {f.name for f in dataclasses.fields(cls)}
-        if set(content) != names:
+        # One of an older version may lack what has a default; finished groups are to stay readable.
+        must = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+        if not must <= set(content) <= names:
             return None
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
         return cls(**values)
@@ -59,7 +61,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ConvertReceipt(Receipt):
-    """A Measurement Set and what was measured while it was written (MJD in days, UTC; ICRS degrees)."""
+    """A Measurement Set and what was measured while it was written (MJD in days, UTC; ICRS degrees).
+
+    ``flagging`` says how interference was flagged (`nightbeam.rfi.FlagReport`), None where it was not;
+    ``flagged_fraction`` is that after it.
+    """
 
     ms: str
     writer_type: str
@@ -76,6 +82,7 @@ class ConvertReceipt(Receipt):
     phase_s: float | None
     write_s: float | None
     total_s: float
+    flagging: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

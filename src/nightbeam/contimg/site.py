@@ -12,6 +12,7 @@ from nightbeam.core.locks import remove_free_lock
 from nightbeam.core.settings import (
     CalibrateSettings,
     ConvertSettings,
+    FlagSettings,
     HousekeepingSettings,
     ImageSettings,
     IngestSettings,
@@ -59,6 +60,7 @@ class Site:
     products_url: str
     ingest: IngestSettings = field(default_factory=IngestSettings)
     convert: ConvertSettings = field(default_factory=ConvertSettings)
+    flag: FlagSettings = field(default_factory=FlagSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
@@ -85,6 +87,7 @@ class Site:
             products_url=c.products_db,
             ingest=c.ingest,
             convert=c.convert,
+            flag=c.flag,
             calibrate=c.calibrate,
             image=c.image,
             mosaic=c.mosaic,

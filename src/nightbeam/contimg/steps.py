@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,7 +105,7 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
 
 
 def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ConvertReceipt:
-    """Write the subbands of a group as one verified Measurement Set.
+    """Write the subbands of a group as one verified Measurement Set; flag interference in it, where that is set.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
     BusyError
         If a subband changed while it was read.
     MissingError, InputError, RejectedError, ToolError
-        From the converter.
+        From the converter and the flagger.
     """
 
     def work(queue: Queue) -> ConvertReceipt:
@@ -124,10 +125,14 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
         require_space(site.output_dir, _space_for(files), what=f"group {group_id}")
         expected = row.expected_subbands or site.ingest.expected_subbands
         sums = InputSums(files)
-        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch, sums:
-            report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
-        inputs = sums.result()
-        receipt = _converted(group_id, report)
+        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
+            with sums:
+                report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
+            inputs = sums.result()
+            receipt = _converted(group_id, report)
+            if site.flag.engine != "none":
+                flagged = tools.flag(site, ms, work=scratch, log=site.log(group_id, "flag"))
+                receipt = replace(receipt, flagged_fraction=flagged.after, flagging=flagged.to_json())
         note_ms(site, group_id, ms, inputs, owner=owner, writer=receipt.writer_type)
         site.products().upsert_ms(
             ms,
@@ -596,8 +601,11 @@ def _used(site: Site, calibrated: CalibrateReceipt) -> list[CalTableRow]:
 def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
     """Return what an image's headers and description say of where it comes from."""
     made = "" if calibrated.mid_mjd is None else iso_z(datetime_from_mjd(calibrated.mid_mjd))
+    flagging = converted.flagging
+    flagger = {"flagger": f"{flagging['engine']} {flagging['version']} ({flagging['strategy']})"} if flagging else {}
     return {
         "group": group_id,
+        **flagger,
         "calibration_set": calibrated.set_name or "",
         "calibration_date": made,
         "calibration_age_days": f"{calibrated.age_days or 0.0:.5f}",

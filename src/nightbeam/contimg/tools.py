@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nightbeam.imaging import ImageProduct, Verdict
     from nightbeam.ms import MsSummary
     from nightbeam.qa import CalibrationUse, QaReport, Unread
+    from nightbeam.rfi import FlagReport
     from nightbeam.sky import Calibrator
     from nightbeam.uvh5.model import ConvertReport, SubbandHeader
 
@@ -42,6 +43,14 @@ def _convert(site: Site, files: Sequence[Path], ms: Path, *, expected_subbands: 
         stage_to_tmpfs=c.stage_to_tmpfs,
         tmpfs_path=c.tmpfs_path,
     )
+
+
+def _flag(site: Site, ms: Path, *, work: Path, log: Path) -> FlagReport:
+    from nightbeam.rfi import FlagOptions, flag_ms
+
+    c = site.flag
+    options = FlagOptions(strategy=c.strategy, max_flagged_fraction=c.max_flagged_fraction)
+    return flag_ms(ms, options=options, work_dir=work, log=log, timeout_s=c.timeout_s, threads=site.threads)
 
 
 def _verify_ms(site: Site, ms: Path, rows: int) -> None:
@@ -117,6 +126,7 @@ def _image(site: Site, ms: Path, stem: Path, *, provenance: Mapping[str, str], w
         log=log,
         timeout_s=site.image.timeout_s,
         threads=site.threads,
+        memory_gb=site.image.memory_gb,
     )
 
 
@@ -212,6 +222,7 @@ class Tools:
 
     read_header: Callable[[Path], Any] = _read_header
     convert: Callable[..., Any] = _convert
+    flag: Callable[..., Any] = _flag
     verify_ms: Callable[..., None] = _verify_ms
     read_ms: Callable[..., Any] = _read_ms
     match: Callable[..., Any] = _match

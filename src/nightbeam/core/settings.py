@@ -26,6 +26,7 @@ __all__ = [
     "CxiSettings",
     "DoctorSettings",
     "ElogSettings",
+    "FlagSettings",
     "HousekeepingSettings",
     "ImageSettings",
     "IngestSettings",
@@ -121,6 +122,17 @@ class ConvertSettings(_Section):
     max_flagged_fraction: float = Field(0.9, gt=0, le=1, description="Refuse a group with more of it flagged.")
 
 
+class FlagSettings(_Section):
+    """Whether and how interference is flagged, between conversion and calibration."""
+
+    engine: Literal["none", "aoflagger"] = Field("none", description="Which flagger.")
+    strategy: Path | None = Field(None, description="Lua script of AOFlagger; None: its own choice.")
+    max_flagged_fraction: float = Field(
+        0.5, gt=0, le=1, description="Refuse a group with more of it flagged afterwards."
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="The flagger is stopped after this long.")
+
+
 class CalibrateSettings(_Section):
     """Which calibrator is believed, how it is solved, and for how long."""
 
@@ -144,7 +156,7 @@ class CalibrateSettings(_Section):
 class ImageSettings(_Section):
     """How an image is made."""
 
-    engine: Literal["tclean"] = Field("tclean", description="Which imager.")
+    engine: Literal["tclean", "wsclean"] = Field("tclean", description="Which imager.")
     imsize: int = Field(1024, ge=64, description="Pixels on a side.")
     cell_arcsec: float | None = Field(
         None, gt=0, description="Pixel size; None: what shows the primary beam, well sampled."
@@ -165,6 +177,7 @@ class ImageSettings(_Section):
     )
     datacolumn: Literal["auto", "corrected", "data"] = Field("auto", description="auto: CORRECTED_DATA if it has any.")
     timeout_s: float = Field(1800.0, gt=0, description="The imager is stopped after this long.")
+    memory_gb: float = Field(4.0, gt=0, description="What WSClean plans for; tclean cannot be told.")
     quick: bool = Field(False, description="At most 512 pixels and 300 components.")
     min_peak_over_noise: float = Field(5.0, gt=0, description="A fainter image is not good.")
 
@@ -294,6 +307,7 @@ class ContimgSettings(_Section):
     nightly_mosaics: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     ingest: IngestSettings = IngestSettings()
     convert: ConvertSettings = ConvertSettings()
+    flag: FlagSettings = FlagSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     image: ImageSettings = ImageSettings()
     mosaic: MosaicSettings = MosaicSettings()

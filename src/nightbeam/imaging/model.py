@@ -41,10 +41,13 @@ _SUFFIX: Mapping[ImageKind, str] = {
 }
 
 #: Settings that say what is done with an image, not how it is made.
-_NOT_OPTIONS = frozenset({"quick", "min_peak_over_noise", "timeout_s", "threads"})
+_NOT_OPTIONS = frozenset({"quick", "min_peak_over_noise", "timeout_s", "threads", "memory_gb"})
 
 _THRESHOLD = re.compile(r"\s*(?P<value>[0-9.]+(?:[eE][-+]?\d+)?)\s*(?P<unit>|Jy|mJy|uJy)\s*")
 _IN_JY = {"": 1.0, "Jy": 1.0, "mJy": 1e-3, "uJy": 1e-6}
+
+#: The imagers there are.
+ENGINES: tuple[str, ...] = ("tclean", "wsclean")
 
 QUICK_IMSIZE = 512
 QUICK_NITER = 300
@@ -65,7 +68,8 @@ class ImageOptions:
     Attributes
     ----------
     engine
-        Name of the imager.
+        Name of the imager. WSClean does not use ``wprojplanes``; what else it cannot do it refuses
+        (`wsclean.check_wsclean`).
     imsize
         Pixels on a side.
     cell_arcsec
@@ -83,7 +87,8 @@ class ImageOptions:
         Whether an image corrected for the primary beam is made, and where it ends.
     beam_model
         ``auto``: the drift-averaged beam of `nightbeam.sky` for a transit telescope, the engine's for
-        any other; ``engine``; or a name of `nightbeam.sky.beam_attenuation`.
+        any other (with WSClean, which has none: that of a uniformly lit dish); ``engine``; or a name of
+        `nightbeam.sky.beam_attenuation`.
     chanbin, max_smearing
         At most so many channels are averaged first, fewer where a source at the edge of the image
         would lose more than ``max_smearing`` of its amplitude on the longest baseline.
@@ -95,7 +100,7 @@ class ImageOptions:
         Leave the engine's own images (CASA tables) instead of FITS, or besides.
     """
 
-    engine: Literal["tclean"] = "tclean"
+    engine: Literal["tclean", "wsclean"] = "tclean"
     imsize: int = 1024
     cell_arcsec: float | None = None
     weighting: Literal["briggs", "natural", "uniform"] = "briggs"
@@ -121,6 +126,7 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         wrong = [
+            (self.engine not in ENGINES, f"no imaging engine {self.engine!r}: {' or '.join(ENGINES)}"),
             (not 64 <= self.imsize <= 16384, f"imsize {self.imsize} is not between 64 and 16384 pixels"),
             (
                 self.cell_arcsec is not None and not 0 < self.cell_arcsec < math.inf,
@@ -200,7 +206,8 @@ class ImageRequest:
     """What an engine is asked for: everything decided, nothing to guess.
 
     ``width`` channels are averaged, ``w_planes`` used for w-projection; the answer's images carry the name
-    ``directory / "tile"``.
+    ``directory / "tile"``. ``fields`` are the numbers that the selection came to, ``frame`` is
+    that of the phase ``centre`` (``ICRS`` or ``J2000``; degrees). An engine that can be told keeps to ``memory_gb``.
     """
 
     ms: Path
@@ -210,14 +217,18 @@ class ImageRequest:
     cell_arcsec: float
     width: int
     w_planes: int
+    fields: tuple[int, ...]
+    frame: str
+    centre: tuple[float, float]
     log: Path
     timeout_s: float
     threads: int
+    memory_gb: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineImages:
-    """What an engine made: FITS by kind (image, pb, residual, model), and its own images where asked.
+    """What an engine made: FITS by kind (image, residual, model; pb if it has one), and its own images where asked.
 
     ``parameters`` are the engine's own, as given to it; ``versions`` name the programs that ran.
     """

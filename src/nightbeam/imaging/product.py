@@ -60,7 +60,7 @@ from nightbeam.imaging.model import (
     ImageRequest,
     product_path,
 )
-from nightbeam.imaging.remote import imager_named
+from nightbeam.imaging.remote import check_engine, imager_named
 from nightbeam.imaging.visibilities import (
     Visibilities,
     drift_pointings,
@@ -89,6 +89,7 @@ def plan_image(ms: Path, stem: Path, *, options: ImageOptions | None = None) -> 
         As `image_ms` would.
     """
     options = options or ImageOptions()
+    check_engine(options)
     vis = read_visibilities(ms, options)
     return _plan(ms, stem, options, vis)
 
@@ -104,6 +105,7 @@ def image_ms(
     log: Path | None = None,
     timeout_s: float = 1800.0,
     threads: int = 1,
+    memory_gb: float = 4.0,
     force: bool = False,
 ) -> ImageProduct:
     """Make an image of a Measurement Set, check it, measure it and describe it.
@@ -129,6 +131,8 @@ def image_ms(
     timeout_s, threads
         Of the engine's child process. Its threads wait for each other by spinning: more of them than there are free
         cores make it many times slower, and a tile gains little from a second.
+    memory_gb
+        What WSClean plans its gridding for; tclean cannot be told.
     force
         Make it again even if a finished product of the same data and options is there.
 
@@ -147,7 +151,7 @@ def image_ms(
     RejectedError
         If what came out is blank.
     ToolError
-        If the engine failed; the end of its log is quoted.
+        If the engine is not installed or failed; the end of its log is quoted.
     BusyError
         If somebody else is making the same image.
     StorageError
@@ -166,12 +170,15 @@ def image_ms(
             return found
         for stale in stem.parent.glob(f".{glob.escape(stem.name)}.*.part"):  # of one that was killed while publishing
             remove(stale)
+        if engine is None:
+            check_engine(options)
         maker = engine or imager_named(options.engine)
         scratch = scratch_directory(work_dir.absolute(), owner="imaging")
         try:
             return _make(
                 ms, stem, options, maker, scratch, dict(provenance or {}), before,
                 log=log or stem.with_name(stem.name + ".log"), timeout_s=timeout_s, threads=threads,
+                memory_gb=memory_gb,
             )  # fmt: skip
         finally:
             remove(scratch)
@@ -252,7 +259,9 @@ def _beam_fwhm_rad(vis: Visibilities) -> float:
 def _beam_name(options: ImageOptions, vis: Visibilities) -> str:
     if options.beam_model != "auto":
         return options.beam_model
-    return "dsacalib" if is_transit(vis.summary.telescope) else "engine"
+    if is_transit(vis.summary.telescope):
+        return "dsacalib"
+    return "airy" if options.engine == "wsclean" else "engine"
 
 
 def _kinds(options: ImageOptions) -> tuple[ImageKind, ...]:
@@ -271,23 +280,24 @@ def _make(
     log: Path,
     timeout_s: float,
     threads: int,
+    memory_gb: float,
 ) -> ImageProduct:
     begin = time.monotonic()
     vis = read_visibilities(ms, options)
     plan = _plan(ms, stem, options, vis)
-    need = 40 * 4 * options.imsize**2 + (2 * directory_bytes(ms) // plan.channels_averaged)
-    require_space(scratch, need, what=f"imaging {ms.name}")
+    require_space(scratch, _scratch_bytes(ms, plan), what=f"imaging {ms.name}")
     made = maker.make(
         ImageRequest(
             ms=ms, directory=scratch, options=options, datacolumn=plan.datacolumn, cell_arcsec=plan.cell_arcsec,
-            width=plan.channels_averaged, w_planes=_w_planes(options, plan), log=log, timeout_s=timeout_s,
-            threads=threads,
+            width=plan.channels_averaged, w_planes=_w_planes(options, plan), fields=vis.fields, frame=vis.field.frame,
+            centre=(vis.field.ra_deg, vis.field.dec_deg), log=log, timeout_s=timeout_s,
+            threads=threads, memory_gb=memory_gb,
         )
     )  # fmt: skip
     planes: dict[str, SkyImage] = {
-        kind: check_image(made.fits[kind], kind, imsize=options.imsize) for kind in _kinds(options) if kind != "pbcor"
+        kind: check_image(made.fits[kind], kind, imsize=options.imsize) for kind in KINDS if kind in made.fits
     }
-    planes["pb"] = _beam_image(planes, plan.beam_model, vis)
+    planes["pb"] = _beam_image(planes, plan.beam_model, vis, path=product_path(scratch / "tile", "pb"))
     if options.pbcor:
         path = product_path(scratch / "tile", "pbcor")
         image = planes["image"]
@@ -305,10 +315,16 @@ def _make(
     return _publish(product, {kind: plane.path for kind, plane in planes.items()}, native, png)
 
 
-def _beam_image(planes: Mapping[str, SkyImage], model: str, vis: Visibilities) -> SkyImage:
-    pb = planes["pb"]
+def _scratch_bytes(ms: Path, plan: ImagePlan) -> int:
+    # What split writes, and what WSClean reorders of it: 20 bytes for two correlations, which take 25 in a set.
+    return 40 * 4 * plan.imsize**2 + 2 * directory_bytes(ms) // plan.channels_averaged
+
+
+def _beam_image(planes: Mapping[str, SkyImage], model: str, vis: Visibilities, *, path: Path) -> SkyImage:
     if model == "engine":
-        return pb
+        return planes["pb"]
+    image = planes["image"]  # has the coordinates, whether or not the engine made a beam
+    pb = planes.get("pb") or replace(image, path=path, header=image.header.copy())
     drift = is_transit(vis.summary.telescope)
     pointings = drift_pointings(vis) if drift else np.array([[vis.field.ra_deg, vis.field.dec_deg]])
     edges = min(w.low_hz for w in vis.windows), max(w.high_hz for w in vis.windows)
@@ -430,13 +446,18 @@ def _cards(product: ImageProduct) -> dict[str, tuple[Any, str]]:
         "FLAGFRAC": (product.flagged_fraction, "flagged fraction of the visibilities"),
         "PBMODEL": (product.beam_model, "primary beam; engine: the imager's own"),
         "PBLIMIT": (abs(product.options.pblimit), "beam level where pbcor ends"),
-        "IMAGER": (f"{product.engine} {product.versions.get('casatasks', '')}".strip(), ""),
+        "IMAGER": (_imager(product), ""),
         "CREATOR": (f"nightbeam {product.version}", ""),
     }
     for name, (card, comment) in _CARDS.items():
         if name in product.provenance:
             cards[card] = (product.provenance[name], comment)
     return cards
+
+
+def _imager(product: ImageProduct) -> str:
+    version = product.versions.get(product.engine) or product.versions.get("casatasks", "")
+    return f"{product.engine} {version}".strip()
 
 
 def _fits_time(when: Any) -> str:

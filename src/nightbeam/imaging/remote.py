@@ -11,14 +11,14 @@ from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.core.errors import UsageError
 from nightbeam.core.files import remove
-from nightbeam.imaging.model import EngineImages, ImageKind, Imager, ImageRequest, product_path
+from nightbeam.imaging.averaging import CROSS, split_call
+from nightbeam.imaging.model import ENGINES, EngineImages, ImageKind, ImageOptions, Imager, ImageRequest, product_path
+from nightbeam.imaging.wsclean import WscleanImager, check_wsclean
 
-__all__ = ["TcleanImager", "imager_named"]
+__all__ = ["TcleanImager", "check_engine", "imager_named"]
 
 logger = logging.getLogger(__name__)
 
-#: Cross-correlations only: an autocorrelation at the origin of the uv plane adds a pedestal.
-_CROSS = "*&"
 _MADE: tuple[ImageKind, ...] = ("image", "pb", "residual", "model")
 
 
@@ -39,7 +39,7 @@ class TcleanImager:
         averaged = request.directory / "averaged.ms"
         calls = []
         if request.width > 1:
-            calls.append(CasaCall("split", _split_arguments(request, averaged)))
+            calls.append(split_call(request, averaged))
         parameters = _tclean_arguments(request, averaged if request.width > 1 else None, stem)
         calls.append(CasaCall("tclean", parameters))
         for kind in _MADE:
@@ -75,24 +75,25 @@ def imager_named(name: str) -> Imager:
     UsageError
         If there is none.
     """
-    if name != TcleanImager.name:
-        raise UsageError(f"no imaging engine {name!r}", fix=f"choose {TcleanImager.name}")
-    return TcleanImager()
+    engines: list[Imager] = [TcleanImager(), WscleanImager()]
+    for engine in engines:
+        if engine.name == name:
+            return engine
+    raise UsageError(f"no imaging engine {name!r}", fix=f"choose {' or '.join(ENGINES)}")
 
 
-def _split_arguments(request: ImageRequest, averaged: Path) -> dict[str, Any]:
-    options = request.options
-    return {
-        "vis": request.ms.absolute(),
-        "outputvis": averaged,
-        "datacolumn": request.datacolumn,
-        "field": options.field,
-        "spw": options.spw,
-        "uvrange": options.uvrange,
-        "antenna": _CROSS,
-        "width": request.width,
-        "keepflags": False,
-    }
+def check_engine(options: ImageOptions) -> None:
+    """Say before any work is done what would stop the engine of some options.
+
+    Raises
+    ------
+    UsageError
+        If it cannot do what an option asks.
+    ToolError
+        If its program is not installed.
+    """
+    if options.engine == WscleanImager.name:
+        check_wsclean(options)
 
 
 def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) 
             "field": options.field,
             "spw": options.spw,
             "uvrange": options.uvrange,
-            "antenna": _CROSS,
+            "antenna": CROSS,
         }
     )
     return selection | {

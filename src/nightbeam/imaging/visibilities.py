@@ -35,6 +35,8 @@ class Visibilities:
 
     Attributes
     ----------
+    field, fields
+        The field whose centre is the image's, and the numbers of all that are selected.
     uv_max_m
         Longest projected baseline (of u and v) with an unflagged visibility.
     flagged_fraction
@@ -47,6 +49,7 @@ class Visibilities:
 
     summary: MsSummary
     field: MsField
+    fields: tuple[int, ...]
     windows: tuple[SpectralWindow, ...]
     datacolumn: Literal["corrected", "data"]
     uv_max_m: float
@@ -125,6 +128,7 @@ def read_visibilities(ms: Path, options: ImageOptions) -> Visibilities:
     return Visibilities(
         summary=summary,
         field=fields[0],
+        fields=tuple(dict.fromkeys(f.index for f in fields)),
         windows=windows,
         datacolumn=_choose_column(ms, summary, blocks, options.datacolumn),
         uv_max_m=longest,

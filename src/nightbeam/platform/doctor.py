@@ -23,11 +23,17 @@ __all__ = ["Finding", "Health", "examine"]
 #: package -> (lowest, first that does not work): the ranges outside which Prefect 3.8 breaks.
 RANGES = {"prefect": ((3, 8, 8), (3, 10)), "fastapi": ((0, 139), (0, 150)), "sqlalchemy": ((2, 0), (2, 1))}
 PACKAGES = ("casatasks", "python-casacore", "pyuvdata", "h5py", "numba", "astropy", "alembic", "prefect-shell")
+#: Programs of the system, and what each is for.
+PROGRAMS = {
+    "wsclean": "second imaging engine",
+    "aoflagger": "flagging of interference",
+    "chromium": "tests of the web page",
+}
 #: One group staged in memory or on disk: 2.33 GB in, 5.1 GB of Measurement Set with all columns (DSA-110).
 GROUP_BYTES = 8e9
 
 
-def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
+def examine(*, state_dir: Path, directories: Sequence[Path], needed: Sequence[str] = ()) -> list[Finding]:
     """Look at everything that nightbeam stands on.
 
     Parameters
@@ -36,6 +42,8 @@ def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
         Of the site; need not exist yet.
     directories
         Where data are read and written; need not exist yet.
+    needed
+        Programs without which the settings cannot be followed.
 
     Returns
     -------
@@ -44,7 +52,8 @@ def examine(*, state_dir: Path, directories: Sequence[Path]) -> list[Finding]:
     """
     findings = [_python(), *map(_package, PACKAGES), *map(_range, RANGES)]
     findings += guarded("measures tables", lambda: [_measures()])
-    findings += [_tool("wsclean", "second imaging engine"), _tool("chromium", "tests of the web page"), _postgres()]
+    findings += [_tool(name, use, needed=name in needed) for name, use in PROGRAMS.items()]
+    findings += [_postgres()]
     for path in dict.fromkeys([state_dir, *directories]):
         findings += guarded(f"directory {path}", partial(_one, _writable, path), timeout_s=10.0)
     return [*findings, _memory(), _shared_memory(), _open_files()]
@@ -98,10 +107,14 @@ def _measures() -> Finding:
     )
 
 
-def _tool(name: str, use: str) -> Finding:
+def _tool(name: str, use: str, *, needed: bool = False) -> Finding:
     path = shutil.which(name)
     if path:
         return Finding(name, Health.OK, path)
+    if needed:
+        return Finding(
+            name, Health.FAIL, f"not installed, and the settings ask for it ({use})", f"apt-get install {name}"
+        )
     return Finding(name, Health.WARN, f"not installed ({use})", f"apt-get install {name}")
 
 

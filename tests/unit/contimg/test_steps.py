@@ -25,6 +25,7 @@ from nightbeam.contimg import (
     take_dispatchable,
 )
 from nightbeam.contimg import this_process as me
+from nightbeam.contimg.model import ConvertReceipt
 from nightbeam.core.errors import (
     BusyError,
     InputError,
@@ -34,6 +35,7 @@ from nightbeam.core.errors import (
     ToolError,
 )
 from nightbeam.qa import Grade, Score
+from nightbeam.rfi import FlagReport
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +74,19 @@ class Fakes:
             mid_mjd=MID, end_mjd=MID + 0.0018, ra_deg=71.0, dec_deg=33.1, flagged_fraction=0.01,
             load_s=1.0, phase_s=2.0, write_s=3.0, total_s=6.5,
         )  # fmt: skip
+
+    def flag(self, site: Site, ms: Path, *, work: Path, log: Path) -> Any:
+        self._called("flag")
+        assert work.is_dir()
+        return FlagReport(
+            engine="aoflagger",
+            version="3.1",
+            strategy="default",
+            strategy_sha256="",
+            before=0.01,
+            after=0.04,
+            seconds=2.0,
+        )
 
     def verify_ms(self, site: Site, ms: Path, rows: int) -> None:
         if not (ms / "table.dat").is_file():
@@ -204,6 +219,46 @@ def test_a_group_goes_from_files_to_an_image_and_every_table_says_so(site: Site,
     (line,) = site.registry().sets()
     assert (line.set, line.active, line.calibrator) == (f"calset_{G}", 2, "3C48")
     assert list(site.scratch_dir.iterdir()) == []
+
+
+def test_interference_is_flagged_once_before_calibration_where_that_is_set(site: Site, fakes: Fakes):
+    flagging = dataclasses.replace(site, flag=site.flag.model_copy(update={"engine": "aoflagger"}))
+    run_group(flagging, G, tools=fakes.tools())
+    assert fakes.calls == ["convert", "flag", "match", "solve", "apply", "image", "qa"]
+    receipt = site.queue().receipt(G, "convert")
+    assert receipt is not None
+    assert (receipt["flagged_fraction"], receipt["flagging"]["before"], receipt["flagging"]["after"]) == (
+        0.04,
+        0.01,
+        0.04,
+    )
+    (image,) = site.products().images()
+    assert json.loads(Path(image.path).read_text())["flagger"] == "aoflagger 3.1 (default)"
+
+
+def test_a_flagger_that_fails_is_asked_again_and_too_much_interference_is_final(site: Site, fakes: Fakes):
+    flagging = dataclasses.replace(site, flag=site.flag.model_copy(update={"engine": "aoflagger"}))
+    fakes.fail["flag"] = ToolError("AOFlagger was killed by signal 9")
+    with pytest.raises(ToolError):
+        run_group(flagging, G, tools=fakes.tools())
+    assert site.queue().group(G).state == "pending"
+    assert site.queue().receipt(G, "convert") is None
+    fakes.fail["flag"] = RejectedError("60 % are flagged")
+    with pytest.raises(RejectedError):
+        run_group(flagging, G, tools=fakes.tools())
+    assert site.queue().group(G).state == "failed"
+
+
+def test_a_receipt_of_before_there_was_a_flagger_is_still_read():
+    old = {"group_id": G, "ms": "x.ms", "writer_type": "direct", "rows": 1, "n_spw": 1, "missing_subbands": []}
+    old |= dict.fromkeys(("start_mjd", "mid_mjd", "end_mjd", "ra_deg", "dec_deg", "flagged_fraction", "total_s"), 0.5)
+    old |= dict.fromkeys(("load_s", "phase_s", "write_s"))
+    found = ConvertReceipt.from_json(old)
+    assert found is not None
+    assert found.flagging is None
+    assert ConvertReceipt.from_json({**old, "strange": 1}) is None
+    del old["ms"]
+    assert ConvertReceipt.from_json(old) is None
 
 
 def test_a_partial_group_is_measured_against_the_whole_band(site: Site):

@@ -17,6 +17,7 @@ from nightbeam.imaging.compute import (
     choose_cell_arcsec,
     correct_for_beam,
     drift_beam,
+    fit_beam,
     fit_source,
     judge_image,
     local_maxima,
@@ -213,3 +214,17 @@ def test_w_planes_grow_with_the_field_and_are_never_few():
     assert w_planes(**asked, field_of_view_rad=0.004) == 16
     # 2602 m are 12194 wavelengths; the corner of 4 degrees is 0.0494 rad away: 14.85 turns
     assert w_planes(**asked, field_of_view_rad=math.radians(4.0)) == 30
+
+
+@pytest.mark.parametrize(("major", "minor", "pa"), [(6.0, 4.0, 30.0), (9.0, 3.0, -70.0), (30.0, 25.0, 0.0)])
+def test_the_restoring_beam_is_that_of_the_main_lobe_whatever_the_sidelobes(gaussian, major, minor, pa):
+    psf = gaussian(201, 100, 100, major, minor, pa)
+    psf += 0.3 * (gaussian(201, 100, 30, 40.0, 10.0, 90.0) + gaussian(201, 100, 170, 40.0, 10.0, 90.0))
+    found = fit_beam(psf, cutoff=0.35)
+    assert (found.major_px, found.minor_px, found.pa_deg) == pytest.approx((major, minor, pa), rel=0.01, abs=0.5)
+
+
+@pytest.mark.parametrize("psf", [np.zeros((9, 9)), np.ones((9, 9))])
+def test_a_dirty_beam_without_a_main_lobe_is_refused(psf):
+    with pytest.raises(InputError, match="no main lobe"):
+        fit_beam(psf, cutoff=0.35)

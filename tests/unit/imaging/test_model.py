@@ -23,7 +23,7 @@ def test_a_quick_look_is_at_most_512_pixels_and_300_components():
 def test_every_setting_of_the_site_is_an_option_with_the_same_default():
     assert ImageOptions.from_mapping(ImageSettings().model_dump()) == ImageOptions()
     assert {f.name for f in fields(ImageOptions)} >= set(ImageSettings.model_fields) - {
-        "quick", "min_peak_over_noise", "timeout_s", "threads",
+        "quick", "min_peak_over_noise", "timeout_s", "threads", "memory_gb",
     }  # fmt: skip
 
 

@@ -253,5 +253,5 @@ def test_a_plan_makes_nothing(tiny_ms, tmp_path):
 def test_an_unknown_engine_is_refused():
     from nightbeam.imaging.remote import imager_named
 
-    with pytest.raises(UsageError, match="wsclean"):
-        imager_named("wsclean")
+    with pytest.raises(UsageError, match="'miriad'"):
+        imager_named("miriad")

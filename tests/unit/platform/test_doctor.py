@@ -42,3 +42,10 @@ def test_missing_measures_are_a_finding_and_not_a_crash(monkeypatch, tmp_path):
     finding = of(examine(state_dir=tmp_path, directories=[]), "measures tables")
     assert finding.health is Health.FAIL
     assert finding.fix
+
+
+@pytest.mark.parametrize(("needed", "health"), [((), Health.WARN), (("wsclean",), Health.FAIL)])
+def test_a_program_that_the_settings_ask_for_must_be_there(monkeypatch, tmp_path, needed, health):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = of(examine(state_dir=tmp_path, directories=[], needed=needed), "wsclean")
+    assert (finding.health, finding.fix) == (health, "apt-get install wsclean")

@@ -1,0 +1,174 @@
+"""WSClean's words, names and failures; a script stands for the program, and says what WSClean 3.1 said."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from nightbeam.core.errors import StorageError, ToolError, UsageError
+from nightbeam.imaging import ImageOptions, image_ms, plan_image
+from nightbeam.imaging.model import ImageRequest
+from nightbeam.imaging.remote import check_engine, imager_named
+from nightbeam.imaging.wsclean import WscleanImager, wsclean_arguments
+
+OPTIONS = ImageOptions(engine="wsclean", imsize=100, cell_arcsec=3.0, niter=50)
+
+
+@pytest.fixture
+def request_of(tmp_path):
+    def make(**changed):
+        options = replace(OPTIONS, **changed)
+        return ImageRequest(
+            ms=tmp_path / "x.ms", directory=tmp_path, options=options, datacolumn="corrected", cell_arcsec=3.0, width=1,
+            w_planes=16, fields=(0,), frame="ICRS", centre=(289.2, 54.6), log=tmp_path / "log", timeout_s=30.0,
+            threads=2,            memory_gb=3.0,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a shell script named wsclean on the path, before everything else."""
+
+    def write(script):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        path = folder / "wsclean"
+        path.write_text(
+            f'#!/bin/sh\nif [ "$1" = -version ]; then echo "WSClean version 3.1.0 (2022-04-01)"; exit; fi\n{script}\n'
+        )
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    return write
+
+
+def words(request):
+    return " ".join(wsclean_arguments(request, Path("/scratch/tile")))
+
+
+def test_settings_reach_wsclean_in_its_own_words(request_of):
+    said = words(request_of(robust=-0.5, threshold="0.5mJy", niter=300))
+    for part in (
+        "-size 100 100 -scale 3.000000asec", "-weight briggs -0.5", "-niter 300 -mgain 0.8 -threshold 0.0005",
+        "-data-column CORRECTED_DATA", "-field 0 ", "-j 2 -abs-mem 3", "-use-wgridder", "-pol I",
+        "-reorder", "-no-update-model-required", "-name /scratch/tile",
+    ):  # fmt: skip
+        assert part in said
+    assert said.endswith("/x.ms")
+
+
+def test_of_averaged_data_the_selection_is_not_made_again(request_of):
+    request = request_of(uvrange=">1klambda")
+    said = " ".join(wsclean_arguments(request, Path("/scratch/tile"), Path("/scratch/averaged.ms")))
+    assert "-data-column DATA -field 0 " in said
+    assert said.endswith("/scratch/averaged.ms")
+
+
+def test_what_is_not_asked_for_is_not_said(request_of):
+    said = words(request_of(niter=0, weighting="natural", gridder="standard"))
+    assert "-niter" not in said
+    assert "-make-psf" in said
+    assert "-weight natural -nwlayers 1" in said
+    assert "-multiscale" in words(request_of(deconvolver="multiscale"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"deconvolver": "mtmfs"},
+        {"phasecenter": "J2000 01h37m41.3 +33d09m35.1"},
+        {"beam_model": "engine"},
+    ],
+)
+def test_what_only_tclean_can_do_is_refused_before_any_work(program, wrong):
+    program("exit 0")
+    with pytest.raises(UsageError, match="WSClean"):
+        check_engine(replace(OPTIONS, **wrong))
+    check_engine(replace(OPTIONS, engine="tclean", **wrong))
+
+
+def test_a_missing_program_is_said_before_any_work(tiny_ms, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for call in (
+        lambda: plan_image(tiny_ms, tmp_path / "x.img", options=OPTIONS),
+        lambda: image_ms(tiny_ms, tmp_path / "x.img", options=OPTIONS, work_dir=tmp_path / "scratch"),
+    ):
+        with pytest.raises(ToolError, match="not installed") as caught:
+            call()
+        assert "apt-get install wsclean" in caught.value.fix
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "retry", "what"),
+    [
+        ("echo '+ >>> Error writing to temporary file'; exit 255", StorageError, True, "no room"),
+        ("echo 'CFITSIO: error writing to FITS file (Error writing data)'; exit 255", StorageError, True, "no room"),
+        ("echo '+ >>> std::bad_alloc'; exit 255", ToolError, False, "memory"),
+        ("kill -9 $$", ToolError, False, "memory or was killed"),
+        ("echo '+ >>> the sky is falling'; exit 255", ToolError, False, "the sky is falling"),
+    ],
+)
+def test_each_failure_says_what_why_and_whether_to_try_again(program, request_of, script, error, retry, what):
+    program(script)
+    request = request_of()
+    request.log.write_text("of an earlier run: no space left on device, bad_alloc\n")
+    with pytest.raises(error, match=what) as caught:
+        WscleanImager().make(request)
+    assert caught.value.retry is retry
+    assert type(pickle.loads(pickle.dumps(caught.value))) is error
+    assert caught.value.fix
+
+
+@pytest.fixture
+def painted(tmp_path, program, header, gaussian):
+    """Stand for a run that left images, as WSClean names and writes them."""
+
+    def write(kinds):
+        card = header(100)
+        card["EQUINOX"], card["CRVAL1"] = 2000.0, -70.9
+        del card["RADESYS"]
+        (tmp_path / "made").mkdir()
+        for kind in kinds:
+            data = np.full((100, 100), 0.5)
+            if kind == "psf":
+                data = gaussian(100, 50, 50, 6.0, 4.0, -17.0)
+            fits.writeto(tmp_path / "made" / f"tile-{kind}.fits", data.astype(np.float32)[None, None], card)
+        program(f'case "$*" in *-restore*) ;; *) cp {tmp_path}/made/* {tmp_path}/;; esac')
+
+    return write
+
+
+def test_images_get_our_names_the_frame_of_the_data_and_the_beam_of_the_main_lobe(painted, request_of, tmp_path):
+    painted(["image", "residual", "model", "dirty", "psf"])
+    made = WscleanImager().make(request_of())
+    assert {kind: path.name for kind, path in made.fits.items()} == {
+        kind: f"tile.{kind}.fits" for kind in ("image", "residual", "model")
+    }
+    card = fits.getheader(made.fits["image"])
+    assert (card["RADESYS"], card["CRVAL1"], card["CRVAL2"]) == ("ICRS", 289.2, 54.6)
+    found = 3600 * card["BMAJ"], 3600 * card["BMIN"], card["BPA"]
+    assert found == pytest.approx((18.0, 12.0, -17.0), rel=0.01)
+    assert "EQUINOX" not in card
+    assert made.versions == {"wsclean": "3.1.0"}
+    assert made.parameters["command"].startswith("wsclean -j 2")
+    assert made.parameters["restore"].startswith("wsclean -j 2 -beam-shape ")
+    assert not (tmp_path / "reordered").exists()
+
+
+def test_without_cleaning_the_image_is_the_residual_and_the_model_is_nothing(painted, request_of):
+    painted(["image", "dirty", "psf"])
+    made = WscleanImager().make(request_of(niter=0))
+    values = {kind: float(fits.getdata(path).max()) for kind, path in made.fits.items()}
+    assert values == {"image": 0.5, "residual": 0.5, "model": 0.0}
+
+
+def test_both_engines_are_known_by_name():
+    assert [imager_named(name).name for name in ("tclean", "wsclean")] == ["tclean", "wsclean"]
+    with pytest.raises(UsageError, match="tclean or wsclean"):
+        ImageOptions(engine="miriad")
