@@ -122,6 +122,10 @@ class IngestSettings(_Section):
     set_aside_dir: Path | None = Field(
         None, description="Where bad files are moved; None: .set-aside in the input directory."
     )
+    watch_every_s: float = Field(0.25, gt=0, description="Between two looks of the watcher at the input directory.")
+    watch_by: Literal["auto", "listing"] = Field(
+        "auto", description="listing: the watcher lists the directory at each look, as it does by itself where it must."
+    )
     remember_s: float = Field(
         86400.0, ge=0, description="So long after the end of a group its files are watched for being rewritten."
     )

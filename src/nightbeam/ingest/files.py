@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     ReadHeader = Callable[[Path], SubbandHeader]
 
-__all__ = ["group_files", "list_names", "scan_directory"]
+__all__ = ["group_files", "list_names", "scan_directory", "unwritten_s"]
 
 
 def list_names(directory: Path) -> list[str]:
@@ -98,6 +98,16 @@ def scan_directory(
     return Scan(tuple(ready), tuple(unready), tuple(bad))
 
 
+def unwritten_s(found: os.stat_result, now: float) -> float:
+    """Return for how long nothing has been written to a file.
+
+    Who copies a file and keeps its times sets them when all of it is there, and a rename changes only the time of
+    status: such a file is as old as its contents. A clock ahead of ours may date a file in the future; its change of
+    status is dated by our own kernel.
+    """
+    return now - (found.st_mtime if found.st_mtime <= now else found.st_ctime)
+
+
 def group_files(
     paths: Iterable[Path], *, gap_s: float = 90.0, strict: bool = True, read: ReadHeader | None = None
 ) -> list[SubbandGroup]:
@@ -156,8 +166,7 @@ def _look(
         return Unready(path, "it went away while we looked")
     if before == (first.st_size, first.st_mtime):
         return None
-    # A clock ahead of ours may date a file in the future; its change of status is dated by our own kernel.
-    age = now - max(when for when in (first.st_ctime, first.st_mtime) if when <= now or when == first.st_ctime)
+    age = unwritten_s(first, now)
     if age < settle_s:
         return Unready(path, f"changed {max(age, 0.0):.1f} s ago")
     try:
