@@ -702,6 +702,17 @@ class Queue:
         here = (_Q.state == State.COLLECTING.value, _Q.received_at < _now(now) - older_than_s)
         return self._rows(GroupRow, _groups().where(*here).order_by(*_CHRONOLOGICAL))
 
+    def follow_clock(self, step_s: float, *, but_since: float, until: float) -> int:
+        """Move the times of the groups that are collecting with a clock that was set; returns how many.
+
+        Those between ``but_since`` and ``until`` were received by the clock as it is now.
+        """
+        other = sa.or_(_Q.received_at < but_since, _Q.received_at > until)
+        change = sa.update(_Q).where(_Q.state == State.COLLECTING.value, other)
+        values = {"received_at": _Q.received_at + step_s, "last_update": _Q.last_update + step_s}
+        with self.database.write() as connection:
+            return connection.execute(change.values(**values)).rowcount
+
     def expire_collecting(self, older_than_s: float, *, now: float | None = None) -> list[str]:
         """Fail the groups that have been incomplete for longer than this, saying what they lack."""
         now = _now(now)

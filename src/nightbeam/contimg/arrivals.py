@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nightbeam.catalog.model import Dispatch, FileFact, GroupFact, GroupRow, Recorded, State
+from nightbeam.contimg.clock import ClockLook, look_at_clock
 from nightbeam.contimg.model import ArrivalReport
 from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
-from nightbeam.core.errors import InputError
+from nightbeam.core.errors import InputError, StorageError
 from nightbeam.core.times import JD_OF_MJD_ZERO
 from nightbeam.ingest import SubbandGroup, group_arrivals, list_names, scan_directory
 
@@ -44,9 +45,12 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
     StorageError
         If it cannot be read.
     """
-    now = time.time() if now is None else now
     queue, ingest = site.queue(), site.ingest
-    recovered = _recover(site, queue, now)
+    clock = look_at_clock(site) if now is None else None
+    now = time.time() if now is None else now
+    if clock is not None:
+        _follow(queue, clock)
+    recovered = _recover(site, queue, now, clock)
     names = list_names(site.input_dir)
     changed = _note_changed(site, queue, now)
     report = take_in(site, names, tools=tools, now=now)
@@ -172,16 +176,34 @@ def _has_gains(site: Site, registry: Registry, row: GroupRow) -> bool:
     return registry.find_set(mjd, dec_deg=row.dec_deg, borrow_days=borrow) is not None
 
 
-def _recover(site: Site, queue: Queue, now: float) -> list[str]:
+def _follow(queue: Queue, clock: ClockLook) -> None:
+    """Let no group be old because the clock was set."""
+    if not clock.step_s:
+        return
+    here = clock.now.wall
+    moved = queue.follow_clock(clock.step_s, but_since=here - clock.elapsed_s - 1.0, until=here + 1.0)
+    logger.warning("the clock was set by %+.0f s; %d groups that collect keep their age", clock.step_s, moved)
+
+
+def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = None) -> list[str]:
+    lease_s = site.ingest.in_progress_timeout_s
+
+    def lives(row: GroupRow) -> bool:
+        # Where the clock was set, the times that other machines write say nothing.
+        unsure = clock is not None and clock.stepped and clock.silent_s(row) <= lease_s
+        return unsure or is_alive(row)
+
     recovered = queue.recover(
-        lambda row: is_dead(row, lock=site.group_lock(row.group_id)),
-        lease_s=site.ingest.in_progress_timeout_s,
-        is_alive=is_alive,
-        now=now,
+        lambda row: is_dead(row, lock=site.group_lock(row.group_id)), lease_s=lease_s, is_alive=lives, now=now
     )
     if recovered:
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
     held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]
+    if clock is not None:
+        try:
+            clock.keep(site, set(held))
+        except StorageError as error:  # a full disk stops whoever needs it, not the scan
+            logger.warning("%s", error.what)
     out = site.output_dir
     roots = (site.scratch_dir, out, out / "caltables", out / "images")
     for path in remove_dead_scratch(*roots, keep=held):

@@ -375,3 +375,20 @@ def test_one_of_our_files_that_is_named_for_another_is_refused(tmp_path, name, t
     with closing(sqlite3.connect(file)) as raw:
         tables = {row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert f"nightbeam_{taken_for}_version" not in tables
+
+
+def test_a_copy_that_was_torn_from_a_queue_in_use_is_one_clear_error(tmp_path: Path):
+    queue = Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+    with queue.database.write() as connection:
+        rows = [{"path": f"/in/{n:06d}", "reason": "x" * 500, "recorded_at": 1.0} for n in range(500)]
+        connection.execute(
+            sa.text("INSERT INTO bad_files (path, reason, recorded_at) VALUES (:path, :reason, :recorded_at)"), rows
+        )
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        raw.execute("VACUUM INTO ?", (str(tmp_path / "whole.sqlite3"),))
+    whole = (tmp_path / "q.sqlite3").read_bytes()
+    (tmp_path / "torn.sqlite3").write_bytes(whole[: len(whole) // 2 // 4096 * 4096 + 100])
+    with pytest.raises(InputError, match=r"torn copy(.|\n)*VACUUM INTO"):
+        Queue(f"sqlite:///{tmp_path}/torn.sqlite3").bad_files()
+    assert len(Queue(f"sqlite:///{tmp_path}/whole.sqlite3").bad_files()) == 500
