@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from nightbeam.catalog.model import (
@@ -65,8 +66,6 @@ _FREE: Mapping[str, None] = {
     "dispatch_key": None,
     "current_step": None,
 }
-#: Paths that are asked for in one statement; SQLite takes 32766 values, PostgreSQL 65535.
-_AT_ONCE = 10_000
 #: Two header times of one observation are bit-identical; anything beyond this is another observation.
 _SAME_START_DAYS = 2e-3 / 86400.0
 
@@ -206,12 +205,6 @@ class Queue:
         """Return the files that are no readable subbands."""
         return self._rows(BadFileRow, sa.select(BadFileTable).order_by(BadFileTable.path))
 
-    def known_paths(self) -> set[Path]:
-        """Return every path that was recorded, duplicates too."""
-        with self.database.read() as connection:
-            both = sa.union_all(sa.select(SubbandTable.path), sa.select(DuplicateTable.path))
-            return {Path(path) for (path,) in connection.execute(both)}
-
     def known_among(self, paths: Iterable[str]) -> set[str]:
         """Return those of some paths that were recorded, duplicates too.
 
@@ -220,10 +213,8 @@ class Queue:
         wanted, known = set(paths), set[str]()
         with self.database.read() as connection:
             for table in (SubbandTable.__table__, DuplicateTable.__table__):
-                asked = list(wanted - known)
-                for begin in range(0, len(asked), _AT_ONCE):
-                    here = table.c.path.in_(asked[begin : begin + _AT_ONCE])
-                    known.update(connection.execute(sa.select(table.c.path).where(here)).scalars())
+                here = _among(connection, table.c.path, sorted(wanted - known))
+                known.update(connection.execute(sa.select(table.c.path).where(here)).scalars())
         return known
 
     def living_files(self, ended_since: float) -> list[KnownFile]:
@@ -905,6 +896,14 @@ def _groups() -> sa.Select[Any]:
         .label("subbands_present")
     )
     return sa.select(*_Q.__table__.columns, present)
+
+
+def _among(connection: Connection, column: sa.ColumnElement[str], values: list[str]) -> sa.ColumnElement[bool]:
+    """Return whether a column is one of very many values, which travel as one."""
+    if connection.dialect.name == "postgresql":
+        return column == sa.any_(sa.literal(values, postgresql.ARRAY(sa.Text)))
+    one = sa.func.json_each(json.dumps(values)).table_valued("value")
+    return column.in_(sa.select(one.c.value))
 
 
 def _present(connection: Connection, group_id: str) -> int:
