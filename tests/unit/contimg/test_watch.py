@@ -188,6 +188,9 @@ def test_a_directory_that_vanishes_is_said_once_and_looked_at_anew_when_it_is_ba
         watch.look()
     assert len(Queue(site.queue_url).subbands(G)) == 15
     away.rename(site.input_dir)
+    anew = watch.look()
+    assert anew is not None, "what was known before is looked at again"
+    assert (anew.new_files, anew.duplicates) == (0, ())
     put(site, 15)
     report = watch.look()
     assert report is not None
