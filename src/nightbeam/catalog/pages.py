@@ -592,7 +592,8 @@ def _columns(kind: type[Any], table: Any) -> list[Any]:
 
 def _seen_at(row: BadFileRow) -> float:
     # SQLite's columns hold whatever somebody has put there.
-    return row.recorded_at if isinstance(row.recorded_at, float) else 0.0
+    seen: object = row.recorded_at
+    return seen if isinstance(seen, float) else 0.0
 
 
 def _all(kind: type[Any], table: Any) -> sa.Select[Any]:
