@@ -80,6 +80,14 @@ def test_a_header_confirms_what_the_names_say(arrivals: list[Arrival], seed: int
     ]
 
 
+@pytest.mark.parametrize("jump_s", [120, 3000, -90000])
+def test_a_file_whose_clock_jumped_belongs_to_whom_its_header_says(jump_s: int):
+    t0, jd = datetime(2026, 1, 25, 12, tzinfo=UTC), 2461066.0001
+    files = [Arrival(Path(f"/in/{n}"), t0 + timedelta(seconds=jump_s if n == 7 else 0), n, jd) for n in range(16)]
+    (group,) = group_arrivals(files)
+    assert group.subbands == tuple(range(16))
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 2000), st.integers(0, 15), st.sampled_from([None, 0.0, 309.24, 618.48])), max_size=40

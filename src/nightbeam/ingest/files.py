@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     ReadHeader = Callable[[Path], SubbandHeader]
 
+#: Of the correlator.
+_SUBBANDS = 16
+
 __all__ = ["group_files", "list_names", "scan_directory", "unwritten_s"]
 
 
@@ -189,6 +192,8 @@ def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arr
     subband = header.subband if name is None else name.subband
     if subband is None:
         raise InputError(f"{path} does not say which subband it is", fix="name it YYYY-MM-DDTHH:MM:SS_sbNN.hdf5")
+    if subband >= _SUBBANDS:
+        raise InputError(f"{path.name}: sb{subband:02d} is outside the band", fix="the correlator has sb00 to sb15")
     if header.subband is not None and header.subband != subband:
         raise InputError(
             f"{path.name} is named sb{subband:02d} and holds the frequencies of sb{header.subband:02d}",
