@@ -8,13 +8,18 @@ import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightbeam.contimg import Site, Tools, scan_arrivals
+from nightbeam.core.errors import StorageError
+from nightbeam.core.settings import Settings
 from nightbeam.core.times import jd_from_datetime
-from nightbeam.ingest import Arrival, group_arrivals
+from nightbeam.ingest import Arrival, SubbandGroup, group_arrivals
 
 
 def inventory(shared_data: Path) -> list[Arrival]:
@@ -75,6 +80,14 @@ def test_a_header_confirms_what_the_names_say(arrivals: list[Arrival], seed: int
     ]
 
 
+@pytest.mark.parametrize("jump_s", [120, 3000, -90000])
+def test_a_file_whose_clock_jumped_belongs_to_whom_its_header_says(jump_s: int):
+    t0, jd = datetime(2026, 1, 25, 12, tzinfo=UTC), 2461066.0001
+    files = [Arrival(Path(f"/in/{n}"), t0 + timedelta(seconds=jump_s if n == 7 else 0), n, jd) for n in range(16)]
+    (group,) = group_arrivals(files)
+    assert group.subbands == tuple(range(16))
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 2000), st.integers(0, 15), st.sampled_from([None, 0.0, 309.24, 618.48])), max_size=40
@@ -95,3 +108,52 @@ def test_grouping_never_depends_on_the_order_and_loses_nothing(
     assert group_arrivals(shuffled) == groups
     assert {a for g in groups for a in g.arrivals} == set(files)
     assert sum(len(g.arrivals) for g in groups) == len(set(files))
+
+
+@pytest.mark.slow
+def test_files_that_come_in_any_order_over_many_scans_end_in_the_same_groups(arrivals: list[Arrival], tmp_path: Path):
+    """Every incomplete observation, those whose names lie furthest apart, and their neighbours, through the queue."""
+    dice = random.Random(1)
+    groups = group_arrivals(arrivals)
+    odd = [n for n, g in enumerate(groups) if len(g.arrivals) < 16 or _spread_s(g) > 12.0]
+    some = sorted({near for n in dice.sample(odd, 15) for near in (n - 1, n, n + 1) if 0 <= near < len(groups)})
+    site = Site.from_settings(
+        Settings.model_validate({"state_dir": tmp_path / "state", "contimg": {"ingest": {"settle_s": 0}}})
+    )
+    site.input_dir.mkdir(parents=True)
+    starts: dict[str, float] = {}
+    wanted: dict[str, list[int]] = {}
+    for n in some:
+        stamps = sorted(a.stamp for a in groups[n].arrivals if a.stamp)
+        begin = stamps[-1] + timedelta(seconds=11.123)
+        wanted[begin.strftime("%Y-%m-%dT%H:%M:%S")] = list(range(len(stamps)))
+        for sb, stamp in enumerate(stamps):
+            starts[f"{stamp:%Y-%m-%dT%H:%M:%S}_sb{sb:02d}.hdf5"] = jd_from_datetime(begin)
+    unreadable = set(dice.sample(sorted(starts), len(starts) // 5))
+
+    def read(path: Path) -> Any:
+        if path.name in unreadable:
+            raise StorageError("not now")
+        start = starts[path.name]
+        return SimpleNamespace(subband=None, start_jd=start, mid_jd=start + 0.0018, dec_rad=0.5)
+
+    names = sorted(starts)
+    dice.shuffle(names)
+    for part in range(5):
+        for name in names[part::5]:
+            (site.input_dir / name).write_text("x")
+        scan_arrivals(site, tools=Tools(read_header=read))
+        unreadable -= set(dice.sample(sorted(unreadable), len(unreadable) // 3))
+    unreadable.clear()
+    scan_arrivals(site, tools=Tools(read_header=read))
+    queue = site.queue()
+    assert {row.group_id: [s.subband_idx for s in queue.subbands(row.group_id)] for row in queue.groups()} == wanted
+    assert {row.group_id: row.state for row in queue.groups()} == {
+        group: "pending" if len(subbands) == 16 else "collecting" for group, subbands in wanted.items()
+    }
+    assert (queue.duplicates(), queue.bad_files()) == ([], [])
+
+
+def _spread_s(group: SubbandGroup) -> float:
+    stamps = [a.stamp for a in group.arrivals if a.stamp]
+    return (max(stamps) - min(stamps)).total_seconds()

@@ -21,6 +21,7 @@ __all__ = [
     "GroupRow",
     "GroupStepRow",
     "ImageRow",
+    "KnownFile",
     "MosaicRow",
     "MsRow",
     "NightRow",
@@ -34,6 +35,7 @@ __all__ = [
     "ReceiptRow",
     "Recorded",
     "Scored",
+    "SetAsideRow",
     "SetSpec",
     "Stage",
     "State",
@@ -150,7 +152,11 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class SubbandRow:
-    """One row of ``subband_files``; ``late`` is 1 for a file that came after the group had been taken."""
+    """One row of ``subband_files``.
+
+    ``late`` is 1 for a file that came after the group had been taken, ``changed_at`` when one that was recorded was
+    first seen rewritten after that.
+    """
 
     group_id: str
     subband_idx: int
@@ -159,6 +165,19 @@ class SubbandRow:
     mtime: float | None
     recorded_at: float | None
     late: int
+    changed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A recorded file that may still matter, and the state of its group."""
+
+    group_id: str
+    subband_idx: int
+    path: str
+    size_bytes: int | None
+    mtime: float | None
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +193,42 @@ class DuplicateRow:
 
 @dataclass(frozen=True, slots=True)
 class BadFileRow:
-    """A file that is no readable subband, and why."""
+    """A file that is no readable subband, and why; ``not_moved`` says why it is still there after its time."""
 
     path: str
     reason: str
     size_bytes: int | None
     mtime: float | None
     recorded_at: float
+    not_moved: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideRow:
+    """A file that was moved out of the input directory.
+
+    Attributes
+    ----------
+    path, original_path
+        Where it lies, and where it lay.
+    reason
+        Why it is no readable subband.
+    size_bytes, mtime
+        What it was when it was judged.
+    moved_at, ended_at
+        When it came here, and when it was put back (epoch seconds).
+    state
+        ``moving``, ``held``, ``restoring`` or ``restored``.
+    """
+
+    path: str
+    original_path: str
+    reason: str
+    size_bytes: int | None
+    mtime: float | None
+    moved_at: float
+    state: str
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

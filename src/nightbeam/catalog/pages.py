@@ -34,6 +34,7 @@ from nightbeam.catalog.model import (
     QaScoreRow,
     QuarantineRow,
     ReceiptRow,
+    SetAsideRow,
     State,
     SubbandRow,
 )
@@ -53,6 +54,7 @@ from nightbeam.catalog.schema import (
     QuarantineTable,
     QueueTable,
     ReceiptTable,
+    SetAsideTable,
     SubbandTable,
 )
 from nightbeam.core.errors import MissingError
@@ -235,9 +237,16 @@ class QueuePages:
         return connection.execute(_OLDER, here).scalar(), connection.execute(_NEWER, here).scalar()
 
     def bad_files(self, *, limit: int) -> list[BadFileRow]:
-        """Return files that are no readable subbands, the last first."""
-        table = BadFileTable.__table__
-        return self._read(BadFileRow, _all(BadFileRow, table).order_by(table.c.recorded_at.desc()).limit(limit))
+        """Return files that are no readable subbands, the last first; of those moved aside, where they are."""
+        table, aside = BadFileTable.__table__, SetAsideTable.__table__
+        here = _all(BadFileRow, table).order_by(table.c.recorded_at.desc()).limit(limit)
+        there = _all(SetAsideRow, aside).where(aside.c.state != "restored").order_by(aside.c.moved_at.desc())
+        moved = [
+            BadFileRow(row.original_path, row.reason, row.size_bytes, row.mtime, row.moved_at, f"now at {row.path}")
+            for row in self._read(SetAsideRow, there.limit(limit))
+        ]
+        found = [*self._read(BadFileRow, here), *moved]
+        return sorted(found, key=_seen_at, reverse=True)[:limit]
 
     def last_update(self) -> float | None:
         """Return when anything last changed."""
@@ -579,6 +588,12 @@ def _failed() -> Any:
 
 def _columns(kind: type[Any], table: Any) -> list[Any]:
     return [table.c[field.name] for field in dataclasses.fields(kind) if field.name in table.c]
+
+
+def _seen_at(row: BadFileRow) -> float:
+    # SQLite's columns hold whatever somebody has put there.
+    seen: object = row.recorded_at
+    return seen if isinstance(seen, float) else 0.0
 
 
 def _all(kind: type[Any], table: Any) -> sa.Select[Any]:

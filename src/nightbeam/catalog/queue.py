@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from nightbeam.catalog.model import (
@@ -26,6 +27,7 @@ from nightbeam.catalog.model import (
     FileFact,
     GroupFact,
     GroupRow,
+    KnownFile,
     Owner,
     PerformanceRow,
     ReceiptRow,
@@ -44,6 +46,7 @@ from nightbeam.catalog.schema import (
     ReceiptTable,
     SubbandTable,
 )
+from nightbeam.catalog.set_aside import SetAside
 from nightbeam.core.errors import BusyError, InputError, MissingError
 
 __all__ = ["Queue"]
@@ -89,6 +92,7 @@ class Queue:
     ) -> None:
         self.max_retries = max_retries
         self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
+        self.set_aside = SetAside(self.database)
 
     # -- what came ----------------------------------------------------------------------------------------------
 
@@ -120,8 +124,8 @@ class Queue:
         with self.database.write() as connection:
             row = self._make(connection, group, expected_subbands, chunk_minutes, now)
             _same_start(row, group)
-            state = row["state"]
-            result = {f.path: _record_file(connection, group.group_id, state, f, now) for f in files}
+            taken = _was_taken(row)
+            result = {f.path: _record_file(connection, group.group_id, f, now, taken=taken) for f in files}
             if Recorded.NEW in result.values():
                 self._filled(connection, group.group_id, now)
         return result
@@ -136,7 +140,9 @@ class Queue:
             "dec_deg": group.dec_deg,
         }
         query = (
-            sa.select(_Q.state, _Q.start_mjd, _Q.start_source).where(_Q.group_id == group.group_id).with_for_update()
+            sa.select(_Q.state, _Q.processing_stage, _Q.start_mjd, _Q.start_source)
+            .where(_Q.group_id == group.group_id)
+            .with_for_update()
         )
         row = connection.execute(query).mappings().first()
         if row is None:
@@ -164,8 +170,11 @@ class Queue:
         present = sa.select(sa.func.count()).select_from(SubbandTable).where(SubbandTable.group_id == group_id)
         here = (_Q.group_id == group_id, _Q.state == State.COLLECTING.value)
         connection.execute(sa.update(_Q).where(*here).values(last_update=now))
-        full = sa.update(_Q).where(*here, _Q.expected_subbands <= present.scalar_subquery())
-        connection.execute(full.values(state=State.PENDING.value, processing_stage=Stage.FRESH.value))
+        is_full = _Q.expected_subbands <= present.scalar_subquery()
+        values = {"state": State.PENDING.value, "processing_stage": Stage.FRESH.value}
+        connection.execute(sa.update(_Q).where(*here, is_full).values(**values))
+        waits = (_Q.group_id == group_id, _Q.state == State.PENDING.value, _Q.partial == 1)
+        connection.execute(sa.update(_Q).where(*waits, is_full).values(partial=0, last_update=now))
 
     def record_bad_file(
         self,
@@ -179,10 +188,16 @@ class Queue:
         """Note that a file is no readable subband, and why."""
         values = {"reason": reason, "size_bytes": size_bytes, "mtime": mtime, "recorded_at": _now(now)}
         with self.database.write() as connection:
-            upsert(connection, BadFileTable, {"path": str(path)}, values)
+            upsert(connection, BadFileTable, {"path": str(path)}, {**values, "not_moved": None})
+
+    def note_not_moved(self, path: Path, why: str) -> bool:
+        """Note why a bad file stays where it is; returns whether that is news."""
+        here = (BadFileTable.path == str(path), sa.func.coalesce(BadFileTable.not_moved, "") != why)
+        with self.database.write() as connection:
+            return connection.execute(sa.update(BadFileTable).where(*here).values(not_moved=why)).rowcount > 0
 
     def forget_bad_file(self, path: Path) -> None:
-        """Strike a file from the bad ones, since it became readable."""
+        """Strike a file from the bad ones, since it became readable or is gone."""
         with self.database.write() as connection:
             connection.execute(sa.delete(BadFileTable).where(BadFileTable.path == str(path)))
 
@@ -190,11 +205,45 @@ class Queue:
         """Return the files that are no readable subbands."""
         return self._rows(BadFileRow, sa.select(BadFileTable).order_by(BadFileTable.path))
 
-    def known_paths(self) -> set[Path]:
-        """Return every path that was recorded, duplicates too."""
+    def known_among(self, paths: Iterable[str]) -> set[str]:
+        """Return those of some paths that were recorded, duplicates too.
+
+        It costs as much as there are paths, not as much as the queue remembers.
+        """
+        wanted, known = set(paths), set[str]()
         with self.database.read() as connection:
-            both = sa.union_all(sa.select(SubbandTable.path), sa.select(DuplicateTable.path))
-            return {Path(path) for (path,) in connection.execute(both)}
+            for table in (SubbandTable.__table__, DuplicateTable.__table__):
+                here = _among(connection, table.c.path, sorted(wanted - known))
+                known.update(connection.execute(sa.select(table.c.path).where(here)).scalars())
+        return known
+
+    def living_files(self, ended_since: float) -> list[KnownFile]:
+        """Return the files of groups that have not ended, or not before ``ended_since`` (epoch seconds)."""
+        names = ("group_id", "subband_idx", "path", "size_bytes", "mtime")
+        columns = [getattr(SubbandTable, name) for name in names]
+        ended = (State.COMPLETED.value, State.FAILED.value)
+        living = sa.or_(_Q.state.not_in(ended), _Q.last_update >= ended_since)
+        query = sa.select(*columns, _Q.state).join(_Q, _Q.group_id == SubbandTable.group_id).where(living)
+        with self.database.read() as connection:
+            return [KnownFile(*row) for row in connection.execute(query.order_by(SubbandTable.path))]
+
+    def file_changed(self, file: KnownFile, size_bytes: int, mtime: float, *, now: float | None = None) -> bool:
+        """Note that a recorded file is another one than it was; returns whether its group lets go of it.
+
+        While the group is collecting it does, and the file is looked at as a new one. Later it keeps what it has, and
+        that the file was rewritten is written down.
+        """
+        here = (SubbandTable.group_id == file.group_id, SubbandTable.subband_idx == file.subband_idx)
+        same = (*here, SubbandTable.path == file.path)
+        with self.database.write() as connection:
+            state = connection.execute(
+                sa.select(_Q.state).where(_Q.group_id == file.group_id).with_for_update()
+            ).scalar()
+            if state == State.COLLECTING.value:
+                return connection.execute(sa.delete(SubbandTable).where(*same)).rowcount > 0
+            values = {"size_bytes": size_bytes, "mtime": mtime, "changed_at": _now(now)}
+            connection.execute(sa.update(SubbandTable).where(*same).values(**values))
+        return False
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -207,6 +256,11 @@ class Queue:
             return self._rows(GroupRow, query.order_by(*_CHRONOLOGICAL))
         newest = query.order_by(sa.desc(_DATA_TIME), sa.desc(_Q.group_id)).limit(limit)
         return self._rows(GroupRow, newest)
+
+    def ids(self, state: str) -> set[str]:
+        """Return the names of the groups in a state."""
+        with self.database.read() as connection:
+            return set(connection.execute(sa.select(_Q.group_id).where(_Q.state == str(state))).scalars())
 
     def group(self, group_id: str) -> GroupRow:
         """Return one group.
@@ -561,6 +615,8 @@ class Queue:
         if row["state"] == State.IN_PROGRESS.value:
             self._end_attempt(connection, group_id, "released", "taken away by a request to reprocess", now)
         connection.execute(sa.delete(ReceiptTable).where(ReceiptTable.group_id == group_id))
+        # From the beginning: with every file that has come since.
+        connection.execute(sa.update(SubbandTable).where(SubbandTable.group_id == group_id).values(late=0))
         values = {
             **_FREE,
             "state": State.PENDING.value,
@@ -637,6 +693,17 @@ class Queue:
         here = (_Q.state == State.COLLECTING.value, _Q.received_at < _now(now) - older_than_s)
         return self._rows(GroupRow, _groups().where(*here).order_by(*_CHRONOLOGICAL))
 
+    def follow_clock(self, step_s: float, *, but_since: float, until: float) -> int:
+        """Move the times of the groups that are collecting with a clock that was set; returns how many.
+
+        Those between ``but_since`` and ``until`` were received by the clock as it is now.
+        """
+        other = sa.or_(_Q.received_at < but_since, _Q.received_at > until)
+        change = sa.update(_Q).where(_Q.state == State.COLLECTING.value, other)
+        values = {"received_at": _Q.received_at + step_s, "last_update": _Q.last_update + step_s}
+        with self.database.write() as connection:
+            return connection.execute(change.values(**values)).rowcount
+
     def expire_collecting(self, older_than_s: float, *, now: float | None = None) -> list[str]:
         """Fail the groups that have been incomplete for longer than this, saying what they lack."""
         now = _now(now)
@@ -659,6 +726,23 @@ class Queue:
         here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
         with self.database.write() as connection:
             return connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount > 0
+
+    def let_partial_go(self, min_subbands: int, older_than_s: float, *, now: float | None = None) -> list[str]:
+        """Make groups pending that have been incomplete for longer than this and have so many subbands.
+
+        Their products are partial. One that is filled before somebody takes it is whole again.
+        """
+        now = _now(now)
+        gone = []
+        for row in self.stale_collecting(older_than_s, now=now):
+            if row.subbands_present < min_subbands:
+                continue
+            values = {"state": State.PENDING.value, "processing_stage": Stage.FRESH.value, "partial": 1}
+            here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
+            with self.database.write() as connection:
+                if connection.execute(sa.update(_Q).where(*here).values(**values, last_update=now)).rowcount:
+                    gone.append(row.group_id)
+        return gone
 
     # -- what the steps leave -----------------------------------------------------------------------------------
 
@@ -814,6 +898,14 @@ def _groups() -> sa.Select[Any]:
     return sa.select(*_Q.__table__.columns, present)
 
 
+def _among(connection: Connection, column: sa.ColumnElement[str], values: list[str]) -> sa.ColumnElement[bool]:
+    """Return whether a column is one of very many values, which travel as one."""
+    if connection.dialect.name == "postgresql":
+        return column == sa.any_(sa.literal(values, postgresql.ARRAY(sa.Text)))
+    one = sa.func.json_each(json.dumps(values)).table_valued("value")
+    return column.in_(sa.select(one.c.value))
+
+
 def _present(connection: Connection, group_id: str) -> int:
     query = sa.select(sa.func.count()).select_from(SubbandTable).where(SubbandTable.group_id == group_id)
     return int(connection.execute(query).scalar_one())
@@ -842,12 +934,18 @@ def _same_start(row: sa.RowMapping, group: GroupFact) -> None:
         )
 
 
-def _record_file(connection: Connection, group_id: str, state: str, file: FileFact, now: float) -> Recorded:
+def _was_taken(row: sa.RowMapping) -> bool:
+    """Return whether somebody has begun with a group, or given it up: what comes now comes late."""
+    if row["state"] == State.COLLECTING.value:
+        return False
+    return not (row["state"] == State.PENDING.value and row["processing_stage"] == Stage.FRESH.value)
+
+
+def _record_file(connection: Connection, group_id: str, file: FileFact, now: float, *, taken: bool) -> Recorded:
     here = (SubbandTable.group_id == group_id, SubbandTable.subband_idx == file.subband)
     first = connection.execute(sa.select(SubbandTable.path).where(*here)).scalar()
     path = str(file.path)
     if first is None:
-        late = state in (State.IN_PROGRESS.value, State.COMPLETED.value, State.FAILED.value)
         connection.execute(
             sa.insert(SubbandTable).values(
                 group_id=group_id,
@@ -856,10 +954,10 @@ def _record_file(connection: Connection, group_id: str, state: str, file: FileFa
                 size_bytes=file.size_bytes,
                 mtime=file.mtime,
                 recorded_at=now,
-                late=int(late),
+                late=int(taken),
             )
         )
-        return Recorded.LATE if late else Recorded.NEW
+        return Recorded.LATE if taken else Recorded.NEW
     if first == path:
         return Recorded.KNOWN
     values = {"group_id": group_id, "subband_idx": file.subband, "first_path": first, "recorded_at": now}

@@ -437,7 +437,10 @@ def _sqlite_error(file: Path | None, busy_timeout_s: float, said: str) -> Nightb
             f"{file} stayed locked for {busy_timeout_s:g} s", fix="find who holds it (fuser), then try again"
         )
     if "not a database" in text or "malformed" in text:
-        return InputError(f"{file} is no SQLite database: {said}", fix="move it away, or correct the setting")
+        return InputError(
+            f"{file} is no SQLite database, or a torn copy of one: {said}",
+            fix="correct the setting, or move it away; what is in use is copied with VACUUM INTO, not cp",
+        )
     if "full" in text or "readonly" in text or "unable to open" in text or "disk i/o" in text:
         return StorageError(f"cannot write {file}: {said}", fix="check its owner, its mount and the free space")
     return InputError(f"{file}: {said}", fix="is this nightbeam's database?")

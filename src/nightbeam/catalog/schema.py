@@ -33,6 +33,7 @@ __all__ = [
     "QueueTable",
     "ReceiptTable",
     "RegistryBase",
+    "SetAsideTable",
     "SubbandTable",
     "real",
 ]
@@ -118,6 +119,7 @@ class SubbandTable(QueueBase):
     mtime: Mapped[float | None] = mapped_column(real())
     recorded_at: Mapped[float | None] = mapped_column(real())
     late: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    changed_at: Mapped[float | None] = mapped_column(real())
 
 
 class PerformanceTable(QueueBase):
@@ -158,6 +160,22 @@ class BadFileTable(QueueBase):
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     mtime: Mapped[float | None] = mapped_column(real())
     recorded_at: Mapped[float] = mapped_column(real())
+    not_moved: Mapped[str | None] = mapped_column(Text)
+
+
+class SetAsideTable(QueueBase):
+    """Files that were moved out of the input directory: where they lay, and what became of them. Ours."""
+
+    __tablename__ = "set_aside_files"
+    __table_args__ = (Index("idx_set_aside_files_original", "original_path"),)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    original_path: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    mtime: Mapped[float | None] = mapped_column(real())
+    moved_at: Mapped[float] = mapped_column(real())
+    state: Mapped[str] = mapped_column(Text)
+    ended_at: Mapped[float | None] = mapped_column(real())
 
 
 class AttemptTable(QueueBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,7 @@ STATES = ("collecting", "pending", "in_progress", "completed", "failed")
 
 @click.group("groups")
 def groups() -> None:
-    """List, show, run and reprocess groups of subbands.
+    """List, show, run and reprocess groups of subbands; files that are none.
 
     A group is named by the second at which its data start, such as 2025-10-02T01:02:03.
     """
@@ -77,9 +78,39 @@ def scan(ctx: click.Context, wait: float, as_json: bool, dry_run: bool) -> None:
         return
     for path, reason in report.bad.items():
         talk(f"bad: {path}: {reason}")
+    for path in report.set_aside:
+        talk(f"moved aside: {path}")
+    for path in report.changed:
+        talk(f"rewritten after its group was complete: {path}")
     for path, reason in report.unready.items():
         talk(f"not ready: {path}: {reason}")
     show([{"new_files": report.new_files, "became_pending": report.became_pending, **report.counts}], title="queue")
+
+
+@groups.command("bad")
+@click.option("--all", "every", is_flag=True, help="Also files that were put back.")
+@json_option
+@click.pass_context
+def bad(ctx: click.Context, every: bool, as_json: bool) -> None:
+    """List the files that are no readable subbands: why, and where each of them is now."""
+    from nightbeam.contimg.set_aside import bad_lines
+
+    show(bad_lines(_site(ctx), every=every), as_json=as_json)
+
+
+@groups.command("restore")
+@click.argument("path", nargs=-1, required=True, type=click.Path(path_type=Path))
+@dry_run_option
+@click.pass_context
+def restore(ctx: click.Context, path: tuple[Path, ...], dry_run: bool) -> None:
+    """Put each file PATH back into the input directory, named by where it lies or lay; it is judged again there."""
+    import time
+
+    from nightbeam.contimg.set_aside import put_back
+
+    site = _site(ctx)
+    for one in path:
+        talk(f"put back {put_back(site, one.absolute(), now=time.time(), dry_run=dry_run)}")
 
 
 @groups.command("run")

@@ -164,11 +164,18 @@ class GroupOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalReport:
-    """What one look at the input directory and the queue found and changed; files by path, groups by id."""
+    """What one look at the input directory and the queue found and changed; files by path, groups by id.
+
+    ``changed`` are recorded files that were rewritten after their group was taken, ``partial`` groups that are imaged
+    with what they have, ``set_aside`` bad files that were moved out of the input directory.
+    """
 
     new_files: int = 0
     duplicates: tuple[str, ...] = ()
     late: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    set_aside: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
     bad: dict[str, str] = field(default_factory=dict)
     unready: dict[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()

@@ -36,9 +36,12 @@ __all__ = [
     "image_rows",
     "image_stem_of",
     "inside",
+    "is_same",
+    "is_there",
     "item_of",
     "left_behind",
     "mosaic_files",
+    "move",
     "purge",
     "put_aside",
     "restore",
@@ -224,7 +227,7 @@ def restore(site: Site, products: Products, row: QuarantineRow, *, now: float) -
         raise MissingError(f"{source} is gone from quarantine", fix="was it moved by hand?")
     moves = _ways_back(row)
     if row.state == "held":
-        taken = next((target for _, target in moves if _is_there(target)), None)
+        taken = next((target for _, target in moves if is_there(target)), None)
     else:  # somebody was stopped in the middle: a copy may be at both places
         taken = _in_the_way(moves)
     if taken is not None:
@@ -386,9 +389,9 @@ def _carry(moves: Iterable[tuple[Path, Path]]) -> None:
         If something else has come to a place: both stay.
     """
     for here, there in moves:
-        if not _is_there(there):
-            _move(here, there)
-        elif _is_same(here, there):
+        if not is_there(there):
+            move(here, there)
+        elif is_same(here, there):
             _drop(here)
         else:
             raise InputError(f"something lies at {there} already", fix="move it away first")
@@ -398,9 +401,9 @@ def _move_back(moves: list[tuple[Path, Path]]) -> None:
     """Undo as much of some moves as can be undone; what cannot is settled later."""
     for here, there in reversed(moves):
         try:
-            if _is_there(there) and not _is_there(here):
-                _move(there, here)
-            elif _is_there(there) and _is_same(here, there):
+            if is_there(there) and not is_there(here):
+                move(there, here)
+            elif is_there(there) and is_same(here, there):
                 _drop(there)
         except OSError as error:
             logger.warning("%s could not be moved back: %s", there, error)
@@ -408,14 +411,15 @@ def _move_back(moves: list[tuple[Path, Path]]) -> None:
 
 def _in_the_way(moves: Iterable[tuple[Path, Path]]) -> Path | None:
     """Return the first place at which something else lies than what is to go there."""
-    return next((there for here, there in moves if _is_there(there) and not _is_same(here, there)), None)
+    return next((there for here, there in moves if is_there(there) and not is_same(here, there)), None)
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Return whether something has this name, be it a symbolic link to nothing."""
     return path.exists() or path.is_symlink()
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def is_same(one: Path, other: Path) -> bool:
     """Return whether two things, and not one by two names, hold the same."""
     if one.is_symlink() or other.is_symlink():
         return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
@@ -428,7 +432,7 @@ def _contents(path: Path) -> list[str]:
     return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.name != "table.lock")
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
     """Give something another name, on another file system by a copy that is compared before the source goes."""
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import MissingError
 from nightbeam.core.times import iso_z
-from nightbeam.ingest import group_arrivals, scan_directory
+from nightbeam.ingest import group_arrivals, list_names, scan_directory
 
 __all__ = ["group_lines", "group_report", "line_of", "look", "next_group", "plan"]
 
@@ -55,8 +55,19 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
     steps = {step.step: step for step in products.origins.steps(group_id)}
     return {
         "group": {**line_of(row), "received_at": _utc(row.received_at), "partial": bool(row.partial)},
-        "files": [{"subband": s.subband_idx, "path": s.path, "late": bool(s.late)} for s in queue.subbands(group_id)],
-        "duplicates": [{"subband": d.subband_idx, "path": d.path} for d in queue.duplicates(group_id)],
+        "files": [
+            {
+                "subband": s.subband_idx,
+                "path": s.path,
+                "late": bool(s.late),
+                "changed": None if s.changed_at is None else _utc(s.changed_at),
+            }
+            for s in queue.subbands(group_id)
+        ],
+        "duplicates": [
+            {"subband": d.subband_idx, "path": d.path, "what": f"second file; {d.first_path} is kept"}
+            for d in queue.duplicates(group_id)
+        ],
         "attempts": [
             {
                 "attempt": a.attempt,
@@ -105,10 +116,12 @@ def _made_with(step: GroupStepRow | None) -> dict[str, Any]:
 
 def look(site: Site, *, tools: Tools = TOOLS) -> list[dict[str, Any]]:
     """Return what a scan would record, without recording it."""
-    queue = site.queue()
+    queue, names = site.queue(), list_names(site.input_dir)
+    known = queue.known_among(str(site.input_dir / name) for name in names)
     scan = scan_directory(
         site.input_dir,
-        known=queue.known_paths(),
+        names=names,
+        known={Path(path).name for path in known},
         rejected={Path(b.path): (b.size_bytes, b.mtime) for b in queue.bad_files()},
         settle_s=site.ingest.settle_s,
         read=tools.read_header,

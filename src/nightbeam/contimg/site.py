@@ -139,6 +139,10 @@ class Site:
         """Return where products go that are no longer wanted, before they are deleted."""
         return self.housekeeping.quarantine_dir or self.output_dir / "quarantine"
 
+    def set_aside_dir(self) -> Path:
+        """Return where files go that are no readable subbands."""
+        return self.ingest.set_aside_dir or self.input_dir / ".set-aside"
+
     def qa_dir(self) -> Path:
         """Return where groups have their QA directories."""
         return self.state_dir / "qa"

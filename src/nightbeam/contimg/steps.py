@@ -119,7 +119,8 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
 
     def work(queue: Queue) -> ConvertReceipt:
         row = queue.group(group_id)
-        files = [Path(s.path) for s in queue.subbands(group_id)]
+        # Those that came after the group was taken are for whoever reprocesses it: what is partial stays so.
+        files = [Path(s.path) for s in queue.subbands(group_id) if not s.late]
         ms = site.ms_path(group_id)
         site.output_dir.mkdir(parents=True, exist_ok=True)
         require_space(site.output_dir, _space_for(files), what=f"group {group_id}")

@@ -110,6 +110,27 @@ class IngestSettings(_Section):
     in_progress_timeout_s: float = Field(900.0, gt=0, description="Age at which a silent run's group is taken back.")
     collecting_warn_s: float = Field(600.0, gt=0, description="Age at which an incomplete group is warned of.")
     collecting_timeout_s: float = Field(86400.0, gt=0, description="Age at which an incomplete group is failed.")
+    min_subbands: int = Field(
+        16, ge=1, le=99, description="Subbands with which an incomplete group is imaged as partial; 16: never."
+    )
+    partial_after_s: float = Field(
+        340.0,
+        gt=0,
+        description="Age at which an incomplete group of so many subbands is imaged; one comes each 310 s.",
+    )
+    bad_file_wait_s: float = Field(
+        600.0, ge=0, description="A bad file must not have changed for this long before it is moved aside."
+    )
+    set_aside_dir: Path | None = Field(
+        None, description="Where bad files are moved; None: .set-aside in the input directory."
+    )
+    watch_every_s: float = Field(0.25, gt=0, description="Between two looks of the watcher at the input directory.")
+    watch_by: Literal["auto", "listing"] = Field(
+        "auto", description="listing: the watcher lists the directory at each look, as it does by itself where it must."
+    )
+    remember_s: float = Field(
+        86400.0, ge=0, description="So long after the end of a group its files are watched for being rewritten."
+    )
 
 
 class ConvertSettings(_Section):
@@ -578,12 +599,15 @@ class Settings(_Section):
             }
         )
         tidy = _absolute(c.housekeeping.quarantine_dir, output_dir / "quarantine")
+        input_dir = _absolute(c.input_dir, shared / "incoming")
+        aside = _absolute(c.ingest.set_aside_dir, input_dir / ".set-aside")
         contimg = c.model_copy(
             update={
+                "ingest": c.ingest.model_copy(update={"set_aside_dir": aside}),
                 "mosaic": mosaic,
                 "housekeeping": c.housekeeping.model_copy(update={"quarantine_dir": tidy}),
                 "state_dir": shared,
-                "input_dir": _absolute(c.input_dir, shared / "incoming"),
+                "input_dir": input_dir,
                 "output_dir": output_dir,
                 "scratch_dir": _absolute(c.scratch_dir, shared / "scratch"),
                 "queue_db": database_url(c.queue_db, shared / "ingest.sqlite3"),

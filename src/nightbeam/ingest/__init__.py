@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nightbeam.ingest.compute import chain, group_arrivals
-from nightbeam.ingest.files import group_files, scan_directory
+from nightbeam.ingest.files import group_files, list_names, scan_directory, unwritten_s
 from nightbeam.ingest.model import Arrival, BadFile, Scan, SubbandGroup, Unready
 
 __all__ = [
@@ -15,5 +15,7 @@ __all__ = [
     "chain",
     "group_arrivals",
     "group_files",
+    "list_names",
     "scan_directory",
+    "unwritten_s",
 ]

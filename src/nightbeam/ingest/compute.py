@@ -44,7 +44,7 @@ def group_arrivals(arrivals: Iterable[Arrival], *, gap_s: float = 90.0) -> list[
     groups = []
     for link in chain(items, gap_s=gap_s):
         groups += _split(link)
-    return sorted(groups, key=lambda g: (g.group_id, g.start_jd or 0.0))
+    return sorted(_joined(groups), key=lambda g: (g.group_id, g.start_jd or 0.0))
 
 
 def chain(arrivals: Sequence[Arrival], *, gap_s: float = 90.0) -> list[list[Arrival]]:
@@ -58,6 +58,16 @@ def chain(arrivals: Sequence[Arrival], *, gap_s: float = 90.0) -> list[list[Arri
         runs[-1].append(arrival)
         last = when
     return runs
+
+
+def _joined(groups: list[SubbandGroup]) -> list[SubbandGroup]:
+    """Return the groups with those in one that start together, however far a clock has taken their names apart."""
+    by_start: dict[int, list[Arrival]] = {}
+    for group in groups:
+        if group.start_jd is not None:
+            by_start.setdefault(_milliseconds(datetime_from_jd(group.start_jd)), []).extend(group.arrivals)
+    by_names = [group for group in groups if group.start_jd is None]
+    return [*by_names, *(_confirmed(files) for files in by_start.values())]
 
 
 def _split(run: list[Arrival]) -> list[SubbandGroup]:

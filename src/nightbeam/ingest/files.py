@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,36 @@ if TYPE_CHECKING:
 
     ReadHeader = Callable[[Path], SubbandHeader]
 
-__all__ = ["group_files", "scan_directory"]
+#: Of the correlator.
+_SUBBANDS = 16
+
+__all__ = ["group_files", "list_names", "scan_directory", "unwritten_s"]
+
+
+def list_names(directory: Path) -> list[str]:
+    """Return the names in the directory where files arrive, in no order; nothing is looked at.
+
+    Raises
+    ------
+    MissingError
+        If there is no such directory.
+    StorageError
+        If it cannot be read.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries]
+    except FileNotFoundError as error:
+        raise MissingError(f"no input directory {directory}", fix="create it or set contimg.input_dir") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {directory}: {error.strerror}", fix="check the mount and its owner") from error
 
 
 def scan_directory(
     directory: Path,
     *,
-    known: Container[Path] = frozenset(),
+    names: Collection[str] | None = None,
+    known: Container[str] = frozenset(),
     rejected: Mapping[Path, tuple[int | None, float | None]] | None = None,
     settle_s: float = 2.0,
     read: ReadHeader | None = None,
@@ -42,8 +65,10 @@ def scan_directory(
     ----------
     directory
         Where files arrive; directories in it are not entered.
+    names
+        What is in it, where that is known; otherwise it is listed.
     known
-        Paths recorded before, which are not opened again.
+        Names recorded before, which are not opened again.
     rejected
         Bad files of before, with the size and time that they had then.
     settle_s
@@ -65,9 +90,7 @@ def scan_directory(
     ready: list[Arrival] = []
     unready: list[Unready] = []
     bad: list[BadFile] = []
-    for path, name in _subbands_in(directory):
-        if path in known:
-            continue
+    for path, name in _subbands_in(directory, names, known):
         found = _look(path, name, (rejected or {}).get(path), settle_s, read, now)
         if isinstance(found, Arrival):
             ready.append(found)
@@ -76,6 +99,16 @@ def scan_directory(
         elif found is not None:
             bad.append(found)
     return Scan(tuple(ready), tuple(unready), tuple(bad))
+
+
+def unwritten_s(found: os.stat_result, now: float) -> float:
+    """Return for how long nothing has been written to a file.
+
+    Who copies a file and keeps its times sets them when all of it is there, and a rename changes only the time of
+    status: such a file is as old as its contents. A clock ahead of ours may date a file in the future; its change of
+    status is dated by our own kernel.
+    """
+    return now - (found.st_mtime if found.st_mtime <= now else found.st_ctime)
 
 
 def group_files(
@@ -114,16 +147,12 @@ def group_files(
     return group_arrivals(arrivals, gap_s=gap_s)
 
 
-def _subbands_in(directory: Path) -> list[tuple[Path, SubbandName]]:
-    try:
-        with os.scandir(directory) as entries:
-            names = sorted(entry.name for entry in entries)
-    except FileNotFoundError as error:
-        raise MissingError(f"no input directory {directory}", fix="create it or set contimg.input_dir") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {directory}: {error.strerror}", fix="check the mount and its owner") from error
-    parsed = ((directory / name, SubbandName.parse(name)) for name in names)
-    return [(path, name) for path, name in parsed if name is not None]
+def _subbands_in(
+    directory: Path, names: Collection[str] | None, known: Container[str]
+) -> list[tuple[Path, SubbandName]]:
+    unknown = sorted(name for name in (list_names(directory) if names is None else names) if name not in known)
+    parsed = ((name, SubbandName.parse(name)) for name in unknown)
+    return [(directory / text, name) for text, name in parsed if name is not None]
 
 
 def _look(
@@ -140,8 +169,7 @@ def _look(
         return Unready(path, "it went away while we looked")
     if before == (first.st_size, first.st_mtime):
         return None
-    # A clock ahead of ours may date a file in the future; its change of status is dated by our own kernel.
-    age = now - max(when for when in (first.st_ctime, first.st_mtime) if when <= now or when == first.st_ctime)
+    age = unwritten_s(first, now)
     if age < settle_s:
         return Unready(path, f"changed {max(age, 0.0):.1f} s ago")
     try:
@@ -164,6 +192,8 @@ def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arr
     subband = header.subband if name is None else name.subband
     if subband is None:
         raise InputError(f"{path} does not say which subband it is", fix="name it YYYY-MM-DDTHH:MM:SS_sbNN.hdf5")
+    if subband >= _SUBBANDS:
+        raise InputError(f"{path.name}: sb{subband:02d} is outside the band", fix="the correlator has sb00 to sb15")
     if header.subband is not None and header.subband != subband:
         raise InputError(
             f"{path.name} is named sb{subband:02d} and holds the frequencies of sb{header.subband:02d}",

@@ -190,12 +190,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadFile:
-    """A file that is no readable subband."""
+    """A file that is no readable subband; ``note`` says where it is now, or why it stays."""
 
     path: str
     reason: str
     size_bytes: int | None
     recorded_at: datetime | None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,6 +290,7 @@ class Reader:
                 reason=compute.text(row.reason) or "",
                 size_bytes=compute.whole(row.size_bytes),
                 recorded_at=compute.instant_of_time(row.recorded_at),
+                note=compute.text(row.not_moved),
             )
             for row in rows
         ]

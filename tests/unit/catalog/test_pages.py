@@ -267,3 +267,17 @@ def test_groups_of_a_state_without_a_time_come_last_in_every_database(pages: Que
     queue.record(GroupFact("c", 60001.0), [FileFact(0, Path("/in/c"))])
     assert names(pages.in_state("collecting", limit=5)) == ["c", "b", "a"]
     assert names(pages.in_state("collecting", limit=2)) == ["c", "b"]
+
+
+def test_bad_files_are_told_with_where_they_are_now(queue: Queue, pages: QueuePages):
+    queue.record_bad_file(Path("/in/a"), "0 bytes", size_bytes=0, mtime=1.0, now=10.0)
+    queue.record_bad_file(Path("/in/b"), "0 bytes", size_bytes=0, mtime=1.0, now=11.0)
+    queue.note_not_moved(Path("/in/b"), "read only")
+    for name, when in (("a", 12.0), ("back", 13.0)):
+        aside = Path(f"/aside/{name}")
+        queue.set_aside.begin(aside, original=Path(f"/in/{name}"), reason="0 bytes", size_bytes=0, mtime=1.0, now=when)
+        queue.set_aside.hold(queue.set_aside.row(aside), now=when)
+    queue.set_aside.become(Path("/aside/back"), "restored", now=14.0)
+    found = [(row.path, row.not_moved) for row in pages.bad_files(limit=9)]
+    assert found == [("/in/a", "now at /aside/a"), ("/in/b", "read only")]
+    assert len(pages.bad_files(limit=1)) == 1

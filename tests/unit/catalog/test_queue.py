@@ -47,7 +47,9 @@ def test_the_same_path_is_nothing_new_and_another_one_a_duplicate(queue: Queue):
     assert queue.subbands(G)[1].path == f"/in/{G}_sb01.hdf5"
     (duplicate,) = queue.duplicates(G)
     assert (duplicate.path, duplicate.first_path) == ("/in/later_sb01.hdf5", f"/in/{G}_sb01.hdf5")
-    assert len(queue.known_paths()) == 3
+    known = {f"/in/{G}_sb00.hdf5", f"/in/{G}_sb01.hdf5", "/in/later_sb01.hdf5"}
+    assert queue.known_among([*known, "/in/never_came.hdf5", '/in/it\'s "odd".hdf5']) == known
+    assert queue.known_among([]) == set()
 
 
 @pytest.mark.parametrize("state", ["in_progress", "completed", "failed"])

@@ -84,7 +84,7 @@ def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("PRAGMA user_version").fetchone() == (5,)
+        assert raw.execute("PRAGMA user_version").fetchone() == (6,)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
@@ -128,7 +128,7 @@ def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0005 at most(.|\n)*upgrade nightbeam"):
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0006 at most(.|\n)*upgrade nightbeam"):
         Queue(url)
 
 
@@ -266,7 +266,7 @@ def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
     database = Database(url, "queue", read_only=True)
-    assert database.revision() == "0005"
+    assert database.revision() == "0006"
     with database.kept_open(), database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ingest_queue").scalar() == 0
     with pytest.raises(UsageError, match="is open to be read only"), database.write():
@@ -284,7 +284,7 @@ def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp
         raw.commit()
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
-    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0005; what is read only(.|\n)*fix: .* open a copy"
+    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0006; what is read only(.|\n)*fix: .* open a copy"
     with pytest.raises(InputError, match=said):
         Database(f"sqlite:///{file}", "queue", read_only=True)
     assert file.read_bytes() == before
@@ -375,3 +375,20 @@ def test_one_of_our_files_that_is_named_for_another_is_refused(tmp_path, name, t
     with closing(sqlite3.connect(file)) as raw:
         tables = {row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert f"nightbeam_{taken_for}_version" not in tables
+
+
+def test_a_copy_that_was_torn_from_a_queue_in_use_is_one_clear_error(tmp_path: Path):
+    queue = Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+    with queue.database.write() as connection:
+        rows = [{"path": f"/in/{n:06d}", "reason": "x" * 500, "recorded_at": 1.0} for n in range(500)]
+        connection.execute(
+            sa.text("INSERT INTO bad_files (path, reason, recorded_at) VALUES (:path, :reason, :recorded_at)"), rows
+        )
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        raw.execute("VACUUM INTO ?", (str(tmp_path / "whole.sqlite3"),))
+    whole = (tmp_path / "q.sqlite3").read_bytes()
+    (tmp_path / "torn.sqlite3").write_bytes(whole[: len(whole) // 2 // 4096 * 4096 + 100])
+    with pytest.raises(InputError, match=r"torn copy(.|\n)*VACUUM INTO"):
+        Queue(f"sqlite:///{tmp_path}/torn.sqlite3").bad_files()
+    assert len(Queue(f"sqlite:///{tmp_path}/whole.sqlite3").bad_files()) == 500

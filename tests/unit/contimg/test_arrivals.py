@@ -18,6 +18,7 @@ import pytest
 from nightbeam.catalog import Owner
 from nightbeam.contimg import Site, Tools, scan_arrivals, scan_until_ready, take_dispatchable
 from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, scratch_maker, this_process
+from nightbeam.contimg.report import group_report
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
@@ -280,3 +281,120 @@ def test_locks_of_groups_that_nobody_works_on_are_removed(site: Site):
     with sole_owner(held):
         scan_arrivals(site, tools=TOOLS)
         assert list(old.parent.iterdir()) == [held]
+
+
+def of_14(site: Site) -> Site:
+    return replace(site, ingest=site.ingest.model_copy(update={"min_subbands": 14}))
+
+
+def test_a_group_of_enough_subbands_goes_on_as_partial_after_its_time_and_a_smaller_one_fails_at_last(site: Site):
+    site = of_14(site)
+    for sb in range(13):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=1341.0).partial == ()
+    put(site, 13)
+    assert scan_arrivals(site, tools=TOOLS, now=1339.0).partial == ()
+    report = scan_arrivals(site, tools=TOOLS, now=1341.0)
+    assert (report.partial, report.became_pending) == ((G,), (G,))
+    assert (site.queue().group(G).state, site.queue().group(G).partial) == ("pending", 1)
+    assert [d.group_id for d in take_dispatchable(site, 9)] == [G]
+    few = put(site, 3, second=59, text="+309.24")
+    scan_arrivals(site, tools=TOOLS, now=2000.0)
+    assert few.exists()
+    assert scan_arrivals(site, tools=TOOLS, now=88401.0).expired == ("2025-10-02T01:07:12",)
+    assert "1 of 16 subbands, missing sb00" in (site.queue().group("2025-10-02T01:07:12").error or "")
+
+
+def test_by_itself_no_group_is_partial(site: Site):
+    for sb in range(15):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=80000.0).partial == ()
+    assert site.queue().group(G).state == "collecting"
+
+
+def test_a_partial_group_that_is_filled_before_it_is_taken_is_whole_and_one_that_was_taken_stays_partial(site: Site):
+    site, queue = of_14(site), site.queue()
+    for sb in range(14):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    scan_arrivals(site, tools=TOOLS, now=1400.0)
+    put(site, 14)
+    assert scan_arrivals(site, tools=TOOLS, now=1401.0).new_files == 1
+    assert queue.group(G).partial == 1
+    queue.claim(G, this_process("me"), now=1402.0)
+    late = put(site, 15)
+    assert scan_arrivals(site, tools=TOOLS, now=1403.0).late == (str(late),)
+    # An attempt that failed does not open it again: what it has made is of 15 subbands.
+    queue.fail(G, this_process("me"), "no luck", now=1404.0)
+    assert (queue.group(G).state, queue.group(G).partial) == ("pending", 1)
+    assert [s.late for s in queue.subbands(G)] == [0] * 15 + [1]
+    # Whoever starts it anew takes all that has come.
+    assert queue.reprocess(G, now=1405.0).partial == 0
+    assert [s.late for s in queue.subbands(G)] == [0] * 16
+
+
+def test_a_subband_that_comes_between_two_attempts_is_late(site: Site):
+    site, queue = of_14(site), site.queue()
+    for sb in range(15):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    scan_arrivals(site, tools=TOOLS, now=1400.0)
+    queue.claim(G, this_process("me"), now=1402.0)
+    queue.fail(G, this_process("me"), "no luck", now=1404.0)
+    late = put(site, 15)
+    assert scan_arrivals(site, tools=TOOLS, now=1405.0).late == (str(late),)
+    assert queue.group(G).partial == 1
+
+
+def test_the_last_subband_before_the_group_is_taken_makes_a_partial_group_whole(site: Site):
+    site, queue = of_14(site), site.queue()
+    for sb in range(15):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    scan_arrivals(site, tools=TOOLS, now=1400.0)
+    put(site, 15)
+    scan_arrivals(site, tools=TOOLS, now=1401.0)
+    assert (queue.group(G).state, queue.group(G).partial) == ("pending", 0)
+
+
+def test_a_file_that_is_rewritten_while_its_group_collects_is_looked_at_again(site: Site):
+    path = put(site, 3)
+    scan_arrivals(site, tools=TOOLS)
+    put(site, 3, text="now it is rubbish")
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.changed, list(report.bad)) == ((), [str(path)])
+    assert site.queue().subbands(G) == []
+    put(site, 3, text="+0.00 and whole"[:6])
+    assert scan_arrivals(site, tools=TOOLS).new_files == 1
+    assert [s.size_bytes for s in site.queue().subbands(G)] == [6]
+
+
+def test_a_file_that_is_rewritten_after_its_group_was_taken_is_said_once_and_changes_no_state(site: Site):
+    for sb in range(16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS)
+    queue = site.queue()
+    queue.claim(G, this_process("me"))
+    again = put(site, 5, text="+0.000")
+    assert scan_arrivals(site, tools=TOOLS).changed == (str(again),)
+    assert scan_arrivals(site, tools=TOOLS).changed == ()
+    assert queue.group(G).state == "in_progress"
+    assert [s.subband_idx for s in queue.subbands(G) if s.changed_at is not None] == [5]
+    queue.complete(G, this_process("me"))
+    put(site, 6, text="+0.000")
+    assert len(scan_arrivals(site, tools=TOOLS).changed) == 1
+    put(site, 7, text="+0.000")
+    long_over = queue.group(G).last_update + site.ingest.remember_s + 1.0
+    assert scan_arrivals(site, tools=TOOLS, now=long_over).changed == ()
+
+
+def test_a_second_file_is_told_from_the_first_and_the_same_path_is_nothing_new(site: Site):
+    first = put(site, 5)
+    scan_arrivals(site, tools=TOOLS)
+    second = put(site, 5, second=30)
+    scan_arrivals(site, tools=TOOLS)
+    assert scan_arrivals(site, tools=TOOLS).duplicates == ()
+    (line,) = group_report(site, G)["duplicates"]
+    assert line == {"subband": 5, "path": str(second), "what": f"second file; {first} is kept"}

@@ -128,3 +128,29 @@ def test_a_dry_scan_records_nothing(state: Path, capsys: pytest.CaptureFixture[s
     (line,) = lines(capsys)
     assert "not ready" in line["what"] or "bad" in line["what"]
     assert Queue(f"sqlite:///{state}/ingest.sqlite3").bad_files() == []
+
+
+def test_a_bad_file_is_listed_moved_listed_there_and_put_back(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("NIGHTBEAM_CONTIMG__INGEST__SETTLE_S", "0")
+    monkeypatch.setenv("NIGHTBEAM_CONTIMG__INGEST__BAD_FILE_WAIT_S", "1e6")
+    bad = state / "incoming" / "2025-10-02T01:02:03_sb00.hdf5"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("")
+    assert run("groups", "scan") == 0
+    capsys.readouterr()
+    assert run("groups", "bad", "--json") == 0
+    assert lines(capsys) == [{"file": str(bad), "why": "0 bytes", "what": "waits"}]
+    monkeypatch.setenv("NIGHTBEAM_CONTIMG__INGEST__BAD_FILE_WAIT_S", "0")
+    assert run("groups", "scan") == 0
+    assert f"moved aside: {bad}" in capsys.readouterr().err
+    assert run("groups", "bad", "--json") == 0
+    (line,) = lines(capsys)
+    assert line["what"].startswith(f"held: {bad.parent}/.set-aside/")
+    assert run("groups", "restore", str(bad), "--dry-run") == 0
+    assert not bad.exists()
+    assert run("groups", "restore", str(bad)) == 0
+    assert bad.exists()
+    assert run("groups", "restore", str(bad)) == 66
+    assert "nothing that was set aside" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def far_away(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
 
 def kill_after_files(monkeypatch: pytest.MonkeyPatch, n: int, act: Callable[[], object]) -> None:
     """Do something and be killed when so many files have their new name."""
-    real, moved = quarantine._move, []
+    real, moved = quarantine.move, []
 
     def move(here: Path, there: Path) -> None:
         if len(moved) == n:
@@ -149,7 +149,7 @@ def kill_after_files(monkeypatch: pytest.MonkeyPatch, n: int, act: Callable[[], 
         moved.append(there)
 
     with monkeypatch.context() as patched:
-        patched.setattr(quarantine, "_move", move)
+        patched.setattr(quarantine, "move", move)
         with suppress(Killed):
             act()
     assert len(moved) == n

@@ -271,6 +271,24 @@ def test_a_partial_group_is_measured_against_the_whole_band(site: Site):
     assert fakes.expected_subbands == 16
 
 
+def test_a_file_that_came_after_the_group_was_taken_is_not_in_what_is_called_partial(site: Site):
+    fakes = Fakes()
+    arrive(site, 14)
+    scan_arrivals(site, tools=fakes.tools())
+    queue = site.queue()
+    queue.reprocess(G, force=True)
+    queue.claim(G, me("worker"))
+    arrive(site, 16)
+    assert len(scan_arrivals(site, tools=fakes.tools()).late) == 2
+    queue.release(G, me("worker"))
+    for subbands, partial in ((14, 1), (16, 0)):
+        run_group(site, G, tools=fakes.tools())
+        ms = site.products().ms(site.ms_path(G))
+        assert ms is not None
+        assert (ms.n_spw, ms.partial) == (subbands, partial)
+        queue.reprocess(G)
+
+
 @pytest.mark.parametrize("step", ["convert", "solve", "apply", "image", "qa"])
 def test_whatever_fails_ends_failed_with_its_reason_after_three_attempts(site: Site, fakes: Fakes, step: str):
     fakes.fail[step] = ToolError(f"{step} fell over")

@@ -101,7 +101,7 @@ def test_a_failing_disk_is_no_reason_to_call_a_file_bad(tmp_path: Path):
 
 def test_known_files_are_not_opened_again(tmp_path: Path):
     path = put(tmp_path, "2025-10-02T01:02:03_sb01.hdf5", "broken")
-    assert scan_directory(tmp_path, known={path}, settle_s=0, read=read).bad == ()
+    assert scan_directory(tmp_path, known={path.name}, settle_s=0, read=read).bad == ()
 
 
 def test_a_name_that_contradicts_the_header_is_bad(tmp_path: Path):
@@ -127,3 +127,9 @@ def test_files_are_grouped_by_their_headers_or_refused(tmp_path: Path):
         group_files([foreign], read=read)
     (group,) = group_files([foreign], read=lambda p: Header(subband=3))  # type: ignore[arg-type,return-value]
     assert group.subbands == (3,)
+
+
+def test_a_subband_that_the_band_has_not_is_bad(tmp_path: Path):
+    put(tmp_path, "2025-10-02T01:02:03_sb16.hdf5")
+    (bad,) = scan_directory(tmp_path, settle_s=0, read=read).bad
+    assert "sb16 is outside the band" in bad.reason

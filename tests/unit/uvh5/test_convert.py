@@ -22,7 +22,7 @@ from nightbeam.sky import (
     offset_position,
     separation,
 )
-from nightbeam.uvh5 import compute, convert, convert_group, model
+from nightbeam.uvh5 import compute, convert, convert_group, model, read_header
 
 pytestmark = pytest.mark.slow
 
@@ -208,8 +208,11 @@ def test_missing_subbands_stay_missing_and_are_listed(group_files, tmp_path):
     report = convert_group(some, tmp_path / "some.ms")
     assert report.missing_subbands == (5, 15)
     assert report.n_spw == 14
-    names = [w.name for w in read_spectral_windows(tmp_path / "some.ms")]
-    assert names == [f"sb{n:02d}" for n in range(14, -1, -1) if n != 5]
+    windows = read_spectral_windows(tmp_path / "some.ms")
+    assert [w.name for w in windows] == [f"sb{n:02d}" for n in range(14, -1, -1) if n != 5]
+    own = {f"sb{header.subband:02d}": sorted(header.freqs_hz) for header in map(read_header, some)}
+    for window in windows:  # each has its own frequencies, and none those of a neighbour
+        assert sorted(window.freqs_hz) == pytest.approx(own[window.name], abs=1.0)
 
 
 def test_auto_takes_pyuvdata_for_two_files_only():
