@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -31,6 +32,9 @@ os.environ.pop("NIGHTBEAM_CONFIG", None)
 # Our modules and those of the tests are compiled once, not in each of the many processes that tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What is imported and collected stays until the end: the collector does not look through it again and again.
+gc.disable()
 
 # No test is to fail because the machine was busy, or by the luck of the draw. To look for more:
 # --hypothesis-profile explore
@@ -71,6 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert on_it <= ON_THE_PLATFORM, f"name them in ON_THE_PLATFORM: {on_it - ON_THE_PLATFORM}"
     long = {item.path for item in items if item.get_closest_marker("system") or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.nodeid.split("::")[0] not in ON_THE_PLATFORM, item.path not in long))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Let the garbage of tests be collected, and of nothing that was there before them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
