@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,9 @@ os.environ.pop("NIGHTBEAM_CONFIG", None)
 # Our modules and those of the tests are compiled once, not in each of the many processes that tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What is imported and collected stays until the end: the collector does not look through it again and again.
+gc.disable()
 
 # No test is to fail because the machine was busy, or by the luck of the draw. To look for more:
 # --hypothesis-profile explore
@@ -68,6 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert on_it <= ON_THE_PLATFORM, f"name them in ON_THE_PLATFORM: {on_it - ON_THE_PLATFORM}"
     long = {item.path for item in items if item.get_closest_marker("system") or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.nodeid.split("::")[0] not in ON_THE_PLATFORM, item.path not in long))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Let the garbage of tests be collected, and of nothing that was there before them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -121,20 +135,26 @@ def _as_postgres(*argv: str | Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd="/", timeout=60)
 
 
+def _postgresql(program: str) -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    if not found:
+        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
+    return found[-1]
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """A real PostgreSQL of our own, on a socket of its own."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
-    binaries = found[-1].parent
+    binaries = _postgresql("initdb").parent
     # A short path: the name of a socket has 107 characters at most.
     home = Path(tempfile.mkdtemp(prefix="pg"))
     try:
         if os.geteuid() == 0:
             shutil.chown(home, "postgres")
         _as_postgres(binaries / "initdb", "-D", home / "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8")
-        options = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off"
+        # Nobody cuts the power: what is asked here is what is in it, and what a killed client leaves.
+        hasty = "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c jit=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories={home} {hasty}"
         start = ("-D", home / "data", "-l", home / "log", "-w", "-o", options, "start")
         _as_postgres(binaries / "pg_ctl", *start)
         try:
@@ -146,13 +166,22 @@ def postgresql_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    """The database of that server, emptied for each test."""
+def empty(postgresql_server: str) -> Callable[[], None]:
+    """Empty the database of that server."""
     import psycopg
 
-    with psycopg.connect(postgresql_server.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
+    def emptied() -> None:
+        with psycopg.connect(postgresql_server.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+
+    return emptied
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str, empty: Callable[[], None]) -> str:
+    """The database of that server, emptied for each test."""
+    empty()
     return postgresql_server
 
 
@@ -164,24 +193,122 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgresql_url"))
 
 
-@pytest.fixture(scope="session")
-def open_new(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Open a database that is new: in a file, a copy of one that was made once, for that takes longer than most tests.
+class Copies:
+    """New databases, made once by their migrations and then copied: to make one takes longer than most tests."""
 
-    What makes one, and what happens meanwhile, is tested with `database_url` alone.
-    """
-    made: dict[type, bytes] = {}
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files: dict[str, Path] = {}
+        self.dumps: dict[str, str] = {}
+        self.making: set[Any] = set()
+        self.lock = threading.RLock()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Have every database that is new in this block begin as a copy, whoever opens it."""
+        from nightbeam.catalog.remote import Database
+
+        migrate = Database._migrate
+
+        def copy_or_migrate(database: Any) -> None:
+            to = self.to_server if database.file is None else self.to_file
+            if database.url in self.making or not to(database):
+                migrate(database)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Database, "_migrate", copy_or_migrate)
+            yield
+
+    def to_file(self, database: Any) -> bool:
+        """Fill a file that has no table yet; whoever opens it holds its lock."""
+        with closing(sqlite3.connect(database.file)) as file:
+            if file.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+                return False
+            with closing(sqlite3.connect(self._file(database.name))) as made:
+                file.execute("PRAGMA synchronous=OFF")
+                made.backup(file)
+        return True
+
+    def to_server(self, database: Any) -> bool:
+        """Fill a database of a server that has no table of this kind yet."""
+        import psycopg
+
+        from nightbeam.catalog.remote import _ADVISORY_LOCK, _MAIN_TABLE
+
+        dump = self._dump(database.name, database.url)
+        with psycopg.connect(_for_libpq(database.url)) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+            for table in (_MAIN_TABLE[database.name], f"nightbeam_{database.name}_version"):
+                if connection.execute("SELECT to_regclass(%s)", (f"public.{table}",)).fetchone() != (None,):
+                    return False
+            connection.execute(dump)  # type: ignore[call-overload]
+        return True
+
+    def _file(self, name: str) -> Path:
+        with self.lock:
+            if name not in self.files:
+                file = self.directory / f"{name}.sqlite3"
+                self._make(f"sqlite:///{file}", name)
+                self.files[name] = file
+            return self.files[name]
+
+    def _dump(self, name: str, url: Any) -> str:
+        """Return the SQL that makes a database as its migrations do, taken from one of its own on the same server."""
+        import psycopg
+
+        with self.lock:
+            if name not in self.dumps:
+                there = url.set(database=f"made_{name}")
+                with psycopg.connect(_for_libpq(url), autocommit=True) as connection:
+                    connection.execute(f"CREATE DATABASE {there.database}")
+                self._make(there.render_as_string(hide_password=False), name)
+                self.dumps[name] = self.dumped(there)
+            return self.dumps[name]
+
+    def dumped(self, url: Any) -> str:
+        """Return what a PostgreSQL database holds, as SQL that makes it."""
+        argv = [str(_postgresql("pg_dump")), "--no-owner", "--inserts", _for_libpq(url)]
+        said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+        return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(("\\", "--")))
+
+    def _make(self, url: str, name: Any) -> None:
+        from nightbeam.catalog.remote import Database, _parse
+
+        self.making.add(_parse(url))
+        Database(url, name)
+
+
+def _for_libpq(url: Any) -> str:
+    from sqlalchemy import make_url
+
+    return str(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    return Copies(tmp_path_factory.mktemp("new"))
+
+
+@pytest.fixture(autouse=True)
+def _new_databases_are_copies(request: pytest.FixtureRequest, copies: Copies) -> Iterator[None]:
+    """Make none by its migrations, but in the tests of the catalog: there, it is what is tested."""
+    of_the_catalog = (ROOT / "tests" / "unit" / "catalog") in request.path.parents
+    if of_the_catalog or "nightbeam.catalog.remote" not in sys.modules:
+        yield
+        return
+    with copies.used():
+        yield
+
+
+@pytest.fixture(scope="session")
+def open_new(copies: Copies) -> Callable[..., Any]:
+    """Open a database that is new, a copy of one that was made once, for a test that is not about how one is made."""
 
     def opened(kind: type, url: str, **options: Any) -> Any:
         if url.startswith("sqlite:///"):
-            if kind not in made:
-                first = tmp_path_factory.mktemp("new") / "new.sqlite3"
-                kind(f"sqlite:///{first}")
-                made[kind] = first.read_bytes()
-            file = Path(url.removeprefix("sqlite:///"))
-            assert not file.exists()
-            file.write_bytes(made[kind])
-        return kind(url, **options)
+            assert not Path(url.removeprefix("sqlite:///")).exists()
+        with copies.used():
+            return kind(url, **options)
 
     return opened
 

@@ -21,6 +21,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.slow
 def test_importing_the_whole_library_does_nothing(tmp_path):
     code = (
         "import importlib, json, os, sys, threading; before = set(os.listdir('.'));"

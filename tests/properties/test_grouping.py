@@ -56,6 +56,7 @@ def test_no_group_is_mixed_and_none_is_near_another(arrivals: list[Arrival]):
     assert len({str(g.group_id) for g in groups}) == 2231
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_any_arrival_order_gives_the_same_groups(arrivals: list[Arrival], seed: int):
     shuffled = arrivals.copy()

@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,9 +129,7 @@ class Database:
         self.file = _sqlite_file(self.url)
         self.engine = self._new_engine()
         self._wal = self.file is None
-        self._script = ScriptDirectory(
-            str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")]
-        )
+        self._script = _history(name)
         self._head = self._script.get_current_head() or ""
         if self.file is not None and not (create and migrate and not read_only) and not self.file.exists():
             raise MissingError(
@@ -253,7 +252,10 @@ class Database:
 
     def _new_engine(self, *, keep: bool = False) -> Engine:
         url = _read_only(self.url) if self.read_only else self.url
-        return _engine(url, self.busy_timeout_s, keep=keep)
+        # The name of a file that is none from the root means another one after the process went elsewhere.
+        if keep or (self.file is not None and not self.file.is_absolute()):
+            return _engine(url, self.busy_timeout_s, keep=keep)
+        return _plain_engine(url, self.busy_timeout_s)
 
     def _open(self) -> None:
         if self.file is not None:
@@ -523,6 +525,23 @@ def _read_only(url: URL) -> URL:
     """Return the address by which SQLite only reads the file."""
     file = _sqlite_file(url)
     return url if file is None else url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+
+
+@lru_cache(maxsize=64)
+def _plain_engine(url: URL, busy_timeout_s: float) -> Engine:
+    """Return the engine that keeps no connection, one for all who open this database in this process.
+
+    What a new one asks a server first, and its making SQL of each statement, takes longer than most of what is read.
+    """
+    return _engine(url, busy_timeout_s)
+
+
+@cache
+def _history(name: DatabaseName) -> ScriptDirectory:
+    """Return the migrations of a database, which are read from their files once."""
+    script = ScriptDirectory(str(_MIGRATIONS / name), version_locations=[str(_MIGRATIONS / name / "versions")])
+    script.get_current_head()
+    return script
 
 
 def _engine(url: URL, busy_timeout_s: float, *, keep: bool = False) -> Engine:

@@ -72,8 +72,8 @@ def seed_file(path: Path, script: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["queue", "registry", "products"])
-def test_the_migrations_give_what_the_models_say(tmp_path: Path, name: Any):
-    database = Database(f"sqlite:///{tmp_path}/new/dir/{name}.sqlite3", name)
+def test_the_migrations_give_what_the_models_say(database_url: str, name: Any):
+    database = Database(database_url.replace("a-database", "new/dir/a-database"), name)
     with database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences = compare_metadata(context, BASES[name].metadata)
@@ -352,6 +352,15 @@ def test_many_threads_may_open_a_new_database_at_once(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_a_file_named_from_where_the_process_stands_is_another_one_elsewhere(tmp_path: Path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        Queue("sqlite:///q.sqlite3")
+    assert (tmp_path / "a" / "q.sqlite3").exists()
+    assert (tmp_path / "b" / "q.sqlite3").exists()
 
 
 @pytest.mark.parametrize("name", ["queue", "registry", "products"])

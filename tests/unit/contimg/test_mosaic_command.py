@@ -53,6 +53,7 @@ def plan(*argv: object) -> int:
     return run("mosaic", "plan", "--name", "night", *argv)
 
 
+@pytest.mark.slow
 def test_a_night_is_planned_built_and_shown_and_its_sources_are_where_and_as_bright_as_they_were(site, sky, capsys):
     assert plan("--night", NIGHT, "--json") == 0
     (planned,) = lines(capsys)
@@ -234,6 +235,7 @@ def test_two_rows_of_one_name_in_an_older_database_become_one(site, sky, tmp_pat
     assert "not there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_and_a_row_that_says_so(site, sky, capsys, monkeypatch):
     assert plan("--night", NIGHT) == 0
     usage = shutil.disk_usage(site.output_dir)
@@ -248,6 +250,7 @@ def test_a_full_disk_is_one_clear_error_and_a_row_that_says_so(site, sky, capsys
     assert [m.status for m in site.products().mosaics()] == ["built"]
 
 
+@pytest.mark.slow
 def test_nights_that_are_due_are_shown_and_made(site, sky, capsys):
     assert run("mosaic", "nightly", "--now", "2025-10-04T03:15:00", "--dry-run", "--json") == 0
     assert lines(capsys) == [{"night": NIGHT, "mosaic": "night_2025_10_03"}]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,52 +49,82 @@ MOMENTS = [
     (f"{PRODUCTS}.put_night", 2, "after"),
 ]
 
-CHILD = """
-import functools, importlib, os, signal, sys
-where, nth, when, night = sys.argv[1:]
-module, _, path = where.partition(":")
-*owners, last = path.split(".")
-owner = importlib.import_module(module)
-for name in owners:
-    owner = getattr(owner, name)
-real, calls = getattr(owner, last), 0
+#: A process that has imported what a night needs, and nothing else: each that is killed is a fork of it.
+PARENT = """
+import functools, importlib, json, os, signal, sys, traceback
+import matplotlib.backends.backend_agg, matplotlib.figure
+import nightbeam.contimg.mosaics, nightbeam.contimg.nights, nightbeam.mosaic.product, nightbeam.qa
+from nightbeam.cli import main
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()  # it comes to this thread, or to all of them in a moment
 
-@functools.wraps(real)
-def watched(*args, **keywords):
-    global calls
-    calls += 1
-    mine = calls == int(nth)
-    if mine and when == "before":
-        die()
-    found = real(*args, **keywords)
-    if mine and when == "after":
-        die()
-    return found
+def make(where, nth, when, night):
+    module, _, path = where.partition(":")
+    *owners, last = path.split(".")
+    owner = importlib.import_module(module)
+    for name in owners:
+        owner = getattr(owner, name)
+    real, calls = getattr(owner, last), 0
 
-setattr(owner, last, watched)
-from nightbeam.cli import main
-main(["mosaic", "nightly", "--night", night])
+    @functools.wraps(real)
+    def watched(*args, **keywords):
+        nonlocal calls
+        calls += 1
+        mine = calls == nth
+        if mine and when == "before":
+            die()
+        found = real(*args, **keywords)
+        if mine and when == "after":
+            die()
+        return found
+
+    setattr(owner, last, watched)
+    main(["mosaic", "nightly", "--night", night])
+
+print("ready", flush=True)
+for line in sys.stdin:
+    state, said, where, nth, when, night = json.loads(line)
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+            os.dup2(2, 1)
+            os.environ["NIGHTBEAM_STATE_DIR"] = state
+            os.chdir(os.path.dirname(state))
+            make(where, nth, when, night)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Iterator[Callable[[Path, str, int, str], None]]:
+    """Make a night in a process that is killed at a moment of its work."""
+    home = tmp_path_factory.mktemp("parent")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=home
+    )
+    with parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+
+        def make(state: Path, where: str, nth: int, when: str) -> None:
+            said = state.parent / "said"
+            print(json.dumps([str(state), str(said), where, nth, when, NIGHT]), file=parent.stdin, flush=True)
+            assert int(parent.stdout.readline()) == -signal.SIGKILL, said.read_text()
+
+        yield make
+        parent.stdin.close()
 
 
 def site_at(state: Path) -> Site:
     return Site.from_settings(load_settings(environ={"NIGHTBEAM_STATE_DIR": str(state)}))
-
-
-def killed(state: Path, where: str, nth: int, when: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, where, str(nth), when, NIGHT],
-        env={**os.environ, "NIGHTBEAM_STATE_DIR": str(state)},
-        cwd=state.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def rows(site: Site) -> list[dict[str, Any]]:
@@ -143,7 +173,7 @@ def assert_is_the_same(site: Site, undisturbed: Site) -> None:
 
 
 @pytest.mark.parametrize(("where", "nth", "when"), MOMENTS, ids=lambda v: str(v).rpartition(":")[2])
-def test_the_same_night_after_a_kill_gives_the_same_mosaic_in_one_row(tmp_path, undisturbed, where, nth, when):
+def test_the_same_night_after_a_kill_gives_the_same_mosaic_in_one_row(tmp_path, undisturbed, killed, where, nth, when):
     site = site_at(tmp_path / "state")
     observe_sky(site, WHENS)
     killed(site.state_dir, where, nth, when)
@@ -156,7 +186,7 @@ def test_the_same_night_after_a_kill_gives_the_same_mosaic_in_one_row(tmp_path, 
     ("where", "nth", "when"), [MOMENTS[1], MOMENTS[4], MOMENTS[7], MOMENTS[8]], ids=lambda v: str(v).rpartition(":")[2]
 )
 def test_a_night_that_is_killed_while_it_replaces_an_earlier_mosaic_is_never_taken_for_whole(
-    tmp_path, undisturbed, where, nth, when
+    tmp_path, undisturbed, killed, where, nth, when
 ):
     site = site_at(tmp_path / "state")
     observe_sky(site, WHENS)

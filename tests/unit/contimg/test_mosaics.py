@@ -140,6 +140,7 @@ class TestAPlan:
         assert [len(r.tiles.splitlines()) for r in rows] == [2, 2]
         assert sum(r.tiles_rejected or 0 for r in rows) == 1
 
+    @pytest.mark.slow
     def test_of_more_than_four_hours_is_cut_and_a_late_tile_leaves_the_other_pieces_built(self, world: MosaicWorld):
         whens = [f"2025-10-03T{5 * k // 60:02d}:{5 * k % 60:02d}:00" for k in range(140)]
         for when in whens:

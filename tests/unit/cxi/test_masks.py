@@ -59,6 +59,7 @@ def _write(path: Path, what: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     ["objects", "floats", "a line", "archive", "truncated", "huge", "group", "no hdf5", "directory", "words", ""],

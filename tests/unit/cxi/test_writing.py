@@ -286,6 +286,7 @@ def test_compressed_images_read_back_as_they_were(plan, make_batch, compression)
 # -- when ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 7))
 def test_files_are_exactly_full_and_events_keep_their_order(tmp_path_factory, make_batch, sizes, most):

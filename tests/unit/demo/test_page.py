@@ -63,6 +63,7 @@ def source(mosaic: str) -> MosaicSource:
     return MosaicSource(mosaic, SourceCheck("S1", True, 1.0, 0.1, 1.0))
 
 
+@pytest.mark.slow
 def test_a_page_that_shows_everything_is_right(night: SampleNight, looked: list[str]):
     groups = [group(night.group("completed"), "completed"), group(night.group("failed"), "failed")]
     rows = page.PageDemo(ADDRESS).check(groups, [source(night.mosaic), source(night.mosaic)])
@@ -71,6 +72,7 @@ def test_a_page_that_shows_everything_is_right(night: SampleNight, looked: list[
     assert {"/", f"/groups/{night.group('failed')}", f"/mosaics/{night.mosaic}"} <= set(looked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["contimg", "platform"])
 @pytest.mark.parametrize("word", ["trouble", "unknown", "off", "gone"])
 def test_a_system_that_has_just_run_and_is_shown_otherwise_is_a_problem(

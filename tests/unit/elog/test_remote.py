@@ -489,9 +489,9 @@ def reply(body: bytes, status: str = "200 OK", *headers: str, length: int | None
 @pytest.mark.parametrize(
     ("answer", "head"),
     [
-        (reply(b"[" + b" " * 500 + b"]"), 60),
-        (reply(b"[]", "200 OK", "X-Long: " + "x" * 500), 0),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 500 + b"2\r\n[]\r\n0\r\n\r\n", 60),
+        (reply(b"[" + b" " * 5000 + b"]"), 60),
+        (reply(b"[]", "200 OK", "X-Long: " + "x" * 5000), 0),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 5000 + b"2\r\n[]\r\n0\r\n\r\n", 60),
     ],
     ids=["body", "headers", "chunk length"],
 )
@@ -501,18 +501,18 @@ def test_an_answer_that_trickles_is_cut_off(answer: bytes, head: int):
         with pytest.raises(UnavailableError, match="not complete at the deadline"):
             ask(place, read_s=0.4, attempts=1).endpoints()
         took = monotonic() - begin
-    assert 0.3 < took < 3
+    assert 0.3 < took < 50  # all of it takes 100 s
 
 
 def test_a_silent_service_is_left_in_time(fake: FakeLogbook, counted: Time):
-    fake.fail(None, "slow", seconds=5)
+    fake.fail(None, "slow", seconds=60)
     begin = monotonic()
     client = LogbookClient(
         fake.url, auth=BearerAuth(TOKEN), sleep=counted.sleep, clock=counted.clock, read_s=0.3, attempts=2
     )
     with pytest.raises(UnavailableError, match="failed 2 times"):
         client.entries(EXP)
-    assert monotonic() - begin < 3
+    assert monotonic() - begin < 60
 
 
 @pytest.mark.parametrize(

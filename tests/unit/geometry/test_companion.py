@@ -40,6 +40,7 @@ def test_crystfel_takes_the_companion_of_a_real_detector(detector):
     assert written == for_cxi(detector)
 
 
+@pytest.mark.slow
 @real_detectors
 def test_every_pixel_of_a_real_detector_is_where_it_was(detector):
     before, after = (pixel_maps(g, clen_m=0.1) for g in (detector, parse_geometry(format_geometry(for_cxi(detector)))))

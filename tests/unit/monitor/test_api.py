@@ -66,6 +66,7 @@ def texts_of(value: Any, name: str = "") -> list[tuple[str, Any]]:
 # -- fields -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_status_has_the_fields_that_people_know(get: Get):
     found = get("/api/status").json()
     assert {"queue", "recent_groups", "calibration_sets", "matched_recent"} <= set(found)

@@ -170,6 +170,7 @@ def test_where_nothing_has_come_yet_what_is_asked_for_is_not_there(path, tmp_pat
 # -- on a night ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_page_of_a_night_is_there_and_so_is_the_same_as_json(site, night):
     for path in _every_page(site, night):
         site.page(path)
@@ -338,6 +339,7 @@ def test_a_group_that_waits_says_why(site, night):
     assert "no calibration for Dec +16.1" in page
 
 
+@pytest.mark.slow
 def test_a_group_whose_worker_has_been_silent_for_a_quarter_of_an_hour_is_told_from_one_at_work(night):
     path = address("/groups", night.group("in_progress"))
     later = _site(night.settings, NOW + timedelta(minutes=16))
@@ -404,6 +406,7 @@ def test_the_services_say_how_they_do(site):
     assert "older than 30 days" in platform
 
 
+@pytest.mark.slow
 def test_measures_that_are_unknown_are_counted_beside_a_good_verdict(tmp_path):
     night = sample_night(tmp_path / "state", now=NOW)
     site = _site(night.settings)
@@ -420,6 +423,7 @@ def test_measures_that_are_unknown_are_counted_beside_a_good_verdict(tmp_path):
     assert "1 unknown" in card
 
 
+@pytest.mark.slow
 def test_what_housekeeping_put_aside_is_said_to_be_so_and_has_no_picture(tmp_path):
     night = sample_night(tmp_path / "state", now=NOW)
     site = _site(night.settings)
@@ -521,6 +525,7 @@ def test_a_group_in_a_queue_that_cannot_be_read_is_not_said_to_be_missing(tmp_pa
     assert "the queue cannot be read" in _site(settings).page("/groups/2026-11-21T03:15:02", status=503)
 
 
+@pytest.mark.slow
 def test_rows_that_hold_next_to_nothing_are_shown_as_far_as_they_go(tmp_path):
     settings = sample_settings(tmp_path / "state")
     sample_night(tmp_path / "state", now=NOW)
@@ -587,6 +592,7 @@ def test_a_page_that_goes_on_from_a_row_that_is_gone_says_so(site):
 # -- hostile values -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_that_a_database_holds_becomes_markup(hostile, hostile_night):
     seen = 0
     for path in _every_page(hostile, hostile_night):

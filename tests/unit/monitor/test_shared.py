@@ -107,6 +107,7 @@ def test_those_who_wait_for_an_answer_that_fails_get_their_own():
     assert sorted(one.body for one in asyncio.run(two())) == [b"1", b"2"]
 
 
+@pytest.mark.slow
 def test_no_more_answers_are_kept_than_fit():
     app = Counting(size=1 << 19)
     shared = Shared(app)

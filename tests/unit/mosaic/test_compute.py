@@ -202,6 +202,7 @@ def test_a_long_strip_across_0_h_is_cut_there():
     assert (one[0], one[-1], other[0], other[-1]) == ("0", "21", "20", "59")
 
 
+@pytest.mark.slow
 @given(st.floats(0, 360), st.integers(2, 300), st.floats(5, 360), st.integers(0, 5))
 def test_no_tile_is_lost_and_no_piece_too_long_whatever_is_asked_for(first, tiles, span, overlap):
     many = [tile(f"{k}", (first + k * 1.2) % 360.0, 30.0) for k in range(tiles)]
@@ -320,6 +321,7 @@ def test_a_tile_on_the_seam_lies_on_both_ends_of_the_grid():
     assert (left.x1 - left.x0) + (right.x1 - right.x0) == pytest.approx(256, abs=8)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 130))
 def test_blocks_cover_every_pixel_once(width, height, side):
     count = np.zeros((height, width), int)

@@ -247,6 +247,7 @@ def test_headers_say_what_it_is(three, build):
         assert hdus[0].data.shape == (1, 1, mosaic.height, mosaic.width)
 
 
+@pytest.mark.slow
 def test_there_is_a_picture_of_it_in_which_a_lone_bright_pixel_survives(three, build, monkeypatch):
     from nightbeam.mosaic.files import open_plane
     from nightbeam.mosaic.product import _small
@@ -316,6 +317,7 @@ def test_the_order_of_tiles_is_no_matter(three, build):
     np.testing.assert_allclose(plane(there.path), plane(back.path), atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_long_strip_keeps_its_sources_on_a_cylinder(tmp_path, build):
     sky = [Calibrator("W", 350.2, 29.9, 1.0), Calibrator("M", 359.9, 30.1, 1.0), Calibrator("E", 18.0, 30.2, 1.0)]
     like = replace(SMALL, imsize=64, cell_arcsec=120.0, beam_major_arcsec=600.0, beam_minor_arcsec=480.0)

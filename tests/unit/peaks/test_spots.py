@@ -48,6 +48,7 @@ def figures(table, truth):
     return hit.mean(), len(set(which[hit])) / len(found), np.sqrt(np.mean(distance[hit] ** 2)), np.median(distance[hit])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("centroid", "rms_px", "median_px"), [("mass", 0.25, 0.18), ("intensity", 0.16, 0.08)])
 def test_spots_are_found_where_they_are(engine, centroid, rms_px, median_px):
     images, truth = frame()

@@ -149,6 +149,7 @@ def test_of_close_pairs_of_a_list_neither_flux_nor_place_is_asked(tmp_path):
     assert [scores[name].verdict for name in ("flux_ratio", "astrometry", "completeness")] == ["good"] * 3
 
 
+@pytest.mark.slow
 def test_noise_alone_moves_no_image_from_its_place(tmp_path):
     from nightbeam.testing.sky_tiles import SkyTile, write_tile
 
@@ -279,6 +280,7 @@ def test_a_damaged_report_is_replaced(tmp_path, caplog):
     assert "is replaced" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["table.dat", "data"])
 def test_a_damaged_measurement_set_is_unknown_in_all_that_it_would_say(tmp_path, ms, damage):
     import shutil
@@ -393,6 +395,7 @@ def test_the_gap_that_ends_at_the_longest_spacing_is_shaded(tmp_path, monkeypatc
     assert [len(axes.patches) for axes in drawn[0].axes] == [1, 1]
 
 
+@pytest.mark.slow
 def test_figures_of_nothing_can_be_drawn():
     nothing = np.zeros(0)
     sample = VisibilitySample("DATA", nothing, nothing, nothing, nothing)

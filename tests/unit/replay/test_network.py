@@ -40,6 +40,7 @@ def score(plan: FramePlan, n: int, network: Network, *, prepare=lambda frames: p
     return right / max(1, len(truth)), right / max(1, components), errors
 
 
+@pytest.mark.slow
 def test_the_matched_filter_finds_the_peaks_of_the_demo_and_nothing_else():
     recall, precision, errors = score(FramePlan(), 30, load_network(device="cpu"))
     assert recall > 0.98
@@ -151,6 +152,7 @@ class Two(torch.nn.Module):
         return torch.cat((x, -x), 1)
 
 
+@pytest.mark.slow
 def test_a_program_for_a_fixed_number_of_rows_gets_as_many(tmp_path):
     torch.export.save(torch.export.export(Two(), (torch.rand(3, 1, 8, 8),)), tmp_path / "m.pt2")
     network = load_network(tmp_path / "m.pt2", "cpu")

@@ -124,6 +124,7 @@ KEYS = [
 KEYS += ["pad_style", "run", "experiment", "normalization", "prediction_form", "producer_id", "other"]
 
 
+@pytest.mark.slow
 @given(anything, anything, st.dictionaries(st.sampled_from(KEYS), anything), anything)
 def test_whatever_a_message_says_the_answer_is_a_header_or_the_fault_of_the_batch(original, after, metadata, batch_id):
     odd = SimpleNamespace(

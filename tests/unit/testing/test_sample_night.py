@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from nightbeam.catalog import Products, Queue, Registry, State
 from nightbeam.testing.sample_night import HOSTILE, sample_night
 
 NOW = datetime(2026, 11, 21, 6, 15, 2, tzinfo=UTC)
 
 
+@pytest.mark.slow
 def test_there_is_a_group_in_each_state_and_a_set_and_a_mosaic_of_each_kind(tmp_path):
     home = tmp_path / "site"
     night = sample_night(home / "state", now=NOW, groups=16)
@@ -25,6 +28,7 @@ def test_there_is_a_group_in_each_state_and_a_set_and_a_mosaic_of_each_kind(tmp_
     assert set(home.iterdir()) == {home / "state"}
 
 
+@pytest.mark.slow
 def test_what_is_hostile_is_so_where_people_write(tmp_path):
     night = sample_night(tmp_path / "state", now=NOW, groups=16, hostile=True)
     error = Queue(str(night.settings.contimg.queue_db)).group(night.group("failed")).error

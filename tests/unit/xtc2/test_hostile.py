@@ -193,12 +193,12 @@ def mutations(whole: bytes, work: Path, count: int, *, seed: int) -> int:
         dice.choice(CHANGES)(data, dice)
         path.unlink(missing_ok=True)  # a file written anew over its old self goes to the disk at once
         path.write_bytes(data)
-        began = time.monotonic()
+        began = time.process_time()
         with a_look(number, CHANGED_MIB):
             good += read_everything(path)
             if number % 20 == 0:
                 judge_run(work, "mfx1", 1)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
     return good
 
 
@@ -306,9 +306,9 @@ def test_runs_without_end_are_not_all_kept(tmp_path, monkeypatch):
 def test_a_million_tiny_datagrams_take_seconds_and_little_memory(tmp_path):
     path = tmp_path / "a.xtc2"
     path.write_bytes(xtc2_bytes(DETECTORS, until=Transition.Enable) + datagram(Transition.L1Accept) * 1_000_000)
-    began = time.monotonic()
+    began = time.process_time()
     assert inspect_file(path).datagrams["L1Accept"] == 1_000_000
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     os.truncate(path, path.stat().st_size // 10)  # enough to see, and measuring takes its time
     with memory_below(1):
         assert inspect_file(path).datagrams["L1Accept"] > 90_000
@@ -328,6 +328,6 @@ def test_a_file_that_shrinks_under_the_reader_is_an_error(tmp_path):
 def test_empty_parents_by_the_million_are_given_up_soon(tmp_path):
     path = tmp_path / "a.xtc2"
     path.write_bytes(datagram(Transition.Configure, block(BlockKind.PARENT) * 3_000_000))
-    began = time.monotonic()
+    began = time.process_time()
     assert "more than 131072 blocks" in inspect_file(path).reason
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
