@@ -117,7 +117,7 @@ def _workers_alone_serve_it_and_leave_it_running(settings: Settings, api: platfo
     try:
         assert started.api_url == api.url
         assert [part.name for part in platform.platform_status(settings).parts] == ["monitor", "worker-batch"]
-        run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"]})
+        run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"], "look": False})
         until(lambda: api.flow_run(run["id"])["state_type"] == "COMPLETED", 60.0)
     finally:
         assert platform.stop(settings).was_running

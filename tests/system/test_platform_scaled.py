@@ -102,7 +102,7 @@ def _is_api(process: psutil.Process) -> bool:
 
 
 def _completes(api: platform.PrefectApi, until: Any) -> None:
-    run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"]})
+    run = api.run_deployment("flight-check/default", parameters={"programs": ["bash"], "look": False})
     until(lambda: api.flow_run(run["id"])["state_type"] == "COMPLETED", 90.0)
 
 
