@@ -166,7 +166,7 @@ def postgresql_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def empty(postgresql_server: str) -> Callable[[], None]:
+def emptied(postgresql_server: str) -> Callable[[], None]:
     """Empty the database of that server."""
     import psycopg
 
@@ -179,9 +179,9 @@ def empty(postgresql_server: str) -> Callable[[], None]:
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: str, empty: Callable[[], None]) -> str:
+def postgresql_url(postgresql_server: str, emptied: Callable[[], None]) -> str:
     """The database of that server, emptied for each test."""
-    empty()
+    emptied()
     return postgresql_server
 
 

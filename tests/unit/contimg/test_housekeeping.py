@@ -655,7 +655,7 @@ def test_being_killed_between_any_two_steps_leaves_the_truth_and_the_next_run_en
             (Quarantine, "begin"),
             (Quarantine, "become"),
             (Products, "upsert_ms"),
-            (quarantine, "_move"),
+            (quarantine, "move"),
             (quarantine, "remove"),
             (quarantine, "sha256"),
             (Path, "rename"),
