@@ -109,7 +109,7 @@ def night(running_platform: Any, until: Callable[..., Any], subbands: Path) -> N
 
 def elsewhere(settings: Settings, state: Path) -> Site:
     """Return a site of the same ways in another state directory, where files are ready as soon as they are there."""
-    names = ("input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db")
+    names = ("state_dir", "input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db")
     ready = settings.contimg.ingest.model_copy(update={"settle_s": 0.0})
     contimg = settings.contimg.model_copy(update={**dict.fromkeys(names), "ingest": ready})
     return Site.from_settings(settings.model_copy(update={"state_dir": state, "contimg": contimg}))

@@ -64,7 +64,11 @@ def demo_settings(directory: Path, base: Settings) -> Settings:
     """
     contimg = base.contimg.model_copy(
         update={
-            **dict.fromkeys(("input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db")),
+            **dict.fromkeys(
+                ("state_dir", "input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db")
+            ),
+            "ingest": base.contimg.ingest.model_copy(update={"set_aside_dir": None}),
+            "housekeeping": base.contimg.housekeeping.model_copy(update={"quarantine_dir": None}),
             "image": base.contimg.image.model_copy(update={"imsize": 1280, "cell_arcsec": 4.0, "niter": 2000}),
             "mosaic": MosaicSettings(),
         }
