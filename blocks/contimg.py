@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from nightbeam.contimg import Site
 
 
+#: Settings that are fields of the block; all others are its options.
+_OWN = frozenset({"input_dir", "output_dir", "scratch_dir", "queue_db", "registry_db", "products_db"})
+
+
 class ContimgSite(Block):
     """Directories, databases and options of continuum imaging at one site."""
 
@@ -30,7 +34,7 @@ class ContimgSite(Block):
     products_db: SecretStr = Field(description="SQLAlchemy URL of the products.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Threads, nightly_mosaics, and the sections of the settings from ingest to housekeeping.",
+        description="All other settings of continuum imaging, by the names that they have there.",
     )
 
     @classmethod
@@ -38,13 +42,7 @@ class ContimgSite(Block):
         """Return the block that says what resolved settings say."""
         told = settings.contimg.model_dump(mode="json")
         shared = told.pop("state_dir")
-        options = {
-            name: told.pop(name)
-            for name in (
-                *("threads", "nightly_mosaics", "ingest", "convert", "calibrate", "image", "mosaic", "qa"),
-                "housekeeping",
-            )
-        }
+        options = {name: told.pop(name) for name in ContimgSettings.model_fields if name in told and name not in _OWN}
         return cls(state_dir=shared or str(settings.state_dir), options=options, **told)
 
     def settings(self) -> Settings:

@@ -12,8 +12,9 @@ from prefect import flow
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 
-from nightbeam.core.errors import ConfigError
+from nightbeam.core.errors import ConfigError, StorageError
 from nightbeam.core.settings import load_settings
+from nightbeam.core.times import iso_z, utc_now
 from nightbeam.platform.alarms import record_alarm
 
 logger = logging.getLogger("nightbeam.alarm")
@@ -34,9 +35,13 @@ def alarm(what: str, subject: str = "", detail: str = "") -> str:
         What was said.
     """
     settings = load_settings().resolved()
-    one = record_alarm(settings.state_dir, what, subject, detail)
-    said = f"{one.at} {what} {subject}: {detail}" if detail else f"{one.at} {what} {subject}"
+    said = f"{iso_z(utc_now())} {f'{what} {subject}'.strip()}" + (f": {detail}" if detail else "")
     logger.error("%s", said)
+    try:
+        record_alarm(settings.state_dir, what, subject, detail)
+    except StorageError as error:  # a full disk is a reason to tell somebody, not to keep silent
+        said += f" (not written down: {error.what})"
+        logger.error("the alarm is not written down: %s", error.what)
     if settings.doctor.notify_block:
         _notify(settings.doctor.notify_block, said)
     return said

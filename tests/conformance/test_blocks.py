@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import BaseModel
 
 import blocks
 from blocks import KINDS, ContimgSite, RayCluster
@@ -72,6 +73,43 @@ def test_prefect_finds_the_blocks_by_our_entry_point():
     from importlib.metadata import entry_points
 
     assert {e.value for e in entry_points(group="prefect.collections") if e.name == "nightbeam"} == {"blocks"}
+
+
+def test_no_setting_is_lost_on_its_way_to_the_flows(tmp_path):
+    """Each is set to another value than its default; a new one that the block does not carry is found here."""
+    base = _settings(tmp_path)
+    for name, value in base.contimg:
+        other = value
+        if isinstance(value, BaseModel):
+            for field, had in value:
+                if changed := next((new for new in _others(had) if _is_valid(value, field, new)), None):
+                    other = value.model_copy(update={field: changed})
+                    break
+            assert other != value, f"contimg.{name}"
+        elif isinstance(value, bool):
+            other = not value
+        elif isinstance(value, int):
+            other = value + 1
+        settings = base.model_copy(update={"contimg": base.contimg.model_copy(update={name: other})})
+        assert ContimgSite.of(settings).site() == Site.from_settings(settings), f"contimg.{name}"
+
+
+def _others(value):
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return [tuple(0.9 * one for one in value)]
+    if isinstance(value, (int, float)):
+        return [value + 1, value * 0.9, value + 0.01]
+    return ["wsclean", "aoflagger", "auto", "mean"] if isinstance(value, str) else []
+
+
+def _is_valid(model, field, value):
+    try:
+        type(model).model_validate({**model.model_dump(), field: value})
+    except ValueError:
+        return False
+    return True
 
 
 def test_what_machines_share_is_not_the_state_of_the_one_that_saved_the_block(tmp_path):

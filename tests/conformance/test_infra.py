@@ -19,7 +19,7 @@ import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from nightbeam.cli import nightbeam
-from nightbeam.core.settings import load_settings
+from nightbeam.core.settings import Settings, load_settings
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
@@ -40,9 +40,9 @@ def parses(words: list[str]) -> None:
     command.make_context("infra", list(words))
 
 
-def are_settings(environ: dict[str, str], *, beside: dict[str, str] | None = None) -> None:
+def are_settings(environ: dict[str, str]) -> Settings:
     given = {name: re.sub(r"\$\{\w+:\?\}", "word", str(value)) for name, value in environ.items()}
-    load_settings(config=Path(os.devnull), environ={**given, **(beside or {})}).resolved()
+    return load_settings(config=Path(os.devnull), environ=given).resolved()
 
 
 @pytest.fixture
@@ -84,8 +84,11 @@ def test_containers_name_only_what_is_there_and_listen_on_loopback_alone():
             assert name.startswith("$") or name in COMPOSE["volumes"], volume
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
-    for name in ("server", "worker", "monitor"):
-        are_settings({k: v for k, v in services[name]["environment"].items() if k != "<<"})
+    sites = [are_settings(services[name]["environment"]).contimg for name in ("server", "worker", "monitor")]
+    # Each that starts saves the site for the flows of all; the last one must not change it.
+    assert sites[0] == sites[1] == sites[2]
+    places = ("state_dir", "input_dir", "output_dir", "scratch_dir")
+    assert all(getattr(sites[0], place).is_relative_to("/data") for place in places)
     parses(services["monitor"]["command"])
     made = {f"nightbeam_{name}" for name in ("queue", "registry", "products")}
     assert made == set(re.findall(r"CREATE DATABASE (\w+);", COMPOSE["configs"]["databases"]["content"]))
@@ -123,6 +126,10 @@ def test_the_template_of_a_pool_of_pods_is_whole_and_makes_a_job():
     assert pod["terminationGracePeriodSeconds"] == 60
     assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
     assert "{{" not in json.dumps(job)
+    container = pod["containers"][0]
+    # The image's own entry point ends with our command line, which is not what runs a flow.
+    assert "nightbeam" not in container["command"]
+    assert container["args"] == "python -m prefect.engine"
 
 
 @pytest.mark.timeout(90)

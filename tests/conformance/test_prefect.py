@@ -95,6 +95,8 @@ def test_automations_are_understood_and_zombies_get_ten_minutes():
                 assert set(action["parameters"]) <= set(inspect.signature(names[started].fn).parameters)
                 action["deployment_id"] = "00000000-0000-0000-0000-000000000000"
         assert set(automation["trigger"].get("match_related", {}).get("prefect.resource.name", [])) <= flows
+        # Without `for_each` Prefect's evaluation of what did not happen forgets what it is to happen after.
+        assert not automation["trigger"].get("after") or automation["trigger"].get("for_each")
         core = AutomationCore.model_validate(automation)
         assert core.trigger.within.total_seconds() >= 600
 

@@ -17,7 +17,7 @@ import flows.flight_check as checking
 from flows.alarm import alarm
 from flows.clean_results import remove_runs
 from nightbeam.contimg.canary import CanaryReport
-from nightbeam.core.errors import ConfigError
+from nightbeam.core.errors import ConfigError, StorageError
 from nightbeam.platform.alarms import read_alarms
 from nightbeam.platform.findings import Finding, Health
 
@@ -91,6 +91,19 @@ def test_an_alarm_is_written_down_and_told_where_a_block_is_named(monkeypatch, t
     with pytest.raises(ConfigError, match="no block told/nobody"):
         alarm("runs are late")
     assert len(read_alarms(tmp_path)) == 3, "written down before anybody is told"
+
+
+def test_an_alarm_that_cannot_be_written_down_is_told_all_the_more(monkeypatch, tmp_path: Path):
+    def full(*_):
+        raise StorageError("no room", fix="free some")
+
+    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/operators")
+    monkeypatch.setattr("flows.alarm.record_alarm", full)
+    Told().save("operators", overwrite=True)
+    Told.said.clear()
+    alarm("runs are late")
+    assert "runs are late (not written down: no room)" in Told.said[-1]
 
 
 def test_what_is_shown_at_a_run_goes_with_the_run(monkeypatch):

@@ -17,6 +17,7 @@ from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import InputError, StorageError
+from nightbeam.core.keys import SubbandName
 from nightbeam.core.times import JD_OF_MJD_ZERO
 from nightbeam.ingest import SubbandGroup, group_arrivals, list_names, scan_directory
 
@@ -91,6 +92,8 @@ def take_in(
     """
     now = time.time() if now is None else now
     queue = site.queue() if queue is None else queue
+    # Only these: a database may refuse even to be asked for what other programs call their files.
+    names = [name for name in names if SubbandName.parse(name) is not None]
     beginning = f"{site.input_dir}/"
     known = {path.removeprefix(beginning) for path in queue.known_among(beginning + name for name in names)}
     rejected = {Path(b.path): (b.size_bytes, b.mtime) for b in queue.bad_files()}

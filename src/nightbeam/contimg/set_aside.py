@@ -46,9 +46,12 @@ def move_bad_files(site: Site, queue: Queue, *, now: float) -> list[str]:
         return []
     try:
         with _alone(site):
-            _settle_all(queue, now)
+            _settle_all(site, queue, now)
             return [row.path for row in _due(site, queue, rows, now) if _put_aside(site, queue, row, now)]
     except BusyError:
+        return []
+    except StorageError as error:  # no room for a lock: what is good goes on
+        logger.warning("bad files stay where they are: %s", error.what)
         return []
 
 
@@ -77,7 +80,7 @@ def put_back(site: Site, path: Path, *, now: float, dry_run: bool = False) -> Pa
     """
     queue = site.queue()
     with _alone(site, wait_s=_WAIT_S):
-        _settle_all(queue, now)
+        _settle_all(site, queue, now)
         row = _held_at(queue, path)
         source, original = Path(row.path), Path(row.original_path)
         if not is_there(source):
@@ -174,7 +177,8 @@ def _moved(site: Site, queue: Queue, row: BadFileRow, now: float) -> bool:
     except OSError as error:
         if is_there(hidden) and not is_there(target):
             _rename_back(hidden, original)
-        if not is_there(hidden):
+        # What is at its new place already is settled by the next look, which needs the row.
+        if not is_there(hidden) and not is_there(target):
             queue.set_aside.forget(target)
         if isinstance(error, FileNotFoundError):
             return False  # it went away by itself
@@ -186,8 +190,10 @@ def _require_writable(site: Site) -> None:
         raise StorageError(f"{site.input_dir} cannot be written", fix="check the mount and its owner")
 
 
-def _settle_all(queue: Queue, now: float) -> None:
+def _settle_all(site: Site, queue: Queue, now: float) -> None:
     for row in queue.set_aside.rows(states=("moving", "restoring")):
+        if Path(row.original_path).parent != site.input_dir:
+            continue  # of a machine that sees another directory
         try:
             _settle(queue, row, now)
         except OSError as error:
@@ -214,7 +220,9 @@ def _settle_moving(queue: Queue, row: SetAsideRow, now: float) -> bool:
     elif is_there(hidden) and is_same(hidden, target):  # a copy on another file system whose original was still to go
         remove(hidden)
     if not is_there(target):
-        queue.set_aside.forget(target)
+        # Where nothing of it can be seen, a mount may be missing: then the row is all that tells of the file.
+        if is_there(original):
+            queue.set_aside.forget(target)
         return False
     queue.set_aside.hold(row, now=now)
     logger.warning("moved aside %s, now %s: %s", original, target, row.reason)
@@ -240,7 +248,8 @@ def _settle_restoring(queue: Queue, row: SetAsideRow, now: float) -> None:
     source, original = Path(row.path), Path(row.original_path)
     if is_there(source) and is_there(original) and is_same(source, original):
         remove(source)
-    queue.set_aside.become(source, "held" if is_there(source) else "restored", now=now)
+    if is_there(source) or is_there(original):  # else a mount may be missing
+        queue.set_aside.become(source, "held" if is_there(source) else "restored", now=now)
 
 
 def _is_as_judged(path: Path, row: SetAsideRow) -> bool:

@@ -14,7 +14,7 @@ __all__ = ["GroupId", "RunKey", "SubbandName"]
 
 _RUN = re.compile(r"(?P<experiment>[a-z][a-z0-9]{2,19}):r(?P<run>\d{1,6})")
 _GROUP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
-_SUBBAND = re.compile(r"(?P<stamp>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)_sb(?P<sb>\d\d)\.hdf5")
+_SUBBAND = re.compile(r"(?P<stamp>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)_sb(?P<sb>\d\d)\.hdf5", re.ASCII)
 _ISO_SECOND = "%Y-%m-%dT%H:%M:%S"
 
 

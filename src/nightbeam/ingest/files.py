@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SUBBANDS = 16
 
 __all__ = ["group_files", "list_names", "scan_directory", "unwritten_s"]
+
+logger = logging.getLogger(__name__)
 
 
 def list_names(directory: Path) -> list[str]:
@@ -177,12 +180,17 @@ def _look(
             raise InputError("0 bytes", fix="copy it again")
         arrival = _arrival(path, name, read(path))
         last = path.stat()
-    except (InputError, MissingError) as error:
+    except InputError as error:
         return BadFile(path, error.what, first.st_size, first.st_mtime)
+    except MissingError as error:  # a directory, or something that is just going away
+        return BadFile(path, error.what, first.st_size, first.st_mtime) if path.is_dir() else Unready(path, error.what)
     except NightbeamError as error:  # the disk or a lock: a later look may succeed
         return Unready(path, error.what)
     except OSError as error:
         return Unready(path, f"cannot be read: {error.strerror or error}")
+    except Exception as error:  # whatever one file makes its reader do, the others are to be taken in
+        logger.exception("%s cannot be looked at", path)
+        return Unready(path, f"cannot be looked at: {type(error).__name__}: {error}")
     if (last.st_size, last.st_mtime) != (first.st_size, first.st_mtime):
         return Unready(path, "it changed while we looked")
     return arrival

@@ -225,7 +225,7 @@ def _mirrors(settings: Settings) -> bool:
 
 
 def _canary(settings: Settings, now: float) -> Finding:
-    file = settings.state_dir / CANARY_RECORD
+    file = (settings.contimg.state_dir or settings.state_dir) / CANARY_RECORD
     try:
         said = json.loads(file.read_text())
         age_h, right, found = (now - float(said["ended_at"])) / 3600.0, bool(said["right"]), str(said["found"])

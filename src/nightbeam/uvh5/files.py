@@ -259,7 +259,8 @@ def _reading(path: Path) -> Iterator[None]:
             raise InputError(f"{path} is not an HDF5 file", fix="give subband files (*_sbNN.hdf5)") from error
         what = "is truncated" if "truncated" in reason or "ends before" in reason else "is damaged"
         raise InputError(f"{path} {what}: {reason}", fix="copy it again from the correlator") from error
-    except (ValueError, TypeError) as error:
+    # What h5py and numpy say of damaged insides, wrong types and empty arrays.
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, ArithmeticError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="copy it again from the correlator") from error
 
 

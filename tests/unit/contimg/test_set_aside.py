@@ -17,7 +17,7 @@ from nightbeam.catalog.set_aside import SetAside
 from nightbeam.contimg import Site, Tools, quarantine, scan_arrivals
 from nightbeam.contimg import set_aside as module
 from nightbeam.contimg.set_aside import bad_lines, put_back
-from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.errors import InputError, MissingError, StorageError, UnavailableError
 from nightbeam.core.settings import Settings
 
 NAME = "2025-10-02T01:02:01_sb03.hdf5"
@@ -218,6 +218,52 @@ def far_away(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_a_database_that_fails_for_an_instant_loses_no_file_from_the_lists(site: Site, monkeypatch: pytest.MonkeyPatch):
+    bad = put(site)
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise UnavailableError("the server is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SetAside, "hold", busy)
+        assert scan(site, 601.0).set_aside == ()
+    assert [line["file"] for line in bad_lines(site)] == [str(bad)] * len(bad_lines(site)) != []
+    scan(site, 601.0)
+    assert held(site) == [("rubbish", "held")]
+
+
+def test_what_is_on_its_way_is_not_forgotten_while_a_mount_is_missing(site: Site, monkeypatch: pytest.MonkeyPatch):
+    bad, there = put(site), site.input_dir.with_name("there")
+    killed_at(monkeypatch, SetAside, "hold", after=False, act=lambda: scan(site, 601.0))
+    site.input_dir.rename(there)
+    site.input_dir.mkdir()
+    scan(site)
+    site.input_dir.rmdir()
+    there.rename(site.input_dir)
+    scan(site)
+    assert [(row.original_path, row.state) for row in site.queue().set_aside.rows()] == [(str(bad), "held")]
+    assert held(site) == [("rubbish", "held")]
+
+
+def test_where_no_lock_can_be_made_bad_files_stay_and_good_ones_go_on(site: Site, monkeypatch: pytest.MonkeyPatch):
+    bad = put(site)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("no room for a lock")
+
+    monkeypatch.setattr(module, "sole_owner", full)
+    scan(site)
+    put(site, "+", NAME.replace("sb03", "sb04"))
+    assert scan(site, 601.0).new_files == 1
+    assert bad.exists()
+
+
+def test_a_name_that_is_no_text_in_the_input_directory_stops_nothing(site: Site):
+    put(site, "+")
+    Path(os.fsdecode(os.fsencode(site.input_dir) + b"/caf\xe9.txt")).touch()
+    assert scan(site, 601.0).new_files == 1
 
 
 #: What changes anything on disk or in the tables while a file is moved aside or put back.

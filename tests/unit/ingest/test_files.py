@@ -99,6 +99,31 @@ def test_a_failing_disk_is_no_reason_to_call_a_file_bad(tmp_path: Path):
     assert (scan.bad, scan.unready[0].reason) == ((), "input/output error")
 
 
+def test_a_file_over_which_its_reader_stumbles_does_not_keep_the_others_out(tmp_path: Path):
+    odd, good = "2025-10-02T01:02:03_sb00.hdf5", "2025-10-02T01:02:03_sb01.hdf5"
+    for name in (odd, good):
+        (tmp_path / name).write_text("x")
+
+    def stumble(path: Path) -> Any:
+        if path.name == odd:
+            raise MemoryError
+        return read(path)
+
+    scan = scan_directory(tmp_path, settle_s=0.0, read=stumble)
+    assert [a.path.name for a in scan.ready] == [good]
+    assert [(u.path.name, u.reason) for u in scan.unready] == [(odd, "cannot be looked at: MemoryError: ")]
+
+
+def test_a_file_that_is_just_going_away_is_not_called_bad(tmp_path: Path):
+    (tmp_path / "2025-10-02T01:02:03_sb00.hdf5").write_text("x")
+
+    def read(path: Path) -> Any:
+        raise MissingError(f"no file {path}")
+
+    scan = scan_directory(tmp_path, settle_s=0.0, read=read)
+    assert (len(scan.unready), scan.bad) == (1, ())
+
+
 def test_known_files_are_not_opened_again(tmp_path: Path):
     path = put(tmp_path, "2025-10-02T01:02:03_sb01.hdf5", "broken")
     assert scan_directory(tmp_path, known={path.name}, settle_s=0, read=read).bad == ()

@@ -184,6 +184,14 @@ def test_a_canary_must_have_been_right_lately(settings: Settings, age_h: float, 
     assert of(examine_site(settings, now=now), "canary").health is health
 
 
+def test_the_canary_of_several_machines_lies_where_they_all_see_it(settings: Settings, tmp_path: Path):
+    shared = changed(settings, "contimg", state_dir=tmp_path / "shared")
+    file = tmp_path / "shared" / readiness.CANARY_RECORD
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"ended_at": 1.8e9, "right": False, "found": "no source"}))
+    assert of(examine_site(shared, now=1.8e9), "canary").health is Health.FAIL
+
+
 # -- the platform -------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,30 @@ def test_a_truncated_file_is_called_truncated(own_files):
         check_subband(own_files[0])
 
 
+def test_whatever_part_of_a_file_was_lost_the_error_is_ours(own_files):
+    whole, spoilt = own_files[0].read_bytes(), 0
+    for at in np.random.default_rng(8).integers(0, len(whole), 300):
+        # As after a power cut: a page of it was never written.
+        own_files[0].write_bytes(whole[:at] + bytes(min(4096, len(whole) - at)) + whole[at + 4096 :])
+        try:
+            check_subband(own_files[0])
+        except (InputError, StorageError):
+            spoilt += 1
+    assert spoilt > 30
+
+
+@pytest.mark.parametrize(
+    ("item", "value"),
+    [("time_array", b"noon"), ("integration_time", np.zeros(0)), ("Ntimes", np.inf), ("ant_1_array", h5py.Empty("i8"))],
+)
+def test_an_item_of_the_wrong_kind_is_our_error(own_files, item, value):
+    with h5py.File(own_files[0], "r+") as file:
+        del file["Header"][item]
+        file["Header"][item] = value
+    with pytest.raises(InputError):
+        check_subband(own_files[0])
+
+
 @pytest.mark.parametrize("item", ONE_HEADER_ITEM_EACH)
 def test_a_missing_header_item_is_named(own_files, item):
     with h5py.File(own_files[0], "r+") as file:
