@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as this_run
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
+from nightbeam.platform.compute import worker_name
 from nightbeam.platform.processes import process_lives
 
 logger = logging.getLogger("nightbeam.sweep")
@@ -35,13 +35,13 @@ def sweep_zombies(grace_s: float = 5.0, pending_s: float = 600.0) -> list[str]:
 
     Notes
     -----
-    A process number means something only on the machine that gave it. It is looked at where the server
-    is on this machine, and so are all processes; otherwise only `pending_s` counts.
+    A process number means something only on the machine that gave it. It is looked at where the run's worker is one
+    of this machine, which its name tells; otherwise only `pending_s` counts, and Prefect's own watch.
     """
     swept = []
     with get_client(sync_client=True) as api:
         for run in _active_runs(api):
-            why = _why_dead(run, here=_server_is_here(), grace_s=grace_s, pending_s=pending_s)
+            why = _why_dead(run, here=_is_of_this_machine(run), grace_s=grace_s, pending_s=pending_s)
             if why and _still_active(api, run):
                 logger.warning("run %s: %s", run.name, why)
                 api.set_flow_run_state(run.id, Crashed(message=why), force=True)
@@ -80,5 +80,7 @@ def _still_active(api: SyncPrefectClient, run: FlowRun) -> bool:
     return state is not None and not state.is_final()
 
 
-def _server_is_here() -> bool:
-    return urlsplit(PREFECT_API_URL.value() or "").hostname in ("127.0.0.1", "localhost", "::1")
+def _is_of_this_machine(run: FlowRun) -> bool:
+    # Other machines may work for a server that is here, and this one for a server elsewhere.
+    pool, worker = (run.labels.get(f"prefect.{what}.name") for what in ("work-pool", "worker"))
+    return worker is not None and worker == worker_name(str(pool), socket.gethostname())

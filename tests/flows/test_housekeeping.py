@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 import traceback
 import warnings
@@ -54,6 +55,17 @@ def test_a_run_is_a_zombie_when_its_process_is_gone_and_only_where_processes_are
     assert "4194303 is gone" in _why(_run(Running(), gone))
     assert not _why(_run(Running(), gone), here=False)
     assert not _why(_run(Running(), gone, age_s=1.0)), "within its grace"
+
+
+def test_a_run_is_of_the_machine_whose_worker_took_it():
+    def run(worker):
+        told = {"prefect.worker.name": worker, "prefect.work-pool.name": "casa"} if worker else {}
+        return SimpleNamespace(labels=told)
+
+    assert sweeping._is_of_this_machine(run(f"casa-{socket.gethostname()}"))
+    assert not sweeping._is_of_this_machine(run(f"casa-other-{socket.gethostname()}"))
+    assert not sweeping._is_of_this_machine(run("casa-far"))
+    assert not sweeping._is_of_this_machine(run(None))
 
 
 def test_a_living_process_is_left_alone(monkeypatch):

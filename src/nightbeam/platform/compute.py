@@ -22,6 +22,7 @@ __all__ = [
     "prepare_argv",
     "server_programs",
     "shares_pools",
+    "worker_name",
     "worker_programs",
 ]
 
@@ -193,11 +194,16 @@ def worker_programs(layout: Layout, pools: Mapping[str, int], *, env: Mapping[st
     programs = []
     for pool, limit in pools.items():
         argv = (
-            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-{host}"),
+            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", worker_name(pool, host)),
             *("--limit", str(limit), "--install-policy", "never", "--type", "process"),
         )
         programs.append(Program(f"worker-{pool}", argv, dict(env), layout.log_of(f"worker-{pool}")))
     return programs
+
+
+def worker_name(pool: str, host: str) -> str:
+    """Return what the worker of a pool on a machine is called, by which its runs are known to be there."""
+    return f"{pool}-{host}"
 
 
 def monitor_program(
