@@ -35,11 +35,11 @@ def test_a_file_that_was_copied_is_as_one_that_was_migrated(tmp_path: Path, copi
 
 
 @pytest.mark.system
-def test_what_was_copied_to_a_server_is_as_what_was_migrated_there(postgresql_url: str, copies: Any, empty: Any):
+def test_what_was_copied_to_a_server_is_as_what_was_migrated_there(postgresql_url: str, copies: Any, emptied: Any):
     for name in NAMES:
         Database(postgresql_url, name)
     migrated = copies.dumped(postgresql_url)
-    empty()
+    emptied()
     with copies.used():
         for name in NAMES:
             Database(postgresql_url, name)
