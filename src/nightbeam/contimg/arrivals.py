@@ -37,8 +37,8 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
 
     New ready files are recorded in their groups, unreadable ones with the reason and later moved aside; groups of
     dead workers come back, those incomplete for too long are imaged as partial or failed, and those that wait for
-    gains are woken where there is a set now. Two who scan at once do no harm, unless both are the first to see a clock that was
-    set: then the ages of groups are corrected twice.
+    gains are woken where there is a set now. Two who scan at once do no harm, unless both are the first to see a
+    clock that was set: then the ages of groups are corrected twice.
 
     Raises
     ------
