@@ -11,14 +11,19 @@ full-size group takes (benchmarks/group.py; --work-cpu).
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
-# A module of the standard library bears the name of this file, and others import it.
-sys.path[:] = [place for place in sys.path if not place.endswith("benchmarks")]
+# A module of the standard library bears the name of this file. Python looks first beside the script that it runs, so
+# it finds this one here, whichever benchmark it is that runs; from here on it does not look there any more.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+if __name__ == "platform":
+    del sys.modules["platform"]
+    import platform  # noqa: F401
 
 import argparse  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
 import shutil  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
@@ -26,7 +31,6 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager, suppress  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 INFRA = Path(__file__).resolve().parents[1] / "infra"

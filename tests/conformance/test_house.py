@@ -94,3 +94,11 @@ def test_news_fragments_are_named_by_their_kind():
 def test_yaml_of_the_platform_is_yaml():
     for path in [ROOT / "prefect.yaml", *(ROOT / "deployments").rglob("*.yaml")]:
         assert yaml.safe_load(path.read_text()) is not None, path
+
+
+def test_a_benchmark_named_like_a_module_of_python_is_not_taken_for_it():
+    benchmarks = ROOT / "benchmarks"
+    code = "import sys, uuid, platform; sys.exit('benchmarks' in platform.__file__)"
+    asked = f"import sys; sys.path.insert(0, {str(benchmarks)!r}); {code}"
+    assert (benchmarks / "platform.py").is_file()
+    subprocess.run([sys.executable, "-c", asked], check=True, timeout=60)
