@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from nightbeam.casa.tables import is_table, open_table
 from nightbeam.core.errors import InputError, MissingError
-from nightbeam.gains.compute import direction_cosines, predict_block, source_spectrum
+from nightbeam.core.times import SECONDS_PER_DAY
+from nightbeam.gains.compute import direction_cosines, gain_cube, predict_block, source_spectrum
 from nightbeam.gains.model import CalSolutions, CalTable, FlagReport, ModelSource, MsLayout
 from nightbeam.ms import RowBlock, write_model_column
 
@@ -286,12 +287,25 @@ def fill_model(
         _forget_virtual_models(table)
 
 
-def average_for_solving(ms: Path, out: Path, *, field: int, interval_s: float) -> int:
+def average_for_solving(
+    ms: Path, out: Path, *, field: int, interval_s: float, weighted: bool = False, gains: Sequence[CalSolutions] = ()
+) -> int:
     """Write a small Measurement Set to solve gains from: data over model, averaged in time.
 
-    CASA's solvers cost time for each row, however short. Each row of ``out`` holds sum(V conj M) / sum(|M|^2) of the
-    unflagged samples of one baseline, window and interval, with sum(|M|^2) as its weight and 1 as its model: for gains
-    that stand still over an interval this has the same solution as the data themselves. Autocorrelations are left out.
+    CASA's solvers cost time for each row, however short. Each row of ``out`` holds sum(w V conj M) / sum(w |M|^2) of
+    the unflagged samples of one baseline, window and interval, with sum(w |M|^2) as its weight and 1 as its model: for
+    gains that stand still over an interval this has the same solution as the data themselves. Autocorrelations are
+    left out.
+
+    Parameters
+    ----------
+    interval_s
+        Infinity: all times in one.
+    weighted
+        Whether w is the weight of the data, as in what this function wrote before; else every sample counts the same.
+    gains
+        Solutions that are divided out first, for gains that do not stand still; nearest in time. They are part of the
+        model M. Where one is flagged, so are the data.
 
     Returns
     -------
@@ -319,12 +333,41 @@ def average_for_solving(ms: Path, out: Path, *, field: int, interval_s: float) -
         ends = np.append(begins[1:], len(rows))
         with open_table(out, write=True) as small:
             for first, last in _runs(ddid[rows[begins]]):
-                part = slice(int(begins[first]), int(ends[last - 1]))
-                _average_window(table, small, rows[part], begins[first:last] - begins[first], first)
+                part = rows[int(begins[first]) : int(ends[last - 1])]
+                window = int(ddid[part[0]])
+                prior = _PriorGains(gains, window, layout.channel_hz[window], ant1[part], ant2[part], times[part])
+                _average_window(table, small, part, begins[first:last] - begins[first], first, prior, weighted)
             mean = np.add.reduceat(times[rows], begins) / (ends - begins)
             for column in ("TIME", "TIME_CENTROID"):
                 small.putcol(column, mean)
     return len(begins)
+
+
+@dataclass(frozen=True, slots=True)
+class _PriorGains:
+    """What is known of the rows of one window already."""
+
+    solutions: Sequence[CalSolutions]
+    window: int
+    freqs_hz: NDArray[np.float64]
+    antenna1: NDArray[np.int64]
+    antenna2: NDArray[np.int64]
+    time_s: NDArray[np.float64]
+
+    def onto(self, model: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the model of each row with the gains in it, and what is still good; (row, chan, pol)."""
+        if not self.solutions:
+            return model, good
+        model, good = model.astype(np.complex128), good.copy()
+        times, which = np.unique(self.time_s, return_inverse=True)
+        for number, time in enumerate(times):
+            mine = np.flatnonzero(which == number)
+            i, j = self.antenna1[mine], self.antenna2[mine]
+            for found in self.solutions:
+                values, bad = gain_cube(found, self.window, self.freqs_hz, float(time) / SECONDS_PER_DAY)
+                model[mine] *= values[i] * np.conj(values[j])
+                good[mine] &= ~(bad[i] | bad[j])
+        return model, good
 
 
 def _runs(labels: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -332,13 +375,28 @@ def _runs(labels: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     yield from zip([0, *map(int, edges)], [*map(int, edges), len(labels)], strict=True)
 
 
-def _average_window(table: Any, small: Any, rows: NDArray[np.intp], begins: NDArray[np.intp], first: int) -> None:
+def _average_window(
+    table: Any,
+    small: Any,
+    rows: NDArray[np.intp],
+    begins: NDArray[np.intp],
+    first: int,
+    prior: _PriorGains,
+    weighted: bool,
+) -> None:
     """Average one window: ``begins`` index the first of ``rows`` of each group, ``first`` the row to write at."""
     low, high = int(rows.min()), int(rows.max()) + 1
     read = {c: table.getcol(c, low, high - low)[rows - low] for c in ("DATA", "MODEL_DATA", "FLAG")}
     good = ~(read["FLAG"] | table.getcol("FLAG_ROW", low, high - low)[rows - low][:, None, None])
-    model, data = read["MODEL_DATA"], np.where(good, read["DATA"], 0)
-    power = np.add.reduceat(np.where(good, np.abs(model) ** 2, 0), begins, axis=0)
+    model, good = prior.onto(read["MODEL_DATA"], good)
+    data = np.where(good, read["DATA"], 0)
+    samples = np.where(good, np.abs(model) ** 2, 0)
+    if weighted:
+        spectrum = "WEIGHT_SPECTRUM" in table.colnames()
+        weights = table.getcol("WEIGHT_SPECTRUM" if spectrum else "WEIGHT", low, high - low)[rows - low]
+        weights = weights if spectrum else weights[:, None, :]
+        data, samples = data * weights, samples * weights
+    power = np.add.reduceat(samples, begins, axis=0)
     ratio = np.add.reduceat(data * np.conj(model), begins, axis=0) / np.where(power > 0, power, 1)
     count, none = len(begins), np.asarray(power <= 0)
     weight = np.where(none, 0, power)

@@ -156,9 +156,9 @@ def solve_gains(
     try:
         with storage_errors(staging):
             staging.mkdir(parents=True)
-        source_ms, steady = _averaged(ms.absolute(), staging, field, options)
-        steps = _chain(source_ms, staging / out_prefix.name, _casa_antenna(layout, refant), field, steady)
-        complaint = _run_chain(steps, options, work_dir, log)
+        data, steady = _averaged(ms.absolute(), staging, field, options)
+        steps = _chain(data, staging / out_prefix.name, _casa_antenna(layout, refant), field, steady)
+        complaint = _run_chain(steps, data, options, work_dir, log, field=field)
         made = _made_tables(steps, str(field), refant.name)
         report = judge_tables(
             ms, made, options=options, field=field, flags=flags, refant=refant, extra_reasons=complaint,
@@ -204,20 +204,40 @@ def other_sources(
     return found
 
 
-def _averaged(ms: Path, staging: Path, field: int, options: SolveOptions) -> tuple[Path, SolveOptions]:
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What the solves read. ``still``: all times in one, from which those solve whose gains stand still."""
+
+    ms: Path
+    still: Path | None = None
+    #: As ``still``, the phases of before the bandpass divided out.
+    steadied: Path | None = None
+
+
+def _averaged(ms: Path, staging: Path, field: int, options: SolveOptions) -> tuple[_Data, SolveOptions]:
     """Return what to solve from, and the options for it: intervals as long as a row are then every integration."""
     names = ("pre_bandpass_interval", "gain_interval", "fast_interval")
     intervals = {name: getattr(options, name) for name in names}
     seconds = averaging_interval_s(intervals.values())
     if not options.average or seconds is None:
-        return ms, options
+        return _Data(ms), options
     small = staging / "averaged.ms"
     rows = average_for_solving(ms, small, field=field, interval_s=seconds)
     logger.info("%s: solving from %d averaged rows", ms.name, rows)
     ours: dict[str, Any] = {
         k: "int" for k, v in intervals.items() if v is not None and averaging_interval_s([v]) == seconds
     }
-    return small, replace(options, **ours)
+    # Between the times of longer intervals CASA interpolates the phases; those of every row it need not.
+    steadied = staging / "steadied.ms" if "pre_bandpass_interval" in ours else None
+    still = staging / "still.ms" if options.gain_interval.lower().startswith("inf") else None
+    return _Data(small, still, steadied), replace(options, **ours)
+
+
+def _average_again(data: _Data, phases: Path, *, field: int) -> None:
+    """Write what the bandpass and gains that stand still are solved from: one row a baseline and window."""
+    for out, gains in ((data.steadied, [read_caltable(phases)]), (data.still, [])):
+        if out is not None:
+            average_for_solving(data.ms, out, field=field, interval_s=np.inf, weighted=True, gains=gains)
 
 
 def _casa_antenna(layout: MsLayout, refant: RefantChoice) -> str:
@@ -305,10 +325,10 @@ class _Step:
     kind: TableKind | None
 
 
-def _chain(ms: Path, stem: Path, refant: str, field: int, options: SolveOptions) -> list[_Step]:
+def _chain(data: _Data, stem: Path, refant: str, field: int, options: SolveOptions) -> list[_Step]:
     steps: list[_Step] = []
     shared: dict[str, Any] = {
-        "vis": ms,
+        "vis": data.ms,
         "field": str(field),
         "uvrange": options.uvrange,
         "refant": refant,
@@ -338,14 +358,15 @@ def _chain(ms: Path, stem: Path, refant: str, field: int, options: SolveOptions)
     )  # fmt: skip
     kind = TableKind.BANDPASS
     band = add(
-        "bandpass", kind, kind.suffix, [*applied, phases],
-        bandtype="B", solint="inf", combine="scan", solnorm=True, minsnr=options.bp_minsnr,
-        fillgaps=options.fill_gaps,
+        "bandpass", kind, kind.suffix, applied if data.steadied else [*applied, phases],
+        vis=data.steadied or data.ms, bandtype="B", solint="inf", combine="scan", solnorm=True,
+        minsnr=options.bp_minsnr, fillgaps=options.fill_gaps,
     )  # fmt: skip
     applied.append(band)
     kind = TableKind.GAIN
     combine = "scan" if options.gain_interval == "inf" else ""
     own = {"gaintype": "G", "calmode": "ap", "solint": options.gain_interval, "combine": combine}
+    own["vis"] = data.still or data.ms
     applied.append(add("gaincal", kind, kind.suffix, applied, minsnr=options.gain_minsnr, **own))
     if options.fast_interval:
         kind = TableKind.SHORT
@@ -354,8 +375,21 @@ def _chain(ms: Path, stem: Path, refant: str, field: int, options: SolveOptions)
     return steps
 
 
-def _run_chain(steps: Sequence[_Step], options: SolveOptions, work_dir: Path, log: Path) -> list[str]:
+def _run_chain(
+    steps: Sequence[_Step], data: _Data, options: SolveOptions, work_dir: Path, log: Path, *, field: int
+) -> list[str]:
     """Run the solves; what is returned are reasons to reject (a solver that found nothing to solve)."""
+    phases = next(number for number, step in enumerate(steps) if step.kind is None)
+    if data.still is None and data.steadied is None:
+        return _run_solves(steps, options, work_dir, log)
+    complaint = _run_solves(steps[: phases + 1], options, work_dir, log)
+    if complaint:
+        return complaint
+    _average_again(data, steps[phases].table, field=field)
+    return _run_solves(steps[phases + 1 :], options, work_dir, log)
+
+
+def _run_solves(steps: Sequence[_Step], options: SolveOptions, work_dir: Path, log: Path) -> list[str]:
     try:
         run_casa(
             [step.call for step in steps],
@@ -372,6 +406,8 @@ def _run_chain(steps: Sequence[_Step], options: SolveOptions, work_dir: Path, lo
             raise
         return [f"{first.table.name}: CASA found no unflagged data to solve from"]
     missing = [step.table.name for step in steps if not is_table(step.table)]
+    if missing and _solved_nothing(log):
+        return [f"{missing[0]}: CASA found no unflagged data to solve from"]
     return [f"{name}: CASA returned normally and wrote no table" for name in missing]
 
 

@@ -15,6 +15,7 @@ from nightbeam.gains.files import (
     read_times,
     restore_flags,
 )
+from nightbeam.gains.model import CalSolutions
 
 
 def edit(ms, column, change, rows=slice(None)):
@@ -171,6 +172,58 @@ def test_averaged_data_over_model_are_the_gains_of_each_baseline(made, sky, tmp_
     assert cells["FLAG"][(i == 0) & (j == 2)].sum() == 2 * 8 * 2
     two, one = cells["WEIGHT_SPECTRUM"].max(), 25.0
     assert two == pytest.approx(2 * one, rel=2e-3)
+
+
+def _turning(made, *, at_time):
+    """Return phases of antennas (time, ant, pol) as a solved table, and put them into the data."""
+    rng = np.random.default_rng(4)
+    phases = np.exp(1j * rng.uniform(-1, 1, (len(at_time), len(made.names), 2)))
+    with open_table(made.path, write=True) as table:
+        i, j = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+        when = np.searchsorted(at_time, table.getcol("TIME") / 86400.0 - 1e-9)
+        turned = phases[when, i] * phases[when, j].conj()
+        table.putcol("DATA", table.getcol("DATA") * turned[:, None, :])
+    cells = [(t, a, w) for t in range(len(at_time)) for a in range(len(made.names)) for w in range(2)]
+    time, ant, window = (np.array(c) for c in zip(*cells, strict=True))
+    shape = (len(cells), 1, 2)
+    return CalSolutions(
+        path=made.path, kind_name="G Jones", antennas=tuple(made.names), antenna=ant, spw=window,
+        field_id=np.zeros(len(cells), int), refant=np.full(len(cells), 2), time_mjd=at_time[time],
+        values=phases[time, ant][:, None, :], flags=np.zeros(shape, bool), snr=np.full(shape, 50.0),
+        freqs_hz=tuple(f[:1] for f in made.freqs),
+    )  # fmt: skip
+
+
+def test_phases_that_are_known_are_divided_out_before_times_are_averaged(made, sky, tmp_path):
+    write_model(made.path, [ModelSource("s", *sky.offset, sky.flux)], options=SolveOptions(drift=False))
+    phases = _turning(made, at_time=read_times(made.path))
+    phases.flags[(phases.antenna == 5) & (phases.time_mjd > 60000.0), 0, 1] = True  # but for the first time
+    average_for_solving(made.path, tmp_path / "still.ms", field=0, interval_s=np.inf, gains=[phases])
+    with open_table(tmp_path / "still.ms") as table:
+        data, flags, weight = (table.getcol(c) for c in ("DATA", "FLAG", "WEIGHT_SPECTRUM"))
+        i, j = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+    assert len(data) == 66 * 2
+    assert not flags.any()
+    expected = np.broadcast_to((made.gains[i] * made.gains[j].conj())[:, None, :], data.shape)
+    assert np.abs(data / expected - 1).max() < 3e-3
+    touched = (i == 5) | (j == 5)
+    assert weight[touched][..., 1].mean() == pytest.approx(weight[~touched].mean() / 3, rel=1e-2)
+    assert weight[touched][..., 0].mean() == pytest.approx(weight[~touched].mean(), rel=1e-2)
+
+
+def test_averaged_twice_is_averaged_once(made, sky, tmp_path):
+    write_model(made.path, [ModelSource("s", *sky.offset, sky.flux)], options=SolveOptions(drift=False))
+    _turning(made, at_time=read_times(made.path))
+    with open_table(made.path, write=True) as table:
+        flags = table.getcol("FLAG")
+        flags[1, 3] = flags[1 + 78, 5:] = True  # antennas 101-102: a channel of the first time, three of the second
+        table.putcol("FLAG", flags)
+    average_for_solving(made.path, tmp_path / "once.ms", field=0, interval_s=np.inf)
+    average_for_solving(made.path, tmp_path / "part.ms", field=0, interval_s=26.0)
+    average_for_solving(tmp_path / "part.ms", tmp_path / "twice.ms", field=0, interval_s=np.inf, weighted=True)
+    with open_table(tmp_path / "once.ms") as one, open_table(tmp_path / "twice.ms") as two:
+        for column in ("DATA", "WEIGHT_SPECTRUM", "WEIGHT", "FLAG", "ANTENNA1", "ANTENNA2"):
+            assert np.allclose(one.getcol(column), two.getcol(column), rtol=1e-5), column
 
 
 def test_a_copy_of_the_flags_that_a_kill_cut_short_is_not_believed(made, monkeypatch):

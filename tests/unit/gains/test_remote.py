@@ -69,6 +69,31 @@ def test_the_gains_that_were_put_in_come_out(made, calibrator, places, tmp_path)
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("delays", [False, True])
+def test_averaging_what_is_solved_from_changes_no_solution(made, calibrator, places, tmp_path, delays):
+    rng = np.random.default_rng(2)
+    with open_table(made.path, write=True) as table:
+        i, j = table.getcol("ANTENNA1"), table.getcol("ANTENNA2")
+        _, when = np.unique(table.getcol("TIME"), return_inverse=True)
+        phases = np.exp(1j * rng.uniform(-0.5, 0.5, (3, 12, 2)))
+        noise = 0.3 * (rng.normal(size=table.getcol("DATA").shape) + 1j * rng.normal(size=table.getcol("DATA").shape))
+        table.putcol("DATA", table.getcol("DATA") * (phases[when, i] * phases[when, j].conj())[:, None, :] + noise)
+    options = replace(OPTIONS, pre_bandpass_interval="13s", solve_delays=delays)
+    found = {
+        average: solve_gains(
+            made.path, calibrator, tmp_path / f"{average}_0", options=replace(options, average=average), **places
+        )
+        for average in (True, False)
+    }
+    assert len(found[True].tables) == (3 if delays else 2)
+    for ours, theirs in zip(found[True].tables, found[False].tables, strict=True):
+        one, other = read_caltable(ours.path), read_caltable(theirs.path)
+        assert np.array_equal(one.flags, other.flags)
+        assert np.allclose(one.values, other.values, rtol=2e-4, atol=2e-4), ours.kind
+        assert np.median(one.snr) == pytest.approx(np.median(other.snr), rel=0.2)
+
+
+@pytest.mark.system
 def test_a_dead_antenna_is_left_out_and_its_data_are_flagged(made, calibrator, places, tmp_path):
     with open_table(made.path, write=True) as table:
         data = table.getcol("DATA")
