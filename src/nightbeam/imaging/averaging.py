@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nightbeam.casa.model import CasaCall
+from nightbeam.core.files import storage_errors
 from nightbeam.imaging.model import ImageRequest
+from nightbeam.ms.averaging import can_be_averaged, write_averaged
 
-__all__ = ["CROSS", "split_call"]
+__all__ = ["CROSS", "average_here", "split_call"]
 
 #: Cross-correlations only: an autocorrelation at the origin of the uv plane adds a pedestal.
 CROSS = "*&"
@@ -33,3 +36,21 @@ def split_call(request: ImageRequest, averaged: Path) -> CasaCall:
             "keepflags": False,
         },
     )
+
+
+def average_here(request: ImageRequest, averaged: Path) -> dict[str, Any] | None:
+    """Write the same set as `split_call` does, in this process and for a seventh of the work.
+
+    Returns
+    -------
+    dict or None
+        What was done, for the image's parameters; None, and nothing was done, where it takes CASA: for some of the
+        windows, a range of baselines, or channels that are no multiple of the width.
+    """
+    options = request.options
+    if options.uvrange.strip() or options.spw.strip(" *") or not can_be_averaged(request.ms, request.width):
+        return None
+    column = {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]
+    with storage_errors(averaged):
+        write_averaged(request.ms, averaged, column=column, width=request.width, fields=request.fields)
+    return {"datacolumn": request.datacolumn, "width": request.width, "fields": list(request.fields)}

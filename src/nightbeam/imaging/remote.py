@@ -11,7 +11,7 @@ from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.core.errors import UsageError
 from nightbeam.core.files import remove
-from nightbeam.imaging.averaging import CROSS, split_call
+from nightbeam.imaging.averaging import CROSS, average_here, split_call
 from nightbeam.imaging.model import ENGINES, EngineImages, ImageKind, ImageOptions, Imager, ImageRequest, product_path
 from nightbeam.imaging.wsclean import WscleanImager, check_wsclean
 
@@ -23,7 +23,7 @@ _MADE: tuple[ImageKind, ...] = ("image", "pb", "residual", "model")
 
 
 class TcleanImager:
-    """CASA tclean: channels averaged first, then multi-frequency synthesis of Stokes I."""
+    """CASA tclean: channels averaged first, here or by CASA, then multi-frequency synthesis of Stokes I."""
 
     name = "tclean"
 
@@ -38,7 +38,7 @@ class TcleanImager:
         stem = request.directory / "tile"
         averaged = request.directory / "averaged.ms"
         calls = []
-        if request.width > 1:
+        if request.width > 1 and average_here(request, averaged) is None:
             calls.append(split_call(request, averaged))
         parameters = _tclean_arguments(request, averaged if request.width > 1 else None, stem)
         calls.append(CasaCall("tclean", parameters))

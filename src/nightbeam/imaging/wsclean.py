@@ -19,7 +19,7 @@ from nightbeam.casa.remote import run_casa
 from nightbeam.core.children import log_tail, run_child
 from nightbeam.core.errors import NightbeamError, StorageError, ToolError, UsageError
 from nightbeam.core.files import remove, storage_errors
-from nightbeam.imaging.averaging import split_call
+from nightbeam.imaging.averaging import average_here, split_call
 from nightbeam.imaging.compute import fit_beam
 from nightbeam.imaging.files import open_image
 from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
@@ -48,7 +48,7 @@ class WscleanImager:
     name = "wsclean"
 
     def make(self, request: ImageRequest) -> EngineImages:
-        """Select and average in a child process of CASA, where that is asked for; image in one of WSClean.
+        """Select and average, here or in a child process of CASA, where that is asked for; image in one of WSClean.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class WscleanImager:
         prefix = request.directory / "tile"
         begin = time.monotonic()
         selected = request.width > 1 or request.options.uvrange.strip() or request.options.spw.strip(" *")
-        averaged = _average(request) if selected else None
+        averaged, averaging = _average(request) if selected else (None, {})
         argv = [PROGRAM, *wsclean_arguments(request, prefix, averaged)]
         with storage_errors(request.directory):
             (request.directory / "reordered").mkdir(exist_ok=True)
@@ -72,10 +72,7 @@ class WscleanImager:
                 remove(averaged)
             fits = {kind: _named(prefix, kind) for kind in _MADE}
             shutil.rmtree(request.directory / "reordered")
-            parameters: dict[str, Any] = {"command": shlex.join(argv)}
-            if averaged:
-                asked = split_call(request, averaged).kwargs
-                parameters["split"] = {name: asked[name] for name in asked if name not in ("vis", "outputvis")}
+            parameters: dict[str, Any] = {"command": shlex.join(argv), **averaging}
             beam = _fit_psf(prefix, request)
             if request.options.niter:
                 restore = [PROGRAM, *_restore_arguments(fits, beam, request)]
@@ -87,7 +84,8 @@ class WscleanImager:
             fits=fits,
             native=_as_casa_images(request, fits, prefix),
             parameters=parameters,
-            versions={"wsclean": wsclean_version()} | ({"casatasks": version("casatasks")} if averaged else {}),
+            versions={"wsclean": wsclean_version()}
+            | ({"casatasks": version("casatasks")} if "split" in averaging else {}),
         )
 
     def adopt(self, fits: Path, native: Path, *, log: Path, timeout_s: float) -> None:
@@ -161,17 +159,22 @@ def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None
     ]
 
 
-def _average(request: ImageRequest) -> Path:
+def _average(request: ImageRequest) -> tuple[Path, dict[str, Any]]:
+    """Return the set of what is selected, and what was done for it."""
     averaged = request.directory / "averaged.ms"
+    done = average_here(request, averaged)
+    if done is not None:
+        return averaged, {"averaging": done}
     remove(averaged)
+    call = split_call(request, averaged)
     run_casa(
-        [split_call(request, averaged)],
+        [call],
         work_dir=request.directory,
         log=request.log,
         timeout_s=request.timeout_s,
         threads=request.threads,
     )
-    return averaged
+    return averaged, {"split": {k: v for k, v in call.kwargs.items() if k not in ("vis", "outputvis")}}
 
 
 def _run(argv: list[str], request: ImageRequest, *, timeout_s: float) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "read_spectral_windows",
     "read_summary",
     "read_telescope",
+    "rows_of",
     "uv_range_m",
     "verify_ms",
     "write_model_column",
@@ -213,7 +214,7 @@ def iterate_blocks(ms: Path, *, block_rows: int = BLOCK_ROWS) -> Iterator[RowBlo
     with open_table(ms) as table:
         descriptions = table.getcol("DATA_DESC_ID")
         for rows in row_runs(descriptions, block_rows):
-            part = _rows_of(table, rows)
+            part = rows_of(table, rows)
             window = int(window_of[descriptions[rows[0]]])
             yield RowBlock(
                 rows=rows,
@@ -271,7 +272,7 @@ def _flag_blocks(ms: Path) -> Iterator[tuple[RowBlock, NDArray[np.bool_]]]:
     """Yield cross-correlations and their flags (row, chan * pol)."""
     with open_table(ms) as table:
         for block in iterate_blocks(ms):
-            flag = _rows_of(table, block.rows)("FLAG")
+            flag = rows_of(table, block.rows)("FLAG")
             cross = block.antenna1 != block.antenna2
             flat = flag.reshape(len(flag), -1)[cross]
             yield _take(block, cross), flat
@@ -291,7 +292,7 @@ def _take(block: RowBlock, keep: NDArray[np.bool_]) -> RowBlock:
     )
 
 
-def _rows_of(table: Any, rows: NDArray[np.int64]) -> Any:
+def rows_of(table: Any, rows: NDArray[np.int64]) -> Any:
     """Return a function from a column's name to its values in ``rows``, read in one piece where they touch."""
     first, count = int(rows[0]), len(rows)
     if int(rows[-1]) - first + 1 == count:
@@ -384,7 +385,7 @@ def _check_row(ms: Path, table: Any, column: str, row: int) -> None:
 
 def _find_good(ms: Path, table: Any, column: str, rows: NDArray[np.int64], description: int) -> None:
     for begin in range(0, len(rows), 4096):
-        part = _rows_of(table, rows[begin : begin + 4096])
+        part = rows_of(table, rows[begin : begin + 4096])
         data, flag = part(column), part("FLAG")
         if np.any(np.abs(data[~flag]) > 0):
             return

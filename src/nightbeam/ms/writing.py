@@ -32,6 +32,7 @@ __all__ = [
     "probe_raw_columns",
     "put_row_flags",
     "read_record",
+    "tiled_columns",
     "write_record",
 ]
 
@@ -92,7 +93,7 @@ def create_ms(path: Path, layout: MsLayout) -> None:
     StorageError
         If the disk is full.
     """
-    columns, managers = _description(layout)
+    columns, managers = tiled_columns(layout.n_chan, layout.n_pol)
     new_ms(path, columns=columns, dminfo=managers)
     _fill_antennas(path, layout)
     _fill_windows(path, layout)
@@ -215,10 +216,10 @@ def _patterns(layout: MsLayout, rows: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _description(layout: MsLayout) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the columns of the main table and the storage managers that keep them."""
+def tiled_columns(n_chan: int, n_pol: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the columns of a main table whose rows are all of one shape, and the storage managers that keep them."""
     columns = ms_columns()
-    spectrum = (layout.n_chan, layout.n_pol)
+    spectrum = (n_chan, n_pol)
     shapes = {
         "DATA": ("complex", spectrum),
         "FLAG": ("boolean", spectrum),
