@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nightbeam.catalog.model import Dispatch, FileFact, GroupFact, GroupRow, Recorded, State
 from nightbeam.contimg.clock import ClockLook, look_at_clock
+from nightbeam.contimg.guard import remove_dead_ram
 from nightbeam.contimg.model import ArrivalReport
 from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.set_aside import move_bad_files
@@ -210,7 +211,7 @@ def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = Non
             logger.warning("%s", error.what)
     out = site.output_dir
     roots = (site.scratch_dir, out, out / "caltables", out / "images")
-    for path in remove_dead_scratch(*roots, keep=held):
+    for path in [*remove_dead_scratch(*roots, keep=held), *remove_dead_ram(site)]:
         logger.info("removed %s, left behind by a process that is gone", path)
     site.remove_free_locks(keep=held)
     return recovered

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nightbeam import __version__
 from nightbeam.catalog.model import GroupRow, MsRow, Owner, Stage, State
 from nightbeam.contimg.databases import Databases, open_existing
+from nightbeam.contimg.guard import Plan, at_work, plan_step
 from nightbeam.contimg.model import ConvertReceipt
 from nightbeam.contimg.owners import is_dead, owned_scratch, this_process
 from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, working_as
@@ -39,6 +40,7 @@ from nightbeam.core.errors import (
     RejectedError,
     UnavailableError,
 )
+from nightbeam.core.files import directory_bytes
 from nightbeam.core.keys import GroupId
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import JD_OF_MJD_ZERO, SECONDS_PER_DAY, datetime_from_mjd
@@ -600,6 +602,10 @@ def _as_converted(group_id: str, summary: Any, ms: Path) -> ConvertReceipt:
     )
 
 
+def _plan(site: Site, ms: Path, step: str) -> Plan:
+    return plan_step(site, ms.stem, step, input_bytes=0, set_bytes=directory_bytes(ms))
+
+
 def _calibrate_and_image(
     site: Site, one: Unimaged, converted: ConvertReceipt, stem: Path, tools: Tools
 ) -> BackfillOutcome:
@@ -616,7 +622,10 @@ def _calibrate_and_image(
         products.upsert_ms(ms, status="skipped_no_caltables")
         return BackfillOutcome(group_id, WAITING, one.ms, f"no calibration set for MJD {converted.mid_mjd:.5f}")
     forget_quality(site, group_id)
-    with owned_scratch(site.scratch_dir, group_id, "apply") as work:
+    with (
+        at_work(site, group_id, "apply", _plan(site, ms, "apply")),
+        owned_scratch(site.scratch_dir, group_id, "apply") as work,
+    ):
         applied = tools.apply(site, ms, found.tables, work=work, log=site.log(group_id, "apply"))
     products.upsert_ms(
         ms, stage="applycal_done", cal_applied=1, calibration_set=found.set_name, cal_age_days=found.age_days,
@@ -624,7 +633,8 @@ def _calibrate_and_image(
     )  # fmt: skip
     stem.parent.mkdir(parents=True, exist_ok=True)
     said = provenance_of(group_id, converted, calibrated)
-    with owned_scratch(site.scratch_dir, group_id, "image") as work:
+    plan = _plan(site, ms, "image")
+    with at_work(site, group_id, "image", plan), owned_scratch(plan.scratch, group_id, "image") as work:
         product = tools.image(site, ms, stem, provenance=said, work=work, log=site.log(group_id, "image"))
     require_good(site, group_id, product, tools)
     report = tools.write_qa(

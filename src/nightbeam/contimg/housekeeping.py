@@ -384,8 +384,9 @@ class _Look:
             yield Scratch(str(path), changed, maker.alive, in_use, groups)
 
     def _half_written(self) -> Iterator[Path]:
-        """Yield what lies in the scratch directory, and what is called a part file where products are written."""
-        yield from self._children(self.site.scratch_dir)
+        """Yield what lies in the scratch directories, and what is called a part file where products are written."""
+        for scratch in (self.site.scratch_dir, *self.site.ram_places()):
+            yield from self._children(scratch)
         out, aside = self.site.output_dir, self.site.quarantine_dir()
         days = [path for path in self._children(aside) if path.is_dir() and not path.is_symlink()]
         for root in dict.fromkeys((out, out / "caltables", out / "images", self.site.mosaic_dir(), aside, *days)):

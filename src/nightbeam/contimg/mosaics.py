@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nightbeam import __version__
 from nightbeam.catalog.model import MosaicRow
+from nightbeam.contimg.guard import at_work, plan_mosaic
 from nightbeam.contimg.mosaic_plan import (
     MOSAIC_TOOLS,
     MosaicPlan,
@@ -405,7 +406,11 @@ def _make(site: Site, row: MosaicRow, stem: Path, tools: MosaicTools, *, force: 
     catalogue, sources = reference_sources(site, tiles)
     window = _parameters(row).get("window")
     provenance = {"plan": row.plan or row.name, "window": _shown(window), "catalogue": catalogue}
-    with owned_scratch(site.scratch_dir, f"mosaic-{row.name}", "build") as scratch:
+    name = f"mosaic-{row.name}"
+    with (
+        at_work(site, name, "mosaic", plan_mosaic(site, len(tiles))),
+        owned_scratch(site.scratch_dir, name, "build") as scratch,
+    ):
         return tools.build(
             site,
             tiles,

@@ -31,7 +31,9 @@ __all__ = [
     "keeping_lease",
     "owned_scratch",
     "places_in_use",
+    "process_birth",
     "remove_dead_scratch",
+    "same_process",
     "scratch_maker",
     "this_process",
 ]
@@ -60,7 +62,7 @@ def this_process(name: str | None = None) -> Owner:
     """
     host, pid = socket.gethostname(), os.getpid()
     started = _started(pid)
-    return Owner(name or f"{host}:{pid}:{started:.0f}", host, pid, started, _birth(pid))
+    return Owner(name or f"{host}:{pid}:{started:.0f}", host, pid, started, process_birth(pid))
 
 
 def is_dead(row: GroupRow, *, lock: Path | None = None) -> bool:
@@ -91,7 +93,7 @@ def _started(pid: int) -> float:
     return float(psutil.Process(pid).create_time())
 
 
-def _birth(pid: int) -> str | None:
+def process_birth(pid: int) -> str | None:
     """Return in which boot of the machine a process began, and after how many ticks of it, which no clock changes.
 
     It is None where the kernel does not tell (field 22 of ``/proc/PID/stat``, proc(5)).
@@ -105,12 +107,17 @@ def _birth(pid: int) -> str | None:
         return None
 
 
+def same_process(pid: int, birth: str | None) -> bool:
+    """Return whether a process of this machine lives that had this number and, where it is known, this birth."""
+    return _alive(pid, None, birth)
+
+
 def _alive(pid: int, started: float | None, birth: str | None = None) -> bool:
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        if birth is not None and (found := _birth(pid)) is not None:
+        if birth is not None and (found := process_birth(pid)) is not None:
             return found == birth
         return started is None or abs(process.create_time() - started) < _SAME_START_S
     except psutil.NoSuchProcess:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nightbeam.catalog.model import GroupRow, GroupStepRow, Stage, State
+from nightbeam.contimg.budget import why_waiting
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -41,6 +42,10 @@ def line_of(row: GroupRow) -> dict[str, Any]:
     }
 
 
+def _waits(site: Site, row: GroupRow) -> str | None:
+    return why_waiting(site.ledgers(), row.group_id) if row.state == State.IN_PROGRESS else None
+
+
 def group_report(site: Site, group_id: str) -> dict[str, Any]:
     """Return everything that the databases know of a group.
 
@@ -54,7 +59,12 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
     measured = queue.performance(group_id)
     steps = {step.step: step for step in products.origins.steps(group_id)}
     return {
-        "group": {**line_of(row), "received_at": _utc(row.received_at), "partial": bool(row.partial)},
+        "group": {
+            **line_of(row),
+            "waits": _waits(site, row),
+            "received_at": _utc(row.received_at),
+            "partial": bool(row.partial),
+        },
         "files": [
             {
                 "subband": s.subband_idx,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,29 @@ from nightbeam.core.settings import (
     ImageSettings,
     IngestSettings,
     MosaicSettings,
+    PipelineSettings,
     QaSettings,
     Settings,
 )
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Products, Queue, Registry
+    from nightbeam.contimg.budget import Ledger
 
-__all__ = ["Site"]
+__all__ = ["Site", "ram_of_machine"]
+
+
+def ram_of_machine(shm: Path = Path("/dev/shm")) -> Path:
+    """Return this user's directory in the machine's memory file system."""
+    return shm / f"nightbeam-{os.geteuid()}"
+
+
+def _ram(chosen: str | Path, convert: ConvertSettings) -> Path | None:
+    if chosen == "auto":
+        return ram_of_machine()
+    if chosen == "off":
+        return ram_of_machine(convert.tmpfs_path) if convert.stage_to_tmpfs else None
+    return ram_of_machine(Path(chosen).expanduser())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +59,10 @@ class Site:
         Work in progress.
     queue_url, registry_url, products_url
         SQLAlchemy URLs.
+    scratch_ram
+        Where scratch of conversion and imaging lies while there is room; None: in ``scratch_dir``.
+    ledger_dir
+        Who works on each machine; None: in the state directory.
     nightly_mosaics
         Whether the schedule of the nightly mosaics makes anything.
     threads
@@ -59,6 +79,7 @@ class Site:
     registry_url: str
     products_url: str
     ingest: IngestSettings = field(default_factory=IngestSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     flag: FlagSettings = field(default_factory=FlagSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
@@ -69,6 +90,8 @@ class Site:
     nightly_mosaics: bool = True
     threads: int = 1
     step_timeout_s: float = 1800.0
+    scratch_ram: Path | None = None
+    ledger_dir: Path | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -86,6 +109,7 @@ class Site:
             registry_url=c.registry_db,
             products_url=c.products_db,
             ingest=c.ingest,
+            pipeline=c.pipeline,
             convert=c.convert,
             flag=c.flag,
             calibrate=c.calibrate,
@@ -95,6 +119,9 @@ class Site:
             housekeeping=c.housekeeping,
             nightly_mosaics=c.nightly_mosaics,
             threads=c.threads,
+            scratch_ram=_ram(c.scratch_ram, c.convert),
+            # Its own also in a site that is derived from it, such as the canary's: they share one machine.
+            ledger_dir=(c.state_dir or resolved.state_dir) / "ledger",
         )
 
     # -- databases ----------------------------------------------------------------------------------------------
@@ -116,6 +143,22 @@ class Site:
         from nightbeam.catalog import Products
 
         return Products(self.products_url)
+
+    # -- the machine --------------------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """Return the ledger of what steps take of this machine's memory."""
+        from nightbeam.contimg.budget import Ledger
+
+        return Ledger(self.ledgers())
+
+    def ledgers(self) -> Path:
+        """Return where the ledgers of all machines lie."""
+        return self.ledger_dir or self.state_dir / "ledger"
+
+    def ram_places(self) -> list[Path]:
+        """Return where there may be scratch in memory, as the settings say it or said it before."""
+        return list(dict.fromkeys(p for p in (self.scratch_ram, ram_of_machine()) if p is not None))
 
     # -- names --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nightbeam import __version__
 from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Owner, SetSpec, State, TableSpec
 from nightbeam.contimg.checksums import InputSums
+from nightbeam.contimg.guard import Plan, at_work, plan_step
 from nightbeam.contimg.model import (
     STEPS,
     ApplyReceipt,
@@ -40,7 +41,7 @@ from nightbeam.core.errors import (
     RejectedError,
     UsageError,
 )
-from nightbeam.core.files import require_space
+from nightbeam.core.files import directory_bytes
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z
 
@@ -66,8 +67,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Receipt)
-#: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
-_SPACE_OF_INPUT = 3.2
 #: How long a step waits for another process of this machine that still works on the group.
 _LOCK_WAIT_S = 20.0
 #: What these make is what is judged: when one of them is done again, what was said before does not hold.
@@ -109,24 +108,21 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
 
     Raises
     ------
-    StorageError
-        If there is no room for it.
+    StorageError, ResourceError
+        If there is no room for it; like every step below it waits for its turn on the machine's memory first.
     BusyError
         If a subband changed while it was read.
     MissingError, InputError, RejectedError, ToolError
         From the converter and the flagger.
     """
 
-    def work(queue: Queue) -> ConvertReceipt:
-        row = queue.group(group_id)
-        # Those that came after the group was taken are for whoever reprocesses it: what is partial stays so.
-        files = [Path(s.path) for s in queue.subbands(group_id) if not s.late]
+    def work(queue: Queue, scratch_dir: Path) -> ConvertReceipt:
+        row, files = queue.group(group_id), _files(queue, group_id)
         ms = site.ms_path(group_id)
         site.output_dir.mkdir(parents=True, exist_ok=True)
-        require_space(site.output_dir, _space_for(files), what=f"group {group_id}")
         expected = row.expected_subbands or site.ingest.expected_subbands
         sums = InputSums(files)
-        with owned_scratch(site.scratch_dir, group_id, "convert") as scratch:
+        with owned_scratch(scratch_dir, group_id, "convert") as scratch:
             with sums:
                 report = tools.convert(site, files, ms, expected_subbands=expected, scratch=scratch)
             inputs = sums.result()
@@ -178,7 +174,7 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
     """
     converted = _required(site, group_id, "convert", ConvertReceipt)
 
-    def work(queue: Queue) -> CalibrateReceipt:
+    def work(queue: Queue, _scratch_dir: Path) -> CalibrateReceipt:
         row, registry = queue.group(group_id), site.registry()
         begin = time.perf_counter()
         matches = tools.match(site, converted.ra_deg, converted.dec_deg)
@@ -230,7 +226,7 @@ def apply_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
     calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
     ms = Path(converted.ms)
 
-    def work(_queue: Queue) -> ApplyReceipt:
+    def work(_queue: Queue, _scratch_dir: Path) -> ApplyReceipt:
         products = site.products()
         tables = _tables(site, calibrated)
         products.upsert_ms(ms, status="in_progress", stage="calibrated")
@@ -278,9 +274,9 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
     applied = _required(site, group_id, "apply", ApplyReceipt)
     stem = site.image_stem(group_id)
 
-    def work(_queue: Queue) -> ImageReceipt:
+    def work(_queue: Queue, scratch_dir: Path) -> ImageReceipt:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with owned_scratch(site.scratch_dir, group_id, "image") as scratch:
+        with owned_scratch(scratch_dir, group_id, "image") as scratch:
             product = tools.image(
                 site,
                 Path(applied.ms),
@@ -311,7 +307,7 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
     imaged = _required(site, group_id, "image", ImageReceipt)
     ms, stem = Path(converted.ms), Path(imaged.stem)
 
-    def work(queue: Queue) -> RecordReceipt:
+    def work(queue: Queue, _scratch_dir: Path) -> RecordReceipt:
         tools.verify_ms(site, ms, converted.rows)
         product = tools.finished_image(stem)
         require_good(site, group_id, product, tools)
@@ -348,7 +344,7 @@ def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) ->
     calibrated = _required(site, group_id, "calibrate", CalibrateReceipt)
     imaged = _required(site, group_id, "image", ImageReceipt)
 
-    def work(queue: Queue) -> QaReceipt:
+    def work(queue: Queue, _scratch_dir: Path) -> QaReceipt:
         product = tools.finished_image(Path(imaged.stem))
         expected = queue.group(group_id).expected_subbands or site.ingest.expected_subbands
         report = tools.write_qa(
@@ -416,7 +412,7 @@ def _step(
     name: str,
     kind: type[R],
     owner: Owner,
-    work: Callable[[Queue], R],
+    work: Callable[[Queue, Path], R],
     good: Callable[[R], None],
     *,
     keep: Callable[[R], bool] = lambda _receipt: True,
@@ -432,11 +428,14 @@ def _step(
         if found is not None:
             logger.info("group %s: %s was done before", group_id, name)
             return found
-        if name in _JUDGED:
-            forget_quality(site, group_id)
-        begin = time.perf_counter()
-        receipt = work(queue)
-        seconds = time.perf_counter() - begin
+        plan = _plan(site, queue, group_id, name)
+        with at_work(site, group_id, name, plan):
+            queue.heartbeat(group_id, owner)  # while we waited it may have become somebody else's
+            if name in _JUDGED:
+                forget_quality(site, group_id)
+            begin = time.perf_counter()
+            receipt = work(queue, plan.scratch)
+            seconds = time.perf_counter() - begin
     if keep(receipt):
         note_step(site, group_id, name, owner=owner, seconds=seconds)
         queue.put_receipt(group_id, owner, name, receipt.to_json(), seconds=seconds)
@@ -466,9 +465,22 @@ def _required(site: Site, group_id: str, name: str, kind: type[R]) -> R:
     return receipt
 
 
-def _space_for(files: list[Path]) -> int:
+def _plan(site: Site, queue: Queue, group_id: str, step: str) -> Plan:
+    if step == "convert":
+        return plan_step(site, group_id, step, input_bytes=_bytes(_files(queue, group_id)), set_bytes=0)
+    # The subbands may have been moved away by now.
+    recorded = sum(s.size_bytes or 0 for s in queue.subbands(group_id) if not s.late)
+    return plan_step(site, group_id, step, input_bytes=recorded, set_bytes=directory_bytes(site.ms_path(group_id)))
+
+
+def _files(queue: Queue, group_id: str) -> list[Path]:
+    # Those that came after the group was taken are for whoever reprocesses it: what is partial stays so.
+    return [Path(s.path) for s in queue.subbands(group_id) if not s.late]
+
+
+def _bytes(files: list[Path]) -> int:
     try:
-        return int(_SPACE_OF_INPUT * sum(path.stat().st_size for path in files))
+        return sum(path.stat().st_size for path in files)
     except OSError as error:
         raise MissingError(f"cannot find {error.filename}", fix="was the file moved after it was recorded?") from error
 

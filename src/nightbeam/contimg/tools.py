@@ -40,8 +40,6 @@ def _convert(site: Site, files: Sequence[Path], ms: Path, *, expected_subbands: 
         max_workers=c.max_workers,
         scratch_dir=scratch,
         expected_subbands=expected_subbands,
-        stage_to_tmpfs=c.stage_to_tmpfs,
-        tmpfs_path=c.tmpfs_path,
     )
 
 

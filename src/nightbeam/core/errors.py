@@ -14,6 +14,7 @@ __all__ = [
     "NightbeamError",
     "PartialError",
     "RejectedError",
+    "ResourceError",
     "StorageError",
     "ToolError",
     "UnavailableError",
@@ -91,6 +92,12 @@ class ToolError(NightbeamError, RuntimeError):
     """A program that we run for the user (CASA, WSClean) failed; its own words are quoted."""
 
     exit_code = 70
+
+
+class ResourceError(NightbeamError, MemoryError):
+    """The machine has no memory left for it; it may have when others have ended."""
+
+    exit_code, retry = 71, True
 
 
 class StorageError(NightbeamError, OSError):

@@ -8,19 +8,21 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from nightbeam.core.errors import MissingError, StorageError
 
 __all__ = [
+    "copy_tree",
     "directory_bytes",
     "new_directory",
     "part_path",
     "remove",
     "remove_parts",
     "replace_path",
+    "require_room",
     "require_space",
     "scratch_directory",
     "sha256",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: A Measurement Set has about two hundred files.
+_FEW_FILES = 300
 _BAD = {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -115,6 +119,30 @@ def replace_path(source: Path, target: Path) -> None:
         source.replace(target)
 
 
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a directory to another file system, and see to it that the copy is on its disk; on an error none is left."""
+    try:
+        shutil.copytree(source, target, copy_function=_copy_and_sync)
+        for directory in (target, *(p for p in target.rglob("*") if p.is_dir())):
+            _sync(directory)
+    except BaseException:
+        remove(target)
+        raise
+
+
+def _copy_and_sync(source: str, target: str) -> None:
+    shutil.copy2(source, target)
+    _sync(Path(target))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a directory tree; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():
@@ -142,6 +170,48 @@ def require_space(directory: Path, need_bytes: int, *, what: str) -> None:
             f"{what} needs {need_bytes / 1e9:.2f} GB in {directory}, {free / 1e9:.2f} GB are free",
             fix="free some space or choose another directory",
         )
+
+
+def require_room(writes: Mapping[Path, int], *, what: str) -> None:
+    """Refuse to begin where the disks have no room for all that will be written.
+
+    Directories of one file system are counted together. One that is not there yet is asked for where it will be made.
+
+    Parameters
+    ----------
+    writes : {directory: bytes}
+        What will be added.
+    what
+        Who wants it, for the message.
+
+    Raises
+    ------
+    StorageError
+        Saying what is free, what is wanted, and where; also where no more files can be made.
+    """
+    wanted: dict[int, int] = {}
+    places: dict[int, list[Path]] = {}
+    for directory, count in writes.items():
+        with storage_errors(directory):
+            there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+            device = there.stat().st_dev
+        wanted[device] = wanted.get(device, 0) + count
+        places.setdefault(device, []).append(there)
+    for device, count in wanted.items():
+        named = ", ".join(dict.fromkeys(map(str, places[device])))
+        with storage_errors(places[device][0]):
+            found = os.statvfs(places[device][0])
+        free = found.f_bavail * found.f_frsize
+        if free < count:
+            raise StorageError(
+                f"{what} needs {count / 1e9:.2f} GB in {named}, {free / 1e9:.2f} GB are free",
+                fix="free some space or choose another directory; it is tried again",
+            )
+        if found.f_files and found.f_favail < _FEW_FILES:
+            raise StorageError(
+                f"{what} makes {_FEW_FILES} files in {named}, {found.f_favail} more can be made",
+                fix="remove files that nobody needs; it is tried again",
+            )
 
 
 def directory_bytes(path: Path) -> int:

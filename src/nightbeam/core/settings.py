@@ -32,6 +32,7 @@ __all__ = [
     "IngestSettings",
     "MonitorSettings",
     "MosaicSettings",
+    "PipelineSettings",
     "PlatformSettings",
     "QaSettings",
     "ScanLimitsSettings",
@@ -138,7 +139,9 @@ class ConvertSettings(_Section):
 
     writer: Literal["direct-subband", "pyuvdata", "auto"] = Field("direct-subband", description="Which strategy.")
     max_workers: int = Field(4, ge=1, description="Subbands handled at the same time, at most the cores there are.")
-    stage_to_tmpfs: bool = Field(False, description="Write in memory first where there is room.")
+    stage_to_tmpfs: bool = Field(
+        False, description="Write in memory first where there is room; of groups contimg.scratch_ram says more."
+    )
     tmpfs_path: Path = Field(Path("/dev/shm"), description="The memory file system.")
     max_flagged_fraction: float = Field(0.9, gt=0, le=1, description="Refuse a group with more of it flagged.")
 
@@ -310,6 +313,20 @@ class HousekeepingSettings(_Section):
     log_days: float | None = Field(90.0, gt=0, description="Age at which logs of groups are deleted.")
 
 
+class PipelineSettings(_Section):
+    """Groups that are worked on at the same time on one machine."""
+
+    memory_gb: float | None = Field(
+        None, gt=0, description="Memory that their steps may take together; None: three quarters of the machine's."
+    )
+    same_step: int | None = Field(
+        None, ge=1, description="Steps of a kind at a time; None: as many as have cores of their own."
+    )
+    patience_s: float = Field(
+        600.0, ge=0, description="A step waits so long for memory that others than groups have, then it fails."
+    )
+
+
 class ContimgSettings(_Section):
     """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
 
@@ -319,6 +336,11 @@ class ContimgSettings(_Section):
     input_dir: Path | None = Field(None, description="Where subbands arrive.")
     output_dir: Path | None = Field(None, description="Measurement Sets, tables and images.")
     scratch_dir: Path | None = Field(None, description="Work in progress; may be lost at any time.")
+    scratch_ram: Literal["off", "auto"] | Path = Field(
+        "off",
+        union_mode="left_to_right",
+        description="Scratch of conversion and imaging in memory where there is room: off, auto (/dev/shm), or a path.",
+    )
     queue_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
     registry_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
     products_db: str | None = Field(None, description="Path of a SQLite file, or an SQLAlchemy URL.")
@@ -327,6 +349,7 @@ class ContimgSettings(_Section):
     )
     nightly_mosaics: bool = Field(True, description="Whether the schedule of the flow nightly-mosaic makes anything.")
     ingest: IngestSettings = IngestSettings()
+    pipeline: PipelineSettings = PipelineSettings()
     convert: ConvertSettings = ConvertSettings()
     flag: FlagSettings = FlagSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
@@ -340,6 +363,15 @@ class ContimgSettings(_Section):
     def _outermost(cls, value: Any) -> Any:
         # OpenMP lets OMP_NUM_THREADS name one number for each level of nesting: "4,2".
         return value.split(",")[0] if isinstance(value, str) else value
+
+    @field_validator("scratch_ram", mode="before")
+    @classmethod
+    def _word_or_path(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML reads off and on so
+            return "auto" if value else "off"
+        if isinstance(value, str) and value not in ("off", "auto") and not Path(value).expanduser().is_absolute():
+            raise ValueError("off, auto, or a path that begins with /")
+        return value
 
 
 class CalibSettings(_Section):
@@ -423,7 +455,7 @@ class PlatformSettings(_Section):
         "None: where api_url is given.",
     )
     pools: dict[str, PositiveInt] = Field(
-        default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
+        default={"batch": 4, "casa": 2, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
         description="Work pools that this machine serves, and how many runs of each it bears at a time.",
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nightbeam import __version__
 from nightbeam.core.errors import InputError, NightbeamError, UsageError
-from nightbeam.core.files import part_path, remove, replace_path, require_space, storage_errors
+from nightbeam.core.files import copy_tree, part_path, remove, replace_path, require_space, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.ms.files import verify_ms
 from nightbeam.ms.model import MsExpectation, MsSummary
@@ -274,11 +274,8 @@ def _beside(part: Path, ms: Path) -> Path:
     if part.stat().st_dev == ms.parent.stat().st_dev:
         return part
     there = part_path(ms)
-    try:
-        shutil.copytree(part, there)
-    except BaseException:
-        remove(there)
-        raise
+    with storage_errors(there):
+        copy_tree(part, there)
     return there
 
 

@@ -30,4 +30,9 @@ def test_a_caller_can_catch_the_builtin_it_expects():
 
 
 def test_only_what_may_heal_by_itself_asks_for_a_retry():
-    assert {kind.__name__ for kind in KINDS if kind.retry} == {"UnavailableError", "BusyError", "StorageError"}
+    assert {kind.__name__ for kind in KINDS if kind.retry} == {
+        "UnavailableError",
+        "BusyError",
+        "StorageError",
+        "ResourceError",
+    }

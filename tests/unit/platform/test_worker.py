@@ -345,4 +345,4 @@ def test_a_pool_without_room_for_a_run_is_refused():
 
     with pytest.raises(ConfigError, match="pools"):
         load_settings(config=Path(os.devnull), overrides={"platform.pools": {"casa": 0}}, environ={})
-    assert Settings().platform.pools["casa"] == 1
+    assert Settings().platform.pools["casa"] == 2  # one group is converted while another is imaged
