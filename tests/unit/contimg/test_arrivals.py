@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -128,6 +129,28 @@ def test_a_file_of_another_pointing_is_bad_is_moved_aside_and_the_group_goes_on(
     assert scan_arrivals(site, tools=TOOLS, now=later).set_aside == (str(odd),)
     put(site, 0)
     assert scan_arrivals(site, tools=TOOLS).became_pending == (G,)
+
+
+def test_files_whose_header_contradicts_the_others_end_as_the_simulator_states(site: Site, tmp_path: Path):
+    from nightbeam.simulate import Fault, SimulationSpec, simulate_subbands
+
+    faults = tuple(map(Fault.parse, ("wrong-pointing:5=0.001@0", "duplicate-subband:7@0", "zero-byte:9@1")))
+    spec = SimulationSpec(groups=2, antennas=3, channels=2, integrations=2, sources=0, noise=None, faults=faults)
+    truth = simulate_subbands(tmp_path / "night", spec)
+    # The same name twice means one file; the first of two for a subband is the first by name, when both are there.
+    names = sorted({arrival.name for arrival in truth.arrivals})
+    random.Random(1).shuffle(names)
+    for part in range(4):
+        for name in names[part::4]:
+            (tmp_path / "night" / name).rename(site.input_dir / name)
+        scan_arrivals(site)
+    bad = {Path(row.path).name: row.reason for row in site.queue().bad_files()}
+    stated = {arrival.name: arrival.reason for arrival in truth.arrivals if arrival.outcome == "bad"}
+    assert bad.keys() == stated.keys()
+    assert all(reason in bad[name] or reason == "zero bytes" for name, reason in stated.items())
+    for group in truth.groups:
+        assert tuple(row.subband_idx for row in site.queue().subbands(group.group_id)) == group.usable
+    assert [row.subband_idx for row in site.queue().duplicates()] == [7]
 
 
 def test_a_few_files_that_contradict_each_other_wait_for_the_time_of_their_group(site: Site):
