@@ -197,6 +197,15 @@ class Queue:
         """Return the files that are no readable subbands."""
         return self._rows(BadFileRow, sa.select(BadFileTable).order_by(BadFileTable.path))
 
+    def bad_among(self, paths: Iterable[str]) -> list[BadFileRow]:
+        """Return those of some paths that are no readable subbands."""
+        names = [f.name for f in dataclasses.fields(BadFileRow)]
+        table = BadFileTable.__table__
+        with self.database.read() as connection:
+            here = _among(connection, table.c.path, sorted(set(paths)))
+            found = connection.execute(sa.select(table).where(here).order_by(table.c.path)).mappings()
+            return [BadFileRow(**{n: row[n] for n in names}) for row in found]
+
     def known_among(self, paths: Iterable[str]) -> set[str]:
         """Return those of some paths that were recorded, duplicates too.
 

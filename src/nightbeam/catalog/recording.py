@@ -83,12 +83,15 @@ def record_files(
     if certain and open_still:
         result = _evict(connection, row["group_id"], there, behind, found.kind, now)
     taken = _was_taken(row)
+    firsts = {file.subband: file.path for file in there if result.get(Path(file.path)) is not Recorded.ODD}
     for file in offered:
         if certain and not is_alike(file.kind, found.kind):
             _note_odd(connection, row["group_id"], file, found.kind, now)
             result[Path(file.path)] = Recorded.ODD
         else:
-            result[Path(file.path)] = _record_one(connection, row["group_id"], file, now, taken=taken)
+            first = firsts.get(file.subband)
+            result[Path(file.path)] = _record_one(connection, row["group_id"], file, first, now, taken=taken)
+            firsts.setdefault(file.subband, file.path)
     if open_still:
         _keep_facts(connection, row, [*there, *offered], found.kind)
     return result, certain
@@ -226,9 +229,10 @@ def _note_odd(connection: Connection, group_id: str, file: _File, right: Kind, n
     note_bad(connection, file.path, {**values, "group_id": group_id})
 
 
-def _record_one(connection: Connection, group_id: str, file: _File, now: float, *, taken: bool) -> Recorded:
-    here = (SubbandTable.group_id == group_id, SubbandTable.subband_idx == file.subband)
-    first = connection.execute(sa.select(SubbandTable.path).where(*here)).scalar()
+def _record_one(
+    connection: Connection, group_id: str, file: _File, first: str | None, now: float, *, taken: bool
+) -> Recorded:
+    """Record a file; ``first`` is what is recorded of its subband, if anything."""
     kind = {"start_mjd": file.kind.start_mjd, "dec_deg": file.kind.dec_deg, "layout": file.kind.layout}
     if first is None:
         connection.execute(

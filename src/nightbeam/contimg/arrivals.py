@@ -168,7 +168,8 @@ class _Taking:
 
     def _take_batch(self, names: list[str]) -> list[str]:
         """Take in some files; returns those that are to be looked at anew."""
-        rejected = {Path(b.path): (b.size_bytes, b.mtime) for b in self.queue.bad_files()}
+        judged = self.queue.bad_among(str(self.site.input_dir / name) for name in names)
+        rejected = {Path(b.path): (b.size_bytes, b.mtime) for b in judged}
         scan = scan_directory(
             self.site.input_dir,
             names=names,
@@ -300,7 +301,7 @@ def _record(site: Site, queue: Queue, group: SubbandGroup, now: float) -> dict[P
 def _odd_ones(queue: Queue, what: Mapping[Path, Recorded]) -> dict[str, str]:
     """Return the files that contradict their group, and in what."""
     odd = {str(path) for path, became in what.items() if became is Recorded.ODD}
-    found = {row.path: row.reason for row in queue.bad_files() if row.path in odd} if odd else {}
+    found = {row.path: row.reason for row in queue.bad_among(odd)} if odd else {}
     for path, reason in found.items():
         logger.warning("%s is not used: %s", path, reason)
     return found
