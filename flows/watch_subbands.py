@@ -12,7 +12,7 @@ from blocks import ContimgSite
 from flows._service import run_service
 from flows.ingest_subbands import start_group
 from nightbeam import contimg
-from nightbeam.contimg.watch import ArrivalWatch, must_list
+from nightbeam.contimg.watch import ArrivalWatch
 from nightbeam.core.errors import NightbeamError, UnavailableError
 
 
@@ -30,7 +30,7 @@ def watch_subbands(site: str = "main", at_most: int = 4, fence_s: float = 10.0) 
         How often the server is asked whether this run is still supposed to run.
     """
     place = _load(site)
-    watch = ArrivalWatch(place, lambda: _dispatch(place, site, at_most), listing=must_list(place))
+    watch = ArrivalWatch(place, lambda: _dispatch(place, site, at_most))
     return run_service(
         watch.loop,
         lock=place.state_dir / "services" / f"watch-subbands-{site}.lock",

@@ -14,6 +14,7 @@ __all__ = [
     "CalSet",
     "CalSetSummary",
     "CalTableRow",
+    "ClockStep",
     "Dispatch",
     "DuplicateRow",
     "FileFact",
@@ -72,6 +73,10 @@ class Recorded(StrEnum):
     KNOWN = "known"
     DUPLICATE = "duplicate"
     LATE = "late"
+    #: It contradicts the majority of its group, and is among the bad files now.
+    ODD = "odd"
+    #: It was put behind another one that is gone: it is to be looked at as a new one.
+    FREED = "freed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,19 @@ class GroupFact:
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """One subband file as it was found on disk."""
+    """One subband file as it was found on disk, and what its header says of the observation.
+
+    What is None of the latter is as the group's.
+    """
 
     subband: int
     path: Path
     size_bytes: int | None = None
     mtime: float | None = None
+    start_mjd: float | None = None
+    mid_mjd: float | None = None
+    dec_deg: float | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +205,10 @@ class DuplicateRow:
 
 @dataclass(frozen=True, slots=True)
 class BadFileRow:
-    """A file that is no readable subband, and why; ``not_moved`` says why it is still there after its time."""
+    """A file that is no readable subband, and why; ``not_moved`` says why it is still there after its time.
+
+    ``group_id`` is the group whose other files it contradicts, if that is why.
+    """
 
     path: str
     reason: str
@@ -201,6 +216,32 @@ class BadFileRow:
     mtime: float | None
     recorded_at: float
     not_moved: str | None = None
+    group_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStep:
+    """What the queue knows of a machine's clock.
+
+    Attributes
+    ----------
+    step_s
+        By how much it was set since the machine's last scan, 0 if it was not; the queue has followed it.
+    elapsed_s
+        Since that scan.
+    stepped
+        Whether it was set since the machine began.
+    beats
+        As they were kept.
+    moved
+        How many groups had their age kept.
+    """
+
+    step_s: float = 0.0
+    elapsed_s: float = 0.0
+    stepped: bool = False
+    beats: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    moved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from nightbeam.catalog.clocks import Clocks
 from nightbeam.catalog.model import (
     AttemptRow,
     BadFileRow,
@@ -36,7 +37,15 @@ from nightbeam.catalog.model import (
     State,
     SubbandRow,
 )
-from nightbeam.catalog.remote import Database, insert_once, upsert
+from nightbeam.catalog.recording import (
+    contradicting,
+    decide,
+    free_duplicates,
+    make_group,
+    note_bad,
+    record_files,
+)
+from nightbeam.catalog.remote import Database, upsert
 from nightbeam.catalog.schema import (
     AttemptTable,
     BadFileTable,
@@ -48,6 +57,7 @@ from nightbeam.catalog.schema import (
 )
 from nightbeam.catalog.set_aside import SetAside
 from nightbeam.core.errors import BusyError, InputError, MissingError
+from nightbeam.ingest.model import BadFile
 
 __all__ = ["Queue"]
 
@@ -66,8 +76,6 @@ _FREE: Mapping[str, None] = {
     "dispatch_key": None,
     "current_step": None,
 }
-#: Two header times of one observation are bit-identical; anything beyond this is another observation.
-_SAME_START_DAYS = 2e-3 / 86400.0
 
 
 class Queue:
@@ -93,6 +101,7 @@ class Queue:
         self.max_retries = max_retries
         self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
         self.set_aside = SetAside(self.database)
+        self.clocks = Clocks(self.database)
 
     # -- what came ----------------------------------------------------------------------------------------------
 
@@ -108,68 +117,43 @@ class Queue:
         """Record files of one group, making it if it is new; a full group becomes ``pending``.
 
         A file for a group that was taken already never changes its state: it is noted as late. The
-        same path again is nothing new; another path for the same subband is noted as a duplicate.
+        same path again is nothing new; another path for the same subband is noted as a duplicate. A file that
+        contradicts most of its group is bad, also one that was recorded before the others came.
 
         Returns
         -------
         dict
-            For each path what became of it.
-
-        Raises
-        ------
-        InputError
-            If the queue has this group with another start time.
+            For each path what became of it; also for those recorded before of which the group let go (`Recorded.ODD`,
+            `Recorded.FREED`).
         """
         now = _now(now)
         with self.database.write() as connection:
-            row = self._make(connection, group, expected_subbands, chunk_minutes, now)
-            _same_start(row, group)
-            taken = _was_taken(row)
-            result = {f.path: _record_file(connection, group.group_id, f, now, taken=taken) for f in files}
+            row = make_group(connection, group, expected_subbands, chunk_minutes, now)
+            result, certain = record_files(connection, row, group, files, now)
             if Recorded.NEW in result.values():
-                self._filled(connection, group.group_id, now)
+                self._grown(connection, group.group_id, now, of_one_mind=certain)
         return result
 
-    def _make(
-        self, connection: Connection, group: GroupFact, expected: int, chunk_minutes: float | None, now: float
-    ) -> sa.RowMapping:
-        facts = {
-            "start_mjd": group.start_mjd,
-            "start_source": group.start_source,
-            "mid_mjd": group.mid_mjd,
-            "dec_deg": group.dec_deg,
-        }
-        query = (
-            sa.select(_Q.state, _Q.processing_stage, _Q.start_mjd, _Q.start_source)
-            .where(_Q.group_id == group.group_id)
-            .with_for_update()
-        )
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            insert_once(
-                connection,
-                _Q,
-                {"group_id": group.group_id},
-                {
-                    "state": State.COLLECTING.value,
-                    "received_at": now,
-                    "last_update": now,
-                    "expected_subbands": expected,
-                    "processing_stage": Stage.COLLECTING.value,
-                    "chunk_minutes": chunk_minutes,
-                    **facts,
-                },
-            )
-            row = connection.execute(query).mappings().one()
-        elif row["start_mjd"] is None or (row["start_source"] != "header" and group.start_source == "header"):
-            connection.execute(sa.update(_Q).where(_Q.group_id == group.group_id).values(**facts))
-            row = connection.execute(query).mappings().one()
-        return row
+    def decide_contradictions(self, older_than_s: float, *, now: float | None = None) -> dict[Path, Recorded]:
+        """Let the most of the files be right in groups that have been incomplete for longer than this.
 
-    def _filled(self, connection: Connection, group_id: str, now: float) -> None:
+        Returns what became of files, as `record` does. A group whose files are as many one way as another is failed.
+        """
+        now = _now(now)
+        with self.database.read() as connection:
+            found = contradicting(connection, now - older_than_s)
+        result: dict[Path, Recorded] = {}
+        for group_id in found:
+            with self.database.write() as connection:
+                result |= decide(connection, group_id, now)
+        return result
+
+    def _grown(self, connection: Connection, group_id: str, now: float, *, of_one_mind: bool) -> None:
         present = sa.select(sa.func.count()).select_from(SubbandTable).where(SubbandTable.group_id == group_id)
         here = (_Q.group_id == group_id, _Q.state == State.COLLECTING.value)
         connection.execute(sa.update(_Q).where(*here).values(last_update=now))
+        if not of_one_mind:
+            return
         is_full = _Q.expected_subbands <= present.scalar_subquery()
         values = {"state": State.PENDING.value, "processing_stage": Stage.FRESH.value}
         connection.execute(sa.update(_Q).where(*here, is_full).values(**values))
@@ -188,7 +172,15 @@ class Queue:
         """Note that a file is no readable subband, and why."""
         values = {"reason": reason, "size_bytes": size_bytes, "mtime": mtime, "recorded_at": _now(now)}
         with self.database.write() as connection:
-            upsert(connection, BadFileTable, {"path": str(path)}, {**values, "not_moved": None})
+            note_bad(connection, str(path), values)
+
+    def record_bad_files(self, files: Iterable[BadFile], *, now: float | None = None) -> None:
+        """Note the same of many files at once."""
+        now = _now(now)
+        with self.database.write() as connection:
+            for file in files:
+                values = {"reason": file.reason, "size_bytes": file.size_bytes, "mtime": file.mtime}
+                note_bad(connection, str(file.path), {**values, "recorded_at": now})
 
     def note_not_moved(self, path: Path, why: str) -> bool:
         """Note why a bad file stays where it is; returns whether that is news."""
@@ -204,6 +196,15 @@ class Queue:
     def bad_files(self) -> list[BadFileRow]:
         """Return the files that are no readable subbands."""
         return self._rows(BadFileRow, sa.select(BadFileTable).order_by(BadFileTable.path))
+
+    def bad_among(self, paths: Iterable[str]) -> list[BadFileRow]:
+        """Return those of some paths that are no readable subbands."""
+        names = [f.name for f in dataclasses.fields(BadFileRow)]
+        table = BadFileTable.__table__
+        with self.database.read() as connection:
+            here = _among(connection, table.c.path, sorted(set(paths)))
+            found = connection.execute(sa.select(table).where(here).order_by(table.c.path)).mappings()
+            return [BadFileRow(**{n: row[n] for n in names}) for row in found]
 
     def known_among(self, paths: Iterable[str]) -> set[str]:
         """Return those of some paths that were recorded, duplicates too.
@@ -230,7 +231,8 @@ class Queue:
     def file_changed(self, file: KnownFile, size_bytes: int, mtime: float, *, now: float | None = None) -> bool:
         """Note that a recorded file is another one than it was; returns whether its group lets go of it.
 
-        While the group is collecting it does, and the file is looked at as a new one. Later it keeps what it has, and
+        While the group is collecting it does, and the file is looked at as a new one, as are the second files of its
+        subband: one of them takes its place where it is bad now. Later it keeps what it has, and
         that the file was rewritten is written down.
         """
         here = (SubbandTable.group_id == file.group_id, SubbandTable.subband_idx == file.subband_idx)
@@ -240,7 +242,10 @@ class Queue:
                 sa.select(_Q.state).where(_Q.group_id == file.group_id).with_for_update()
             ).scalar()
             if state == State.COLLECTING.value:
-                return connection.execute(sa.delete(SubbandTable).where(*same)).rowcount > 0
+                gone = connection.execute(sa.delete(SubbandTable).where(*same)).rowcount > 0
+                if gone:
+                    free_duplicates(connection, file.group_id, [file.subband_idx])
+                return gone
             values = {"size_bytes": size_bytes, "mtime": mtime, "changed_at": _now(now)}
             connection.execute(sa.update(SubbandTable).where(*same).values(**values))
         return False
@@ -693,17 +698,6 @@ class Queue:
         here = (_Q.state == State.COLLECTING.value, _Q.received_at < _now(now) - older_than_s)
         return self._rows(GroupRow, _groups().where(*here).order_by(*_CHRONOLOGICAL))
 
-    def follow_clock(self, step_s: float, *, but_since: float, until: float) -> int:
-        """Move the times of the groups that are collecting with a clock that was set; returns how many.
-
-        Those between ``but_since`` and ``until`` were received by the clock as it is now.
-        """
-        other = sa.or_(_Q.received_at < but_since, _Q.received_at > until)
-        change = sa.update(_Q).where(_Q.state == State.COLLECTING.value, other)
-        values = {"received_at": _Q.received_at + step_s, "last_update": _Q.last_update + step_s}
-        with self.database.write() as connection:
-            return connection.execute(change.values(**values)).rowcount
-
     def expire_collecting(self, older_than_s: float, *, now: float | None = None) -> list[str]:
         """Fail the groups that have been incomplete for longer than this, saying what they lack."""
         now = _now(now)
@@ -921,45 +915,3 @@ def _held_by(owner: Owner, now: float) -> dict[str, Any]:
         "heartbeat_at": now,
         "last_update": now,
     }
-
-
-def _same_start(row: sa.RowMapping, group: GroupFact) -> None:
-    if group.start_source != "header" or row["start_source"] != "header":
-        return
-    if abs(row["start_mjd"] - group.start_mjd) > _SAME_START_DAYS:
-        raise InputError(
-            f"these files start {(group.start_mjd - row['start_mjd']) * 86400.0:+.3f} s from the others of group "
-            f"{group.group_id}",
-            fix="they are of another observation; look at their headers",
-        )
-
-
-def _was_taken(row: sa.RowMapping) -> bool:
-    """Return whether somebody has begun with a group, or given it up: what comes now comes late."""
-    if row["state"] == State.COLLECTING.value:
-        return False
-    return not (row["state"] == State.PENDING.value and row["processing_stage"] == Stage.FRESH.value)
-
-
-def _record_file(connection: Connection, group_id: str, file: FileFact, now: float, *, taken: bool) -> Recorded:
-    here = (SubbandTable.group_id == group_id, SubbandTable.subband_idx == file.subband)
-    first = connection.execute(sa.select(SubbandTable.path).where(*here)).scalar()
-    path = str(file.path)
-    if first is None:
-        connection.execute(
-            sa.insert(SubbandTable).values(
-                group_id=group_id,
-                subband_idx=file.subband,
-                path=path,
-                size_bytes=file.size_bytes,
-                mtime=file.mtime,
-                recorded_at=now,
-                late=int(taken),
-            )
-        )
-        return Recorded.LATE if taken else Recorded.NEW
-    if first == path:
-        return Recorded.KNOWN
-    values = {"group_id": group_id, "subband_idx": file.subband, "first_path": first, "recorded_at": now}
-    known = not upsert(connection, DuplicateTable, {"path": path}, values)
-    return Recorded.KNOWN if known else Recorded.DUPLICATE

@@ -15,6 +15,7 @@ __all__ = [
     "BadFileTable",
     "CalSetTable",
     "CalTable",
+    "ClockTable",
     "ConfigurationTable",
     "DuplicateTable",
     "GroupStepTable",
@@ -120,6 +121,10 @@ class SubbandTable(QueueBase):
     recorded_at: Mapped[float | None] = mapped_column(real())
     late: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     changed_at: Mapped[float | None] = mapped_column(real())
+    start_mjd: Mapped[float | None] = mapped_column(real())
+    mid_mjd: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    layout: Mapped[str | None] = mapped_column(Text)
 
 
 class PerformanceTable(QueueBase):
@@ -149,6 +154,9 @@ class DuplicateTable(QueueBase):
     subband_idx: Mapped[int] = mapped_column(Integer)
     first_path: Mapped[str] = mapped_column(Text)
     recorded_at: Mapped[float] = mapped_column(real())
+    start_mjd: Mapped[float | None] = mapped_column(real())
+    dec_deg: Mapped[float | None] = mapped_column(real())
+    layout: Mapped[str | None] = mapped_column(Text)
 
 
 class BadFileTable(QueueBase):
@@ -161,6 +169,19 @@ class BadFileTable(QueueBase):
     mtime: Mapped[float | None] = mapped_column(real())
     recorded_at: Mapped[float] = mapped_column(real())
     not_moved: Mapped[str | None] = mapped_column(Text)
+    group_id: Mapped[str | None] = mapped_column(Text)
+
+
+class ClockTable(QueueBase):
+    """What the clock of each machine, by its boot, said at the last scan. Ours."""
+
+    __tablename__ = "clocks"
+    boot: Mapped[str] = mapped_column(Text, primary_key=True)
+    host: Mapped[str] = mapped_column(Text)
+    wall: Mapped[float] = mapped_column(real())
+    since_boot: Mapped[float] = mapped_column(real())
+    stepped: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
+    beats: Mapped[str | None] = mapped_column(Text)
 
 
 class SetAsideTable(QueueBase):

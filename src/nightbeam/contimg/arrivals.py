@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,20 +18,21 @@ from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
-from nightbeam.core.errors import InputError, StorageError
 from nightbeam.core.keys import SubbandName
 from nightbeam.core.times import JD_OF_MJD_ZERO
-from nightbeam.ingest import SubbandGroup, group_arrivals, list_names, scan_directory
+from nightbeam.ingest import Looks, SubbandGroup, group_arrivals, list_names, scan_directory
 
 if TYPE_CHECKING:
     from nightbeam.catalog import Queue, Registry
-    from nightbeam.ingest import Arrival
+    from nightbeam.ingest import Arrival, BadFile
 
 __all__ = ["scan_arrivals", "scan_until_ready", "take_dispatchable", "take_in", "wake_waiting"]
 
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.5
+#: So many files are taken in at a time; whoever is stopped then has recorded those before.
+_BATCH = 1000
 
 
 def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None) -> ArrivalReport:
@@ -38,8 +40,7 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
 
     New ready files are recorded in their groups, unreadable ones with the reason and later moved aside; groups of
     dead workers come back, those incomplete for too long are imaged as partial or failed, and those that wait for
-    gains are woken where there is a set now. Two who scan at once do no harm, unless both are the first to see a
-    clock that was set: then the ages of groups are corrected twice.
+    gains are woken where there is a set now. Two who scan at once do no harm.
 
     Raises
     ------
@@ -49,20 +50,22 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
         If it cannot be read.
     """
     queue, ingest = site.queue(), site.ingest
-    clock = look_at_clock(site) if now is None else None
+    clock = look_at_clock(queue) if now is None else None
     now = time.time() if now is None else now
-    if clock is not None:
-        _follow(queue, clock)
+    if clock is not None and clock.step_s:
+        logger.warning("the clock was set by %+.0f s; %d groups that collect keep their age", clock.step_s, clock.moved)
     recovered = _recover(site, queue, now, clock)
     names = list_names(site.input_dir)
     changed = _note_changed(site, queue, now)
+    contradicting = _odd_ones(queue, queue.decide_contradictions(ingest.partial_after_s, now=now))
     report = take_in(site, names, tools=tools, now=now)
-    aside = move_bad_files(site, queue, now=now)
+    aside = move_bad_files(site, queue, names=names, now=now)
     partial = _let_partial_go(site, queue, now)
     expired = queue.expire_collecting(ingest.collecting_timeout_s, now=now)
     report = replace(
         report,
         changed=tuple(changed),
+        bad={**contradicting, **report.bad},
         set_aside=tuple(aside),
         partial=tuple(partial),
         became_pending=tuple(sorted({*report.became_pending, *partial})),
@@ -77,9 +80,18 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
 
 
 def take_in(
-    site: Site, names: Collection[str], *, tools: Tools = TOOLS, now: float | None = None, queue: Queue | None = None
+    site: Site,
+    names: Collection[str],
+    *,
+    tools: Tools = TOOLS,
+    now: float | None = None,
+    queue: Queue | None = None,
+    looks: Looks | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ArrivalReport:
-    """Record those files of the input directory that the queue does not know.
+    """Record those files of the input directory that the queue does not know, some at a time.
+
+    What has been recorded stays so, whoever is stopped or killed then; the rest is as unknown as before.
 
     Parameters
     ----------
@@ -91,6 +103,11 @@ def take_in(
         Epoch seconds.
     queue
         Where it is open already.
+    looks
+        What the caller's earlier looks saw. Without, files that are dated ahead of our clock are looked at twice, for
+        which `contimg.ingest.settle_s` is waited once.
+    stop
+        Asked between two batches whether to leave the rest for another time.
     """
     now = time.time() if now is None else now
     queue = site.queue() if queue is None else queue
@@ -98,41 +115,100 @@ def take_in(
     names = [name for name in names if SubbandName.parse(name) is not None]
     beginning = f"{site.input_dir}/"
     known = {path.removeprefix(beginning) for path in queue.known_among(beginning + name for name in names)}
-    rejected = {Path(b.path): (b.size_bytes, b.mtime) for b in queue.bad_files()}
-    scan = scan_directory(
-        site.input_dir,
-        names=names,
-        known=known,
-        rejected=rejected,
-        settle_s=site.ingest.settle_s,
-        read=tools.read_header,
-    )
-    bad = {str(b.path): b.reason for b in scan.bad}
-    for item in scan.bad:
-        queue.record_bad_file(item.path, item.reason, size_bytes=item.size_bytes, mtime=item.mtime, now=now)
-        logger.warning("%s is no readable subband: %s", item.path, item.reason)
-    groups = group_arrivals(scan.ready, gap_s=site.ingest.name_gap_s)
-    before = queue.ids(State.PENDING) if groups else set()
-    what: dict[Path, Recorded] = {}
-    for group in groups:
-        what |= _record(site, queue, group, bad, now)
-    for path in rejected.keys() & what.keys():
-        queue.forget_bad_file(path)
-    pending = queue.ids(State.PENDING) if groups else set()
-    report = ArrivalReport(
-        new_files=sum(w is Recorded.NEW for w in what.values()),
-        duplicates=_paths(what, Recorded.DUPLICATE),
-        late=_paths(what, Recorded.LATE),
-        bad=bad,
-        unready={str(u.path): u.reason for u in scan.unready},
-        groups=tuple(str(g.group_id) for g in groups),
-        became_pending=tuple(sorted(pending - before)),
-    )
-    for file in report.duplicates:
-        logger.warning("%s is a second file for its subband; the first is kept", file)
-    for file in report.late:
-        logger.warning("%s came after its group had been taken", file)
-    return report
+    left = sorted(name for name in names if name not in known)
+    taking = _Taking(site, queue, tools, now, Looks() if looks is None else looks, stop)
+    with queue.database.kept_open() if left else nullcontext():
+        taking.take(left)
+        again = taking.looks.ahead if looks is None else frozenset[str]()
+        if again and not stop():
+            time.sleep(site.ingest.settle_s)
+            taking.take(sorted(again))
+    return taking.report()
+
+
+class _Taking:
+    """Takes files in batch by batch, and remembers what became of them."""
+
+    def __init__(
+        self, site: Site, queue: Queue, tools: Tools, now: float, looks: Looks, stop: Callable[[], bool]
+    ) -> None:
+        self.site, self.queue, self.tools, self.now, self.looks, self.stop = site, queue, tools, now, looks, stop
+        self.what: dict[Path, Recorded] = {}
+        self.bad: dict[str, str] = {}
+        self.still_bad: list[str] = []
+        self.unready: dict[str, str] = {}
+        self.groups: dict[str, None] = {}
+        self.pending: set[str] = set()
+
+    def take(self, names: list[str]) -> None:
+        """Take in files of the input directory that are not known."""
+        for begin in range(0, len(names), _BATCH):
+            if self.stop():
+                return
+            freed = self._take_batch(names[begin : begin + _BATCH])
+            if freed:  # whose first was found to be of another observation
+                self._take_batch(freed)
+
+    def report(self) -> ArrivalReport:
+        """Return what became of the files, and say what somebody should see to."""
+        report = ArrivalReport(
+            new_files=sum(w is Recorded.NEW for w in self.what.values()),
+            duplicates=_paths(self.what, Recorded.DUPLICATE),
+            late=_paths(self.what, Recorded.LATE),
+            bad=self.bad,
+            still_bad=tuple(self.still_bad),
+            unready=self.unready,
+            groups=tuple(self.groups),
+            became_pending=tuple(sorted(self.pending)),
+        )
+        for file in report.duplicates:
+            logger.warning("%s is a second file for its subband; the first is kept", file)
+        for file in report.late:
+            logger.warning("%s came after its group had been taken", file)
+        return report
+
+    def _take_batch(self, names: list[str]) -> list[str]:
+        """Take in some files; returns those that are to be looked at anew."""
+        judged = self.queue.bad_among(str(self.site.input_dir / name) for name in names)
+        rejected = {Path(b.path): (b.size_bytes, b.mtime) for b in judged}
+        scan = scan_directory(
+            self.site.input_dir,
+            names=names,
+            rejected=rejected,
+            settle_s=self.site.ingest.settle_s,
+            link_wait_s=self.site.ingest.bad_file_wait_s,
+            read=self.tools.read_header,
+            looks=self.looks,
+            now=self.now,
+        )
+        self._note_bad(scan.bad)
+        groups = group_arrivals(scan.ready, gap_s=self.site.ingest.name_gap_s)
+        before = self.queue.ids(State.PENDING) if groups else set()
+        what: dict[Path, Recorded] = {}
+        for group in groups:
+            what |= _record(self.site, self.queue, group, self.now)
+        odd = _odd_ones(self.queue, what)
+        for path in rejected.keys() & (what.keys() - {Path(path) for path in odd}):
+            self.queue.forget_bad_file(path)
+        self.bad |= odd
+        self.pending |= (self.queue.ids(State.PENDING) if groups else set()) - before
+        self.groups |= dict.fromkeys(str(group.group_id) for group in groups)
+        for name in names:
+            self.unready.pop(str(self.site.input_dir / name), None)
+        self.unready |= {str(u.path): u.reason for u in scan.unready}
+        self.still_bad += [str(path) for path in scan.still_bad]
+        self.looks.forget({arrival.path.name for arrival in scan.ready} | {file.path.name for file in scan.bad})
+        freed = [path for path, became in what.items() if became is Recorded.FREED]
+        self.what |= {path: became for path, became in what.items() if became is not Recorded.FREED}
+        return sorted(path.name for path in freed if path.parent == self.site.input_dir)
+
+    def _note_bad(self, files: Sequence[BadFile]) -> None:
+        if not files:
+            return
+        self.queue.record_bad_files(files, now=self.now)
+        for file in files:
+            self.bad[str(file.path)] = file.reason
+            logger.warning("%s is no readable subband: %s", file.path, file.reason)
 
 
 def scan_until_ready(site: Site, wait_s: float, *, tools: Tools = TOOLS) -> ArrivalReport:
@@ -181,15 +257,6 @@ def _has_gains(site: Site, registry: Registry, row: GroupRow) -> bool:
     return registry.find_set(mjd, dec_deg=row.dec_deg, borrow_days=borrow) is not None
 
 
-def _follow(queue: Queue, clock: ClockLook) -> None:
-    """Let no group be old because the clock was set."""
-    if not clock.step_s:
-        return
-    here = clock.now.wall
-    moved = queue.follow_clock(clock.step_s, but_since=here - clock.elapsed_s - 1.0, until=here + 1.0)
-    logger.warning("the clock was set by %+.0f s; %d groups that collect keep their age", clock.step_s, moved)
-
-
 def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = None) -> list[str]:
     lease_s = site.ingest.in_progress_timeout_s
 
@@ -205,10 +272,7 @@ def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = Non
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))
     held = [r.group_id for r in queue.groups(state=State.IN_PROGRESS)]
     if clock is not None:
-        try:
-            clock.keep(site, set(held))
-        except StorageError as error:  # a full disk stops whoever needs it, not the scan
-            logger.warning("%s", error.what)
+        clock.keep(queue, set(held))
     out = site.output_dir
     roots = (site.scratch_dir, out, out / "caltables", out / "images")
     for path in [*remove_dead_scratch(*roots, keep=held), *remove_dead_ram(site)]:
@@ -217,17 +281,31 @@ def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = Non
     return recovered
 
 
-def _record(site: Site, queue: Queue, group: SubbandGroup, bad: dict[str, str], now: float) -> dict[Path, Recorded]:
-    fact = _fact(group)
-    files = [FileFact(a.subband, a.path, a.size_bytes, a.mtime) for a in group.arrivals]
+def _record(site: Site, queue: Queue, group: SubbandGroup, now: float) -> dict[Path, Recorded]:
+    files = [
+        FileFact(
+            a.subband,
+            a.path,
+            a.size_bytes,
+            a.mtime,
+            start_mjd=None if a.start_jd is None else a.start_jd - JD_OF_MJD_ZERO,
+            mid_mjd=None if a.mid_jd is None else a.mid_jd - JD_OF_MJD_ZERO,
+            dec_deg=a.dec_deg,
+            layout=a.layout,
+        )
+        for a in group.arrivals
+    ]
     expected, minutes = site.ingest.expected_subbands, site.ingest.chunk_minutes
-    try:
-        return queue.record(fact, files, expected_subbands=expected, chunk_minutes=minutes, now=now)
-    except InputError as error:
-        for arrival in group.arrivals:
-            bad[str(arrival.path)] = error.what
-            queue.record_bad_file(arrival.path, error.what, size_bytes=arrival.size_bytes, mtime=arrival.mtime, now=now)
-        return {}
+    return queue.record(_fact(group), files, expected_subbands=expected, chunk_minutes=minutes, now=now)
+
+
+def _odd_ones(queue: Queue, what: Mapping[Path, Recorded]) -> dict[str, str]:
+    """Return the files that contradict their group, and in what."""
+    odd = {str(path) for path, became in what.items() if became is Recorded.ODD}
+    found = {row.path: row.reason for row in queue.bad_among(odd)} if odd else {}
+    for path, reason in found.items():
+        logger.warning("%s is not used: %s", path, reason)
+    return found
 
 
 def _fact(group: SubbandGroup) -> GroupFact:

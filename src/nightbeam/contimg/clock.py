@@ -1,21 +1,22 @@
 """What a machine's clock did since the last scan: one that is set makes no group old.
 
 The kernel counts the time since the boot whatever is done to the clock; how far the two have drifted apart between two
-scans of one machine is by how much the clock was set.
+scans of one machine is by how much the clock was set. The queue keeps what the last scan saw, and follows the clock in
+the same transaction.
 """
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from nightbeam.catalog.model import GroupRow
-from nightbeam.contimg.site import Site
-from nightbeam.core.files import write_text
+from nightbeam.catalog.model import ClockStep, GroupRow
+
+if TYPE_CHECKING:
+    from nightbeam.catalog import Queue
 
 __all__ = ["ClockLook", "Instant", "look_at_clock"]
 
@@ -51,18 +52,18 @@ class ClockLook:
         This moment.
     step_s
         By how much the clock was set since the last scan of this machine, 0 if it was not.
-    elapsed_s
-        Since that scan.
     stepped
         Whether it was set since this machine began.
+    moved
+        How many groups that collect had their age kept.
     beats
         Of groups of other machines: their last sign of life, and since when (seconds of the boot) we have known it.
     """
 
     now: Instant
     step_s: float
-    elapsed_s: float
     stepped: bool
+    moved: int
     beats: dict[str, tuple[float, float]]
 
     def silent_s(self, row: GroupRow) -> float:
@@ -73,34 +74,20 @@ class ClockLook:
             known = self.beats[row.group_id] = (beat, self.now.since_boot)
         return self.now.since_boot - known[1]
 
-    def keep(self, site: Site, groups: set[str]) -> None:
-        """Write down what the next scan needs; of those groups only."""
-        content = {
-            "wall": self.now.wall,
-            "since_boot": self.now.since_boot,
-            "boot": self.now.boot,
-            "stepped": self.stepped,
-            "beats": {group: list(beat) for group, beat in self.beats.items() if group in groups},
-        }
-        write_text(_file(site), json.dumps(content) + "\n")
+    def keep(self, queue: Queue, groups: set[str]) -> None:
+        """Keep for the next scan what is known of those groups."""
+        beats = {group: beat for group, beat in self.beats.items() if group in groups}
+        if self.now.boot and (self.stepped or beats):
+            queue.clocks.keep_beats(self.now.boot, beats)
 
 
-def look_at_clock(site: Site, now: Instant | None = None) -> ClockLook:
-    """Compare the clock with what the last scan of this machine wrote down; a note that cannot be read is none."""
+def look_at_clock(queue: Queue, now: Instant | None = None) -> ClockLook:
+    """Compare the clock with what the last scan of this machine saw, and have the queue follow it where it was set."""
     now = now or Instant.now()
-    try:
-        found: dict[str, Any] = json.loads(_file(site).read_text())
-        if not now.boot or found["boot"] != now.boot:
-            return ClockLook(now, 0.0, 0.0, False, {})
-        elapsed = now.since_boot - float(found["since_boot"])
-        step = now.wall - float(found["wall"]) - elapsed
-        beats = {str(group): (float(beat[0]), float(beat[1])) for group, beat in found["beats"].items()}
-        stepped = bool(found["stepped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return ClockLook(now, 0.0, 0.0, False, {})
-    step = step if abs(step) > _STEP_S else 0.0
-    return ClockLook(now, step, elapsed, stepped or step != 0.0, beats)
-
-
-def _file(site: Site) -> Path:
-    return site.state_dir / f"clock-{socket.gethostname()}.json"
+    if not now.boot:  # a kernel that does not tell one boot from another
+        return ClockLook(now, 0.0, False, 0, {})
+    host = socket.gethostname()
+    found: ClockStep = queue.clocks.follow(
+        now.boot, host, wall=now.wall, since_boot=now.since_boot, least_step_s=_STEP_S
+    )
+    return ClockLook(now, found.step_s, found.stepped, found.moved, dict(found.beats))

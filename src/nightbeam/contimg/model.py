@@ -167,7 +167,8 @@ class ArrivalReport:
     """What one look at the input directory and the queue found and changed; files by path, groups by id.
 
     ``changed`` are recorded files that were rewritten after their group was taken, ``partial`` groups that are imaged
-    with what they have, ``set_aside`` bad files that were moved out of the input directory.
+    with what they have, ``set_aside`` bad files that were moved out of the input directory, ``still_bad`` bad files
+    that are as they were when they were judged.
     """
 
     new_files: int = 0
@@ -177,6 +178,7 @@ class ArrivalReport:
     set_aside: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
     bad: dict[str, str] = field(default_factory=dict)
+    still_bad: tuple[str, ...] = ()
     unready: dict[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     became_pending: tuple[str, ...] = ()

@@ -10,15 +10,19 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nightbeam.contimg.owners import scratch_maker
 from nightbeam.contimg.quarantine import is_same, is_there, move
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import BusyError, InputError, MissingError, StorageError
 from nightbeam.core.files import remove, storage_errors
+from nightbeam.core.keys import SubbandName
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
 
@@ -32,21 +36,37 @@ logger = logging.getLogger(__name__)
 _MJD_OF_EPOCH = 40587.0
 #: How long `put_back` waits for a scan that is moving files.
 _WAIT_S = 30.0
+#: Half a copy that nobody has written to for so long is of somebody who died; its name tells no machine.
+_PART_AGE_S = 3600.0
+#: As `core.files.part_path` names what is on its way to, or from, one of our names in the input directory.
+_PART = re.compile(r"\.(?P<of>.+)\.\d+\.[0-9a-f]{8}\.part")
+_LINK = "it is a symbolic link, and what it leads to is not ours to move"
 
 
-def move_bad_files(site: Site, queue: Queue, *, now: float) -> list[str]:
+def move_bad_files(site: Site, queue: Queue, *, names: Collection[str] = (), now: float) -> list[str]:
     """Move the bad files aside that have not changed for `contimg.ingest.bad_file_wait_s`; returns which.
 
     One that has become another since it was judged stays, one that is gone is forgotten, and one that cannot be
-    moved stays among the bad with what hinders it. Whatever somebody was stopped in the middle of is ended first.
-    Where somebody else is at it, nothing is done.
+    moved stays among the bad with what hinders it, as does a symbolic link. Whatever somebody was stopped in the
+    middle of is ended first. Where somebody else is at it, nothing is done.
+
+    Parameters
+    ----------
+    site, queue
+        Whose.
+    names
+        What there is in the input directory: parts of copies that we left there when we were killed are removed.
+    now
+        Epoch seconds.
     """
     rows = [row for row in queue.bad_files() if Path(row.path).parent == site.input_dir]
-    if not rows and not queue.set_aside.rows(states=("moving", "restoring")):
+    parts = [name for name in names if _PART.fullmatch(name)]
+    if not rows and not parts and not queue.set_aside.rows(states=("moving", "restoring")):
         return []
     try:
         with _alone(site):
             _settle_all(site, queue, now)
+            _remove_parts(site, queue, parts, now)
             return [row.path for row in _due(site, queue, rows, now) if _put_aside(site, queue, row, now)]
     except BusyError:
         return []
@@ -90,11 +110,16 @@ def put_back(site: Site, path: Path, *, now: float, dry_run: bool = False) -> Pa
         if dry_run:
             return original
         queue.set_aside.become(source, "restoring", now=now)
+        hidden = _hidden(row)
         try:
-            move(source, original)
+            move(source, hidden)
+            placed = _rename_back(hidden, original)
         except OSError:
-            _settle(queue, row, now)
+            _settle_restoring(queue, row, now)
             raise
+        if not placed:
+            _settle_restoring(queue, row, now)
+            raise InputError(f"something lies at {original} already", fix="move it away first")
         queue.set_aside.become(source, "restored", now=now)
     logger.info("put back %s", original)
     return original
@@ -143,11 +168,58 @@ def _due(site: Site, queue: Queue, rows: list[BadFileRow], now: float) -> Iterat
         except OSError as error:
             logger.warning("%s cannot be looked at: %s", path, error.strerror)
             continue
-        # A clock ahead of ours may date a file in the future.
-        changed = max(when for when in (found.st_ctime, found.st_mtime) if when <= now or when == found.st_ctime)
+        if stat.S_ISLNK(found.st_mode):
+            queue.note_not_moved(path, _LINK)
+            continue
         same = (found.st_size, found.st_mtime) == (row.size_bytes, row.mtime)
-        if same and now - changed >= site.ingest.bad_file_wait_s:
+        if same and now - _changed_at(found, row, now) >= site.ingest.bad_file_wait_s:
             yield row
+
+
+def _changed_at(found: os.stat_result, row: BadFileRow, now: float) -> float:
+    """Return when a file that is as it was judged was last touched; one that is dated ahead, when it was judged."""
+    if found.st_ctime > now:
+        return row.recorded_at
+    return max(when for when in (found.st_ctime, found.st_mtime) if when <= now)
+
+
+def _remove_parts(site: Site, queue: Queue, names: list[str], now: float) -> None:
+    """Remove the parts of copies that processes of ours left when they were killed; those of others are theirs.
+
+    Only what is half of something that is whole at another place goes, after it was left alone for long, and where no
+    process of this machine has the number that its name bears.
+    """
+    rows = queue.set_aside.rows() if names else []
+    for name in names:
+        path, found = site.input_dir / name, _PART.fullmatch(name)
+        assert found is not None
+        maker = scratch_maker(name)
+        if maker is None or maker.alive is not False or not _is_elsewhere(site, rows, found["of"]):
+            continue
+        try:
+            state = path.lstat()
+            if now - max(state.st_mtime, state.st_ctime) < _PART_AGE_S:
+                continue
+            with storage_errors(path):
+                path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            logger.warning("%s, left behind by a process that is gone, cannot be removed: %s", path, error)
+        else:
+            logger.info("removed %s, left behind by a process that is gone", path)
+
+
+def _is_elsewhere(site: Site, rows: list[SetAsideRow], of: str) -> bool:
+    """Return whether that of which a name is the part is one of our files, and whole where it lies or lay."""
+    original = site.input_dir / of
+    if SubbandName.parse(of) is not None:
+        here = [row for row in rows if row.original_path == str(original)]
+    else:
+        here = [row for row in rows if _hidden(row) == original]
+    return any(
+        is_there(Path(row.path)) or (row.state == "restored" and is_there(Path(row.original_path))) for row in here
+    )
 
 
 def _put_aside(site: Site, queue: Queue, row: BadFileRow, now: float) -> bool:
@@ -234,7 +306,8 @@ def _rename_back(hidden: Path, original: Path) -> bool:
     try:
         os.link(hidden, original, follow_symlinks=False)  # unlike a rename it replaces nothing
     except FileExistsError:
-        return False
+        if not _is_one(hidden, original):
+            return False
     except OSError:  # a file system without hard links, or a directory
         if is_there(original):
             return False
@@ -244,9 +317,20 @@ def _rename_back(hidden: Path, original: Path) -> bool:
     return True
 
 
+def _is_one(one: Path, other: Path) -> bool:
+    """Return whether two names are of one file, as who is killed between giving and taking a name leaves them."""
+    first, second = one.lstat(), other.lstat()
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
 def _settle_restoring(queue: Queue, row: SetAsideRow, now: float) -> None:
-    source, original = Path(row.path), Path(row.original_path)
-    if is_there(source) and is_there(original) and is_same(source, original):
+    source, hidden, original = Path(row.path), _hidden(row), Path(row.original_path)
+    if is_there(hidden) and is_there(source):  # a copy on another file system whose source was still to go
+        if is_same(hidden, source):
+            remove(hidden)
+    elif is_there(hidden) and not _rename_back(hidden, original):
+        move(hidden, source)
+    if is_there(source) and is_there(original) and is_same(source, original):  # as it was done before
         remove(source)
     if is_there(source) or is_there(original):  # else a mount may be missing
         queue.set_aside.become(source, "held" if is_there(source) else "restored", now=now)

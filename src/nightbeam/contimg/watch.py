@@ -23,7 +23,7 @@ from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import MissingError, NightbeamError
 from nightbeam.core.keys import SubbandName
-from nightbeam.ingest import list_names, unwritten_s
+from nightbeam.ingest import Looks, list_names
 
 __all__ = ["ArrivalWatch", "must_list", "type_of_file_system"]
 
@@ -35,6 +35,8 @@ _TOLD_BY_TIME = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", 
 _TICK_NS = 50_000_000
 #: After an error, so long until the next try.
 _PAUSE_S = 5.0
+#: So many looks after it was last asked it is asked again whether the directory has to be listed.
+_ASK_AGAIN = 240
 #: Files that could not be taken in and are watched for being written on; the scheduled scan looks at all of them.
 _MOST_STUCK = 1000
 
@@ -65,12 +67,13 @@ class ArrivalWatch:
         Starts the work on what can be started, and returns on how many groups; it may raise a `NightbeamError`, and
         is called again then.
     listing
-        Whether to list the directory at each look.
+        Whether to list the directory at each look; None: what `must_list` says, which is asked when another directory
+        or file system lies there, and now and then, for a mount may come and go unseen.
     """
 
     site: Site
     dispatch: Callable[[], int]
-    listing: bool = False
+    listing: bool | None = None
     tools: Tools = TOOLS
     counters: WatchCounters = field(default_factory=WatchCounters)
 
@@ -80,21 +83,31 @@ class ArrivalWatch:
         self._stuck: dict[str, tuple[int, float]] = {}
         self._listed: tuple[int, ...] | None = None
         self._owed = True  # what became pending while nobody watched
+        self._looks = Looks()
+        self._must_list = bool(self.listing)
+        self._asked_ago = _ASK_AGAIN
 
     def loop(self, stop: threading.Event) -> None:
         """Look every `contimg.ingest.watch_every_s` until ``stop`` is set; an error is said once and outlived."""
         while not stop.is_set():
             pause = self.site.ingest.watch_every_s
             try:
-                self.look()
+                self.look(stop=stop.is_set)
                 self._said("")
             except NightbeamError as error:
                 self._said(error.what)
                 pause = max(pause, _PAUSE_S if not isinstance(error, MissingError) else pause)
             stop.wait(pause)
 
-    def look(self, *, now: float | None = None) -> ArrivalReport | None:
+    def look(self, *, now: float | None = None, stop: Callable[[], bool] = lambda: False) -> ArrivalReport | None:
         """Look once; returns what was taken in, or None where there was nothing to look at.
+
+        Parameters
+        ----------
+        now
+            Epoch seconds.
+        stop
+            Asked between files, of which there may be very many, whether to leave the rest.
 
         Raises
         ------
@@ -109,7 +122,9 @@ class ArrivalWatch:
         names = self._settled(now)
         report = None
         if names:
-            report = take_in(self.site, names, tools=self.tools, now=now)
+            report = take_in(self.site, names, tools=self.tools, now=now, looks=self._looks, stop=stop)
+            if stop():  # the rest is as unknown as it was
+                return report
             self._sort(names, report)
         if self._owed:
             self.counters.dispatched += self.dispatch()
@@ -124,46 +139,63 @@ class ArrivalWatch:
             self._forget()
             raise MissingError(f"no input directory {directory}", fix="mount it, or set contimg.input_dir") from None
         signature = (found.st_dev, found.st_ino, found.st_mtime_ns)
-        if signature == self._listed and not self.listing:
-            return
         if self._listed is not None and signature[:2] != self._listed[:2]:
             self._forget()  # another directory or file system than before
+        self._ask()
+        if signature == self._listed and not self._must_list:
+            return
         names = set(list_names(directory))
         self.counters.listings += 1
         fresh = time.time_ns() - found.st_mtime_ns < _TICK_NS
         self._listed = (*signature[:2], -1) if fresh else signature
+        self._looks.forget(self._looks.ahead - names)
         self._known &= names
         self._unready &= names
         self._stuck = {name: what for name, what in self._stuck.items() if name in names}
         for name in names - self._known - self._unready - self._stuck.keys():
             (self._known if SubbandName.parse(name) is None else self._unready).add(name)
 
+    def _ask(self) -> None:
+        """Ask the kernel, now and then, of what kind the file system is."""
+        self._asked_ago += 1
+        if self.listing is None and self._asked_ago > _ASK_AGAIN:
+            self._must_list, self._asked_ago = must_list(self.site), 0
+
     def _forget(self) -> None:
         self._known, self._unready, self._stuck, self._listed = set(), set(), {}, None
+        self._looks, self._asked_ago = Looks(), _ASK_AGAIN
 
     def _settled(self, now: float) -> dict[str, tuple[int, float]]:
         """Return the names that are worth opening, and what they are now."""
         settled = {}
         for name in [*self._unready, *self._stuck]:
+            path = self.site.input_dir / name
             try:
-                found = (self.site.input_dir / name).stat()
+                found = path.stat()
             except OSError:
                 continue  # gone, or not to be had now: the next listing, or the next look, tells
             state = (found.st_size, found.st_mtime)
-            if unwritten_s(found, now) >= self.site.ingest.settle_s and self._stuck.get(name) != state:
+            if self._stuck.get(name) == state:
+                continue
+            if self._looks.unwritten_s(path, found, now) >= self.site.ingest.settle_s:
                 settled[name] = state
         self.counters.waiting = len(self._unready)
         return settled
 
     def _sort(self, looked_at: dict[str, tuple[int, float]], report: ArrivalReport) -> None:
+        wanted = {*report.unready, *report.bad, *report.still_bad}
         for name, state in looked_at.items():
             path = str(self.site.input_dir / name)
             self._unready.discard(name)
             self._stuck.pop(name, None)
-            if (path in report.unready or path in report.bad) and len(self._stuck) < _MOST_STUCK:
+            if path in wanted and len(self._stuck) < _MOST_STUCK:
                 self._stuck[name] = state
             else:
                 self._known.add(name)
+        for odd in map(Path, report.bad):  # also those that were good until the others of their group came
+            if odd.name in self._known and odd.parent == self.site.input_dir and len(self._stuck) < _MOST_STUCK:
+                self._known.discard(odd.name)
+                self._stuck[odd.name] = (-1, 0.0)
         self.counters.new_files += report.new_files
         self.counters.groups += len(report.became_pending)
         if report.became_pending:

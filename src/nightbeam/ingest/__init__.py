@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from nightbeam.ingest.compute import chain, group_arrivals
-from nightbeam.ingest.files import group_files, list_names, scan_directory, unwritten_s
+from nightbeam.ingest.files import Looks, group_files, list_names, scan_directory
 from nightbeam.ingest.model import Arrival, BadFile, Scan, SubbandGroup, Unready
 
 __all__ = [
     "Arrival",
     "BadFile",
+    "Looks",
     "Scan",
     "SubbandGroup",
     "Unready",
@@ -17,5 +18,4 @@ __all__ = [
     "group_files",
     "list_names",
     "scan_directory",
-    "unwritten_s",
 ]

@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from nightbeam.core.errors import InputError
 from nightbeam.core.keys import GroupId
 from nightbeam.core.times import datetime_from_jd
-from nightbeam.ingest.model import Arrival, SubbandGroup
+from nightbeam.ingest.model import Arrival, Kind, Majority, SubbandGroup
 
-__all__ = ["chain", "group_arrivals"]
+__all__ = ["chain", "difference", "group_arrivals", "is_alike", "majority"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: As the conversion wants them: the times of one observation are bit-identical, and so is its pointing.
+_SAME_START_DAYS = 1e-3 / 86400.0
+_SAME_DEC_DEG = 6e-5
 
 
 def group_arrivals(arrivals: Iterable[Arrival], *, gap_s: float = 90.0) -> list[SubbandGroup]:
@@ -58,6 +61,54 @@ def chain(arrivals: Sequence[Arrival], *, gap_s: float = 90.0) -> list[list[Arri
         runs[-1].append(arrival)
         last = when
     return runs
+
+
+def is_alike(one: Kind, other: Kind) -> bool:
+    """Return whether two files may be of one observation, by what is known of both."""
+    return (
+        _near(one.start_mjd, other.start_mjd, _SAME_START_DAYS)
+        and _near(one.dec_deg, other.dec_deg, _SAME_DEC_DEG)
+        and (not one.layout or not other.layout or one.layout == other.layout)
+    )
+
+
+def majority(files: Iterable[tuple[int, Kind]]) -> Majority | None:
+    """Return what most of some files say, each subband counting once; the same in whatever order they come.
+
+    Parameters
+    ----------
+    files
+        The subband of each, and what it says. Without any there is no majority.
+    """
+    files = list(files)
+    said = {kind for _, kind in files if kind.start_mjd is not None} or {kind for _, kind in files}
+    votes = {kind: len({subband for subband, other in files if is_alike(kind, other)}) for kind in said}
+    if not votes:
+        return None
+    first = min(votes, key=lambda kind: (-votes[kind], _known_last(kind)))
+    tied = any(votes[kind] == votes[first] and not is_alike(kind, first) for kind in votes)
+    return Majority(first, votes[first], tied)
+
+
+def difference(kind: Kind, others: Kind) -> str:
+    """Return in words in what a file contradicts the others of its group."""
+    if kind.start_mjd is not None and others.start_mjd is not None:
+        late_s = (kind.start_mjd - others.start_mjd) * 86400.0
+        if abs(late_s) > _SAME_START_DAYS * 86400.0:
+            return f"it starts {late_s:+.3f} s from the others"
+    if kind.dec_deg is not None and others.dec_deg is not None and abs(kind.dec_deg - others.dec_deg) > _SAME_DEC_DEG:
+        return f"its pointing is Dec {kind.dec_deg:.4f} deg, that of the others {others.dec_deg:.4f} deg"
+    return f"it holds {kind.layout}, the others {others.layout}"
+
+
+def _near(one: float | None, other: float | None, within: float) -> bool:
+    return one is None or other is None or abs(one - other) <= within
+
+
+def _known_last(kind: Kind) -> tuple[tuple[bool, float], tuple[bool, float], str]:
+    """Return what orders kinds of as many subbands: those of which more is known come first."""
+    start, dec = ((value is None, value or 0.0) for value in (kind.start_mjd, kind.dec_deg))
+    return start, dec, kind.layout or "\uffff"
 
 
 def _joined(groups: list[SubbandGroup]) -> list[SubbandGroup]:

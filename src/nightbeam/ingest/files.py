@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 #: Of the correlator.
 _SUBBANDS = 16
 
-__all__ = ["group_files", "list_names", "scan_directory", "unwritten_s"]
+__all__ = ["Looks", "group_files", "list_names", "scan_directory"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def scan_directory(
     known: Container[str] = frozenset(),
     rejected: Mapping[Path, tuple[int | None, float | None]] | None = None,
     settle_s: float = 2.0,
+    link_wait_s: float = 600.0,
     read: ReadHeader | None = None,
+    looks: Looks | None = None,
     now: float | None = None,
 ) -> Scan:
     """Look at the subband files that lie directly in a directory.
@@ -62,7 +65,8 @@ def scan_directory(
     Files that are still being written (``_incomplete``), hidden ones and spectral-line products are
     no business of ours. A file is ready when its name is final, it has not changed for
     ``settle_s``, and its header can be read and is complete; it is bad when it has settled and
-    cannot. A bad file is looked at again only after it changed.
+    cannot. A bad file is looked at again only after it changed. A symbolic link stands for what it leads to; one
+    that leads nowhere is bad when that has lasted for ``link_wait_s``.
 
     Parameters
     ----------
@@ -76,8 +80,12 @@ def scan_directory(
         Bad files of before, with the size and time that they had then.
     settle_s
         How long a file must have been as it is.
+    link_wait_s
+        How old a link that leads nowhere must be, as a mount may be missing for a while.
     read
         Reads and checks a header; `nightbeam.uvh5.check_subband` by default.
+    looks
+        What earlier looks saw of files whose own times tell nothing.
     now
         Epoch seconds.
 
@@ -90,28 +98,62 @@ def scan_directory(
     """
     now = time.time() if now is None else now
     read = read or _default_reader()
+    looks = Looks() if looks is None else looks
     ready: list[Arrival] = []
     unready: list[Unready] = []
     bad: list[BadFile] = []
+    still_bad: list[Path] = []
     for path, name in _subbands_in(directory, names, known):
-        found = _look(path, name, (rejected or {}).get(path), settle_s, read, now)
+        found = _look(path, name, (rejected or {}).get(path), (settle_s, link_wait_s), read, (looks, now))
         if isinstance(found, Arrival):
             ready.append(found)
         elif isinstance(found, Unready):
             unready.append(found)
         elif found is not None:
             bad.append(found)
-    return Scan(tuple(ready), tuple(unready), tuple(bad))
+        else:
+            still_bad.append(path)
+    return Scan(tuple(ready), tuple(unready), tuple(bad), tuple(still_bad))
 
 
-def unwritten_s(found: os.stat_result, now: float) -> float:
-    """Return for how long nothing has been written to a file.
+class Looks:
+    """For how long files have been as they are, also where a clock that was set, or a server's, dates them ahead.
 
-    Who copies a file and keeps its times sets them when all of it is there, and a rename changes only the time of
-    status: such a file is as old as its contents. A clock ahead of ours may date a file in the future; its change of
-    status is dated by our own kernel.
+    Parameters
+    ----------
+    clock
+        Seconds that no one sets.
     """
-    return now - (found.st_mtime if found.st_mtime <= now else found.st_ctime)
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self._seen: dict[Path, tuple[tuple[int, float, float], float]] = {}
+
+    @property
+    def ahead(self) -> frozenset[str]:
+        """Names of the files that are dated ahead of our clock, and were not let go of."""
+        return frozenset(path.name for path in self._seen)
+
+    def unwritten_s(self, path: Path, found: os.stat_result, now: float) -> float:
+        """Return for how long nothing has been written to a file.
+
+        Who copies a file and keeps its times sets them when all of it is there, and a rename changes only the time
+        of status: such a file is as old as its contents. One that is dated ahead may have had its status changed by
+        our own kernel; where that is ahead as well, it is as old as what we have seen of it.
+        """
+        dated = found.st_mtime if found.st_mtime <= now else found.st_ctime
+        if dated <= now:
+            self._seen.pop(path, None)
+            return now - dated
+        state = (found.st_size, found.st_mtime, found.st_ctime)
+        here = time.monotonic() if self._clock is None else self._clock()
+        if path not in self._seen or self._seen[path][0] != state:
+            self._seen[path] = (state, here)
+        return here - self._seen[path][1]
+
+    def forget(self, names: Container[str]) -> None:
+        """Let go of files that are taken care of, or gone."""
+        self._seen = {path: seen for path, seen in self._seen.items() if path.name not in names}
 
 
 def group_files(
@@ -162,17 +204,19 @@ def _look(
     path: Path,
     name: SubbandName,
     before: tuple[int | None, float | None] | None,
-    settle_s: float,
+    waits_s: tuple[float, float],
     read: ReadHeader,
-    now: float,
+    when: tuple[Looks, float],
 ) -> Arrival | Unready | BadFile | None:
+    settle_s, link_wait_s = waits_s
+    looks, now = when
     try:
         first = path.stat()
-    except OSError:
-        return Unready(path, "it went away while we looked")
+    except OSError as error:
+        return _look_at_link(path, before, error, link_wait_s, looks, now)
     if before == (first.st_size, first.st_mtime):
         return None
-    age = unwritten_s(first, now)
+    age = looks.unwritten_s(path, first, now)
     if age < settle_s:
         return Unready(path, f"changed {max(age, 0.0):.1f} s ago")
     try:
@@ -196,6 +240,30 @@ def _look(
     return arrival
 
 
+def _look_at_link(
+    path: Path,
+    before: tuple[int | None, float | None] | None,
+    error: OSError,
+    link_wait_s: float,
+    looks: Looks,
+    now: float,
+) -> Unready | BadFile | None:
+    """Say what is wrong with a name that leads to no file."""
+    try:
+        found = path.lstat()
+        leads_to = path.readlink() if stat.S_ISLNK(found.st_mode) else None
+    except OSError:
+        return Unready(path, "it went away while we looked")
+    if leads_to is None:
+        return Unready(path, f"cannot be looked at: {error.strerror}")
+    if before == (found.st_size, found.st_mtime):
+        return None
+    reason = f"it is a symbolic link to {leads_to}, which cannot be reached: {error.strerror}"
+    if looks.unwritten_s(path, found, now) < link_wait_s:
+        return Unready(path, reason)
+    return BadFile(path, reason, found.st_size, found.st_mtime)
+
+
 def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arrival:
     subband = header.subband if name is None else name.subband
     if subband is None:
@@ -207,7 +275,7 @@ def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arr
             f"{path.name} is named sb{subband:02d} and holds the frequencies of sb{header.subband:02d}",
             fix="give it its right name",
         )
-    stat = path.stat()
+    found = path.stat()
     return Arrival(
         path=path,
         stamp=None if name is None else name.stamp,
@@ -215,8 +283,9 @@ def _arrival(path: Path, name: SubbandName | None, header: SubbandHeader) -> Arr
         start_jd=float(header.start_jd),
         mid_jd=float(header.mid_jd),
         dec_deg=math.degrees(header.dec_rad),
-        size_bytes=stat.st_size,
-        mtime=stat.st_mtime,
+        size_bytes=found.st_size,
+        mtime=found.st_mtime,
+        layout=str(getattr(header, "layout", "")),  # a reader of others may not tell
     )
 
 

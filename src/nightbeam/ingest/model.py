@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nightbeam.core.keys import GroupId
 
-__all__ = ["Arrival", "BadFile", "Scan", "SubbandGroup", "Unready"]
+__all__ = ["Arrival", "BadFile", "Kind", "Majority", "Scan", "SubbandGroup", "Unready"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class Arrival:
         Apparent declination of the pointing.
     size_bytes, mtime
         As found on disk.
+    layout
+        Integrations, antennas, channels and polarizations in words, alike in all files of an observation; empty:
+        not known.
     """
 
     path: Path
@@ -39,6 +42,28 @@ class Arrival:
     dec_deg: float | None = None
     size_bytes: int | None = None
     mtime: float | None = None
+    layout: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file says of its observation, alike in all files of one; what is not known contradicts nothing."""
+
+    start_mjd: float | None = None
+    dec_deg: float | None = None
+    layout: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Majority:
+    """What most subbands of a group say.
+
+    ``subbands`` is how many, ``tied`` whether as many say something else.
+    """
+
+    kind: Kind
+    subbands: int
+    tied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +120,12 @@ class BadFile:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a look at the directory found, the files already known left out."""
+    """What a look at the directory found, the files already known left out.
+
+    ``still_bad`` are bad files that have not changed since they were judged.
+    """
 
     ready: tuple[Arrival, ...]
     unready: tuple[Unready, ...]
     bad: tuple[BadFile, ...]
+    still_bad: tuple[Path, ...] = ()

@@ -98,7 +98,8 @@ class _Planner:
         self.faults = night.faults_in(index)
         ends = [restart_of(f)[1] for f in self.faults if f.kind == "restart-gap"]
         self.integrations = ends[0] if ends else self.spec.integrations
-        self.done_s = night.starts_s[index] + self.integrations * compute.INTEGRATION_S
+        # From the middle of the first integration of all to the end of the last of this group.
+        self.done_s = night.starts_s[index] + (self.integrations - 0.5) * compute.INTEGRATION_S
         missing = {f.number for f in self._of("missing-subband")}
         self.present = [sb for sb in range(self.spec.subbands) if sb not in missing]
         self.refused = self._refused()

@@ -93,9 +93,15 @@ def _night(spec: SimulationSpec, stations: tuple[int, ...], calibrator: Calibrat
     if spec.arrivals == "real":
         succession = draw_succession(np.random.default_rng([spec.seed, 20]), spec.groups, subbands=spec.subbands)
     asked = [*spec.faults, *mix_faults(spec, np.random.default_rng([spec.seed, 19]))]
-    faults = settle_faults(asked, spec, stations, np.random.default_rng([spec.seed, 13]))
+    drawn = real_faults(spec, succession)
+    # What is drawn anyhow is not asked for: a plan's own faults, given again, make the same plan.
+    faults = [
+        fault
+        for fault in settle_faults(asked, spec, stations, np.random.default_rng([spec.seed, 13]))
+        if fault not in drawn
+    ]
     broken = {f.group for f in faults if f.kind == "restart-gap"}
-    faults += [f for f in real_faults(spec, succession) if f.kind != "restart-gap" or f.group not in broken]
+    faults += [f for f in drawn if f.kind != "restart-gap" or f.group not in broken]
     restarts = {f.group: restart_of(f) for f in reversed(faults) if f.kind == "restart-gap"}
     starts_s, delay_s = [], 0.0
     for k in range(spec.groups):

@@ -86,6 +86,17 @@ class SubbandHeader:
         return Site(self.longitude_deg, self.latitude_deg, self.altitude_m)
 
     @property
+    def layout(self) -> str:
+        """What all files of one observation have in common beside times and pointing, in words."""
+        stations = _ranges(sorted(number + 1 for number in self.ant_numbers))
+        return (
+            f"{self.n_times} integrations of {self.integration_s:.3f} s, "
+            f"{len(self.ant_numbers)} antennas ({stations}), {self.n_bls} baselines, "
+            f"{self.n_freqs} channels of {self.channel_width_hz:.3f} Hz, "
+            f"polarizations {' '.join(str(p) for p in self.polarizations)}"
+        )
+
+    @property
     def n_times(self) -> int:
         """Integrations in the file."""
         return len(self.times_jd)
@@ -200,3 +211,13 @@ class ConvertReport:
     write_s: float
     total_s: float
     reused: bool = False
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return rising numbers in words, such as ``1-9 11 20-51``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if not runs or number != runs[-1][1] + 1:
+            runs.append([number, number])
+        runs[-1][1] = number
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,120 @@ def test_a_late_or_repeated_file_moves_no_group_that_was_taken(queue: Queue, sta
     assert queue.subbands(G)[16].late == 1
 
 
-def test_files_of_another_start_are_refused(queue: Queue):
-    fill(queue, n=2)
-    with pytest.raises(InputError, match=r"start \+0.400 s from the others of group 2025-10-02T01:02:03"):
-        queue.record(GroupFact(G, MJD + 0.4 / 86400), [FileFact(5, Path("/in/a_sb05.hdf5"))])
+ODD = {
+    "start": ({"start_mjd": MJD + 0.4 / 86400}, "it starts +0.400 s from the others"),
+    "pointing": ({"dec_deg": 33.3}, "its pointing is Dec 33.3000 deg, that of the others 33.0000 deg"),
+    "layout": ({"layout": "23 integrations"}, "it holds 23 integrations, the others 24 integrations"),
+}
+
+
+def of(subband: int, folder: str = "in", **odd: Any) -> FileFact:
+    """Return a file that says of its observation what the others do, but for ``odd``."""
+    kind = {"start_mjd": MJD, "mid_mjd": MJD + 0.001, "dec_deg": 33.0, "layout": "24 integrations"} | odd
+    return FileFact(subband, Path(f"/{folder}/sb{subband:02d}.hdf5"), 5, 1.0, **kind)
+
+
+def show(queue: Queue, group_id: str, files: list[FileFact], expected: int = 16) -> dict[Path, Recorded]:
+    first = files[0]
+    group = GroupFact(group_id, first.start_mjd or 0.0, mid_mjd=first.mid_mjd, dec_deg=first.dec_deg)
+    return queue.record(group, files, expected_subbands=expected)
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_of_sixteen_files_the_odd_one_is_bad_in_whatever_order_and_parts_they_come(queue: Queue, what: str):
+    odd, reason = ODD[what]
+    for seed in range(12):
+        dice, group_id = random.Random(seed), f"group {seed}"
+        files = [of(sb, f"{seed}", **(odd if sb == 5 else {})) for sb in range(16)]
+        dice.shuffle(files)
+        if seed < 2:  # the odd one before all others, and after them
+            files.sort(key=lambda f: (f.subband == 5) == bool(seed))
+        while files:
+            n = 1 if seed < 2 else dice.randint(1, 16)
+            show(queue, group_id, files[:n])
+            files = files[n:]
+        assert [f.subband_idx for f in queue.subbands(group_id)] == [sb for sb in range(16) if sb != 5]
+        (bad,) = [b for b in queue.bad_files() if b.group_id == group_id]
+        assert (bad.path, bad.size_bytes, bad.mtime) == (f"/{seed}/sb05.hdf5", 5, 1.0)
+        assert bad.reason == f"sb05.hdf5 is no part of group {group_id}: {reason}"
+        row = queue.group(group_id)
+        assert (row.state, row.start_mjd, row.mid_mjd, row.dec_deg) == ("collecting", MJD, MJD + 0.001, 33.0)
+
+
+def test_nobody_is_bad_before_more_than_half_of_the_subbands_agree(queue: Queue):
+    show(queue, G, [of(5, dec_deg=33.3)])
+    show(queue, G, [of(sb) for sb in range(6, 14)])
+    assert (len(queue.subbands(G)), queue.bad_files()) == (9, [])
+    assert show(queue, G, [of(0)]) == {Path("/in/sb05.hdf5"): Recorded.ODD, Path("/in/sb00.hdf5"): Recorded.NEW}
+    assert [s.subband_idx for s in queue.subbands(G)] == [0, *range(6, 14)]
+
+
+def test_a_group_of_two_minds_is_not_pending_however_full(queue: Queue):
+    show(queue, G, [of(sb) for sb in range(8)])
+    show(queue, G, [of(sb, dec_deg=33.3) for sb in range(8, 16)])
+    assert (queue.group(G).state, queue.group(G).subbands_present, queue.bad_files()) == ("collecting", 16, [])
+
+
+def test_when_its_time_is_up_the_most_of_a_group_are_right_and_in_a_tie_it_fails_with_its_reason(queue: Queue):
+    fact = GroupFact(G, MJD, dec_deg=33.0)
+    queue.record(fact, [of(4, dec_deg=33.3), *(of(sb) for sb in (5, 6))], now=1000.0)
+    assert queue.decide_contradictions(340.0, now=1339.0) == {}
+    assert queue.decide_contradictions(340.0, now=1341.0) == {Path("/in/sb04.hdf5"): Recorded.ODD}
+    assert [s.subband_idx for s in queue.subbands(G)] == [5, 6]
+    queue.record(GroupFact("tie", MJD), [of(sb, "tie", dec_deg=33.0 + sb) for sb in (4, 5)], now=1000.0)
+    assert queue.decide_contradictions(340.0, now=1341.0) == {}
+    assert queue.group("tie").state == "failed"
+    assert "its files contradict each other" in (queue.group("tie").error or "")
+    assert "Dec 38.0000 deg" in (queue.group("tie").error or "")
+
+
+def test_those_who_were_called_odd_too_early_are_looked_at_again(queue: Queue):
+    fact = GroupFact(G, MJD, dec_deg=33.0)
+    queue.record(fact, [of(4), *(of(sb, dec_deg=33.3) for sb in (5, 6))], now=1000.0)
+    assert queue.decide_contradictions(340.0, now=1341.0) == {Path("/in/sb04.hdf5"): Recorded.ODD}
+    found = show(queue, G, [of(sb) for sb in range(7, 16)])
+    assert found[Path("/in/sb04.hdf5")] is Recorded.FREED
+    assert [b.path for b in queue.bad_files()] == ["/in/sb05.hdf5", "/in/sb06.hdf5"]
+
+
+def test_a_second_file_takes_the_place_of_a_first_that_was_odd_or_was_rewritten(queue: Queue):
+    show(queue, G, [of(5, dec_deg=33.3)])
+    assert list(show(queue, G, [of(5, "again")]).values()) == [Recorded.DUPLICATE]
+    found = show(queue, G, [of(sb) for sb in range(6, 15)])
+    assert found[Path("/again/sb05.hdf5")] is Recorded.FREED
+    assert queue.known_among(["/again/sb05.hdf5", "/in/sb05.hdf5"]) == set()
+    show(queue, G, [of(5, "again")])
+    assert queue.subbands(G)[0].path == "/again/sb05.hdf5"
+    show(queue, G, [of(5, "third")])
+    (fifth,) = [f for f in queue.living_files(0.0) if f.subband_idx == 5]
+    assert queue.file_changed(fifth, 6, 2.0)
+    assert queue.known_among(["/again/sb05.hdf5", "/third/sb05.hdf5"]) == set()
+
+
+def test_a_second_file_that_is_odd_is_bad_whether_it_came_before_or_after_the_others(queue: Queue):
+    show(queue, G, [of(5)])
+    show(queue, G, [of(5, "early", dec_deg=33.3)])
+    found = show(queue, G, [of(sb) for sb in range(6, 16)])
+    assert found[Path("/early/sb05.hdf5")] is Recorded.FREED
+    for name in ("early", "late"):
+        assert list(show(queue, G, [of(5, name, dec_deg=33.3)]).values()) == [Recorded.ODD]
+    assert queue.duplicates(G) == []
+
+
+def test_a_group_that_somebody_has_begun_with_stays_what_it_is(queue: Queue):
+    show(queue, G, [of(sb) for sb in range(3)], expected=3)
+    queue.claim(G, ME)
+    found = show(queue, G, [of(sb, "other", dec_deg=33.3) for sb in range(3, 9)])
+    assert set(found.values()) == {Recorded.ODD}
+    assert len(queue.subbands(G)) == 3
+
+
+def test_files_that_an_older_nightbeam_recorded_are_of_the_kind_of_their_group(queue: Queue):
+    fill(queue, n=9)
+    with queue.database.write() as connection:
+        connection.exec_driver_sql("UPDATE subband_files SET start_mjd = NULL, dec_deg = NULL")
+    assert list(show(queue, G, [of(9, dec_deg=33.3)]).values()) == [Recorded.ODD]
+    assert list(show(queue, G, [of(10)]).values()) == [Recorded.NEW]
 
 
 def test_a_start_guessed_from_names_gives_way_to_the_header(queue: Queue):

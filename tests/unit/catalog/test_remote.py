@@ -84,7 +84,7 @@ def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("PRAGMA user_version").fetchone() == (6,)
+        assert raw.execute("PRAGMA user_version").fetchone() == (8,)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
@@ -128,14 +128,14 @@ def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0006 at most(.|\n)*upgrade nightbeam"):
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0008 at most(.|\n)*upgrade nightbeam"):
         Queue(url)
 
 
 def test_a_newer_file_is_refused_by_its_user_version_alone(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
-        raw.execute("PRAGMA user_version = 7")
-    with pytest.raises(InputError, match="has schema 0007"):
+        raw.execute("PRAGMA user_version = 9")
+    with pytest.raises(InputError, match="has schema 0009"):
         Queue(f"sqlite:///{tmp_path}/q.sqlite3")
 
 
@@ -266,7 +266,7 @@ def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
     database = Database(url, "queue", read_only=True)
-    assert database.revision() == "0006"
+    assert database.revision() == "0008"
     with database.kept_open(), database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ingest_queue").scalar() == 0
     with pytest.raises(UsageError, match="is open to be read only"), database.write():
@@ -284,7 +284,7 @@ def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp
         raw.commit()
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
-    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0006; what is read only(.|\n)*fix: .* open a copy"
+    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0008; what is read only(.|\n)*fix: .* open a copy"
     with pytest.raises(InputError, match=said):
         Database(f"sqlite:///{file}", "queue", read_only=True)
     assert file.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import psutil
 import pytest
 
 from nightbeam.catalog import Owner
-from nightbeam.contimg import Site, Tools, scan_arrivals, scan_until_ready, take_dispatchable
+from nightbeam.contimg import Site, Tools, arrivals, scan_arrivals, scan_until_ready, take_dispatchable
 from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, scratch_maker, this_process
 from nightbeam.contimg.report import group_report
 from nightbeam.core.errors import InputError, MissingError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
+from nightbeam.ingest import list_names
 
 G = "2025-10-02T01:02:03"
 START_JD = 2460950.5 + (3723.25 / 86400)
@@ -31,8 +33,9 @@ def read(path: Path) -> Any:
     text = path.read_text()
     if not text.startswith("+"):
         raise InputError(f"{path.name} is not HDF5")
-    start = START_JD + float(text) / 86400
-    return SimpleNamespace(subband=None, start_jd=start, mid_jd=start + 0.0018, dec_rad=0.5)
+    late_s, _, dec_rad = text.partition("@")
+    start = START_JD + float(late_s) / 86400
+    return SimpleNamespace(subband=None, start_jd=start, mid_jd=start + 0.0018, dec_rad=float(dec_rad or 0.5))
 
 
 TOOLS = Tools(read_header=read)
@@ -97,14 +100,158 @@ def test_bad_files_are_kept_with_their_reason_and_the_rest_goes_on(site: Site):
     assert scan_arrivals(site, tools=TOOLS).bad == {}
 
 
-def test_a_subband_from_another_time_is_a_group_of_its_own_or_refused(site: Site):
-    put(site, 0)
-    scan_arrivals(site, tools=TOOLS)
-    put(site, 1, text="+309.24")
+def test_a_subband_from_another_time_is_a_group_of_its_own_or_bad(site: Site):
     stray = put(site, 2, text="+0.4")  # within the same second: the same name, another start
+    assert scan_arrivals(site, tools=TOOLS).bad == {}
+    for sb in range(3, 11):
+        put(site, sb)
+    assert scan_arrivals(site, tools=TOOLS).bad == {}
+    put(site, 1, text="+309.24")
+    put(site, 0)
     report = scan_arrivals(site, tools=TOOLS)
     assert sorted(report.groups) == [G, "2025-10-02T01:07:12"]
-    assert "start +0.400 s from the others" in report.bad[str(stray)]
+    assert "it starts +0.400 s from the others" in report.bad[str(stray)]
+    assert scan_arrivals(site, tools=TOOLS).bad == {}
+    assert [s.subband_idx for s in site.queue().subbands(G)] == [0, *range(3, 11)]
+
+
+def test_a_file_of_another_pointing_is_bad_is_moved_aside_and_the_group_goes_on(site: Site):
+    odd = put(site, 0, text="+0.0@0.51")
+    scan_arrivals(site, tools=TOOLS)
+    for sb in range(1, 16):
+        put(site, sb)
+    report = scan_arrivals(site, tools=TOOLS)
+    assert list(report.bad) == [str(odd)]
+    assert "its pointing is Dec 29.2208 deg, that of the others 28.6479 deg" in report.bad[str(odd)]
+    assert site.queue().group(G).state == "collecting"
+    assert site.queue().group(G).dec_deg == pytest.approx(28.6479, abs=1e-4)
+    later = odd.stat().st_ctime + site.ingest.bad_file_wait_s + 1.0
+    assert scan_arrivals(site, tools=TOOLS, now=later).set_aside == (str(odd),)
+    put(site, 0)
+    assert scan_arrivals(site, tools=TOOLS).became_pending == (G,)
+
+
+def test_files_whose_header_contradicts_the_others_end_as_the_simulator_states(site: Site, tmp_path: Path):
+    from nightbeam.simulate import Fault, SimulationSpec, simulate_subbands
+
+    faults = tuple(map(Fault.parse, ("wrong-pointing:5=0.001@0", "duplicate-subband:7@0", "zero-byte:9@1")))
+    spec = SimulationSpec(groups=2, antennas=3, channels=2, integrations=2, sources=0, noise=None, faults=faults)
+    truth = simulate_subbands(tmp_path / "night", spec)
+    # The same name twice means one file; the first of two for a subband is the first by name, when both are there.
+    names = sorted({arrival.name for arrival in truth.arrivals})
+    random.Random(1).shuffle(names)
+    for part in range(4):
+        for name in names[part::4]:
+            (tmp_path / "night" / name).rename(site.input_dir / name)
+        scan_arrivals(site)
+    bad = {Path(row.path).name: row.reason for row in site.queue().bad_files()}
+    stated = {arrival.name: arrival.reason for arrival in truth.arrivals if arrival.outcome == "bad"}
+    assert bad.keys() == stated.keys()
+    assert all(reason in bad[name] or reason == "zero bytes" for name, reason in stated.items())
+    for group in truth.groups:
+        assert tuple(row.subband_idx for row in site.queue().subbands(group.group_id)) == group.usable
+    assert [row.subband_idx for row in site.queue().duplicates()] == [7]
+
+
+def test_a_few_files_that_contradict_each_other_wait_for_the_time_of_their_group(site: Site):
+    odd = put(site, 0, text="+0.0@0.51")
+    put(site, 1)
+    put(site, 2)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    assert scan_arrivals(site, tools=TOOLS, now=1339.0).bad == {}
+    assert list(scan_arrivals(site, tools=TOOLS, now=1341.0).bad) == [str(odd)]
+
+
+def test_a_second_file_takes_the_place_of_a_first_that_went_bad(site: Site):
+    first = put(site, 3)
+    scan_arrivals(site, tools=TOOLS)
+    second = put(site, 3, second=30)
+    scan_arrivals(site, tools=TOOLS)
+    first.write_text("now it is rubbish")
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.new_files, list(report.bad)) == (1, [str(first)])
+    assert [s.path for s in site.queue().subbands(G)] == [str(second)]
+    assert site.queue().duplicates() == []
+    for sb in (n for n in range(16) if n != 3):
+        put(site, sb)
+    assert scan_arrivals(site, tools=TOOLS).became_pending == (G,)
+
+
+def test_a_second_file_takes_the_place_of_a_first_that_is_of_another_pointing_in_the_same_scan(site: Site):
+    put(site, 3, text="+0.0@0.51")
+    second = put(site, 3, second=30)
+    assert scan_arrivals(site, tools=TOOLS).duplicates == (str(second),)
+    for sb in (n for n in range(16) if n != 3):
+        put(site, sb)
+    assert scan_arrivals(site, tools=TOOLS).became_pending == (G,)
+    assert site.queue().subbands(G)[3].path == str(second)
+
+
+def test_very_many_files_are_taken_in_some_at_a_time_and_whoever_is_killed_between_loses_none(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    class Killed(BaseException):
+        pass
+
+    for number in range(4):
+        for sb in range(16):
+            put(site, sb, second=number, text=f"+{309.24 * number}")
+    put(site, 15, second=40, text="rubbish")
+    monkeypatch.setattr(arrivals, "_BATCH", 20)
+    opened: list[Path] = []
+
+    def dying(path: Path) -> Any:
+        opened.append(path)
+        if len(opened) == 50:
+            raise Killed
+        return read(path)
+
+    with pytest.raises(Killed):
+        scan_arrivals(site, tools=Tools(read_header=dying))
+    queue = site.queue()
+    assert sum(row.subbands_present for row in queue.groups()) == 40
+    report = scan_arrivals(site, tools=TOOLS)
+    assert (report.new_files, len(report.bad), report.duplicates) == (24, 1, ())
+    assert {row.state for row in queue.groups()} == {"pending"}
+    assert len(queue.groups()) == 4
+
+
+def test_whoever_is_asked_to_stop_leaves_the_rest_of_very_many_files_for_another_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    for sb in range(16):
+        put(site, sb)
+    monkeypatch.setattr(arrivals, "_BATCH", 6)
+    asked = iter([False, False, True])
+    report = arrivals.take_in(site, list_names(site.input_dir), tools=TOOLS, stop=lambda: next(asked))
+    assert report.new_files == 12
+    assert arrivals.take_in(site, list_names(site.input_dir), tools=TOOLS).became_pending == (G,)
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, 0.0], ids=["the clock was set back by an hour", "it was not"])
+def test_files_that_are_dated_ahead_are_taken_in_when_two_looks_saw_them_alike(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+):
+    clock = SimpleNamespace(now=0.0)
+    paths = [put(site, sb) for sb in range(16)]
+    written = max(path.stat().st_ctime for path in paths)
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock.now += seconds
+        if len(pauses) == 1:
+            paths[3].write_text("+0.00")  # somebody is still at it
+
+    monkeypatch.setattr(arrivals.time, "sleep", sleep)
+    monkeypatch.setattr("nightbeam.ingest.files.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+    slow = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 2.0}))
+    now = written - ahead_s if ahead_s else written + 60.0
+    report = scan_arrivals(slow, tools=TOOLS, now=now)
+    assert (report.new_files, list(report.unready)) == ((15, [str(paths[3])]) if ahead_s else (16, []))
+    assert pauses == ([2.0] if ahead_s else [])
+    if ahead_s:
+        assert scan_arrivals(slow, tools=TOOLS, now=now + 30.0).became_pending == (G,)
 
 
 def test_duplicates_and_late_files_are_said(site: Site):

@@ -268,8 +268,8 @@ def test_a_name_that_is_no_text_in_the_input_directory_stops_nothing(site: Site)
 
 #: What changes anything on disk or in the tables while a file is moved aside or put back.
 DEEDS: list[tuple[Any, str]] = [
-    (Path, "rename"), (module, "move"), (module, "remove"), (quarantine, "_drop"),
-    (SetAside, "begin"), (SetAside, "hold"), (SetAside, "become"),
+    (Path, "rename"), (module, "move"), (module, "remove"), (quarantine, "_copy"), (quarantine, "_drop"),
+    (os, "link"), (Path, "unlink"), (SetAside, "begin"), (SetAside, "hold"), (SetAside, "become"),
 ]  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def test_whoever_is_killed_while_moving_leaves_one_whole_file_that_the_next_look
     scan(site, 601.0)
     assert held(site) == [("rubbish", "held")]
     assert not bad.exists()
-    assert [p.name for p in site.input_dir.iterdir() if p.name != ".set-aside" and p.suffix != ".part"] == []
+    assert set(names_in(site.input_dir)) <= {".set-aside"}
     assert site.queue().bad_files() == []
     killed_at(monkeypatch, *DEEDS[deed], after=after, act=lambda: put_back(site, bad, now=1.0))
     with suppress(MissingError):
@@ -316,3 +316,118 @@ def test_whoever_is_killed_while_moving_leaves_one_whole_file_that_the_next_look
     assert bad.read_text() == "rubbish"
     assert held(site) == []
     assert {row.state for row in site.queue().set_aside.rows()} == {"restored"}
+    assert set(names_in(site.input_dir)) <= {".set-aside", bad.name}
+
+
+def names_in(directory: Path) -> list[str]:
+    """Return what lies there, but for halves of copies.
+
+    Who makes them dies in earnest only in other tests: here its process lives on, and nobody removes what is its own.
+    """
+    return [path.name for path in directory.iterdir() if path.suffix != ".part"]
+
+
+DEAD = 2**22 + 5
+
+
+def of_a_dead_process(site: Site) -> list[Path]:
+    """Have the halves of copies in the input directory be of a process that is gone; returns them."""
+    found = []
+    for path in sorted(site.input_dir.glob(".*.part")):
+        pid, rest = f".{os.getpid()}.", f".{DEAD}."
+        assert pid in path.name
+        found.append(path.rename(path.with_name(path.name.replace(pid, rest))))
+    return found
+
+
+@pytest.mark.parametrize("deed", [(quarantine, "_copy"), (quarantine, "remove")], ids=["put back", "moved aside"])
+def test_half_a_copy_that_was_left_by_a_kill_is_removed_when_it_is_old_and_its_process_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: tuple[Any, str]
+):
+    place = tmp_path / "far"
+    site = make_site(tmp_path / "state")
+    site = replace(site, ingest=site.ingest.model_copy(update={"set_aside_dir": place}))
+    far_away(monkeypatch, place)
+    bad = put(site)
+    real = quarantine.remove
+    monkeypatch.setattr(quarantine, "remove", lambda path: None)  # as by the kernel: nothing is cleaned up
+    if deed[1] == "_copy":
+        scan(site, 601.0)
+        for left in site.input_dir.glob(".*.part"):
+            real(left)
+        killed_at(monkeypatch, *deed, after=True, act=lambda: put_back(site, bad, now=1.0))
+    else:
+        scan(site, 601.0)
+    monkeypatch.setattr(quarantine, "remove", real)
+    mine = sorted(site.input_dir.glob(".*.part"))
+    assert len(mine) == 1
+    written = mine[0].stat().st_ctime
+    scan_arrivals(site, tools=TOOLS, now=written + 3601.0)
+    assert mine[0].exists(), "this process lives"
+    (part,) = of_a_dead_process(site)
+    written = part.stat().st_ctime
+    scan_arrivals(site, tools=TOOLS, now=written + 3599.0)
+    assert part.exists(), "another machine may be at it"
+    scan_arrivals(site, tools=TOOLS, now=written + 3601.0)
+    assert not part.exists()
+    assert held(site) == [("rubbish", "held")]
+
+
+def test_parts_of_others_and_of_what_is_nowhere_else_are_left_alone(site: Site):
+    names = [
+        f".{NAME}.{DEAD}.00ff00ff.part",  # no row tells that the rest of it lies anywhere
+        f".notes.txt.{DEAD}.00ff00ff.part",
+        f"{NAME}.part",
+        f".{NAME}.Xy12.part",
+        f"..{NAME}.2026-01-01.aside.{DEAD}.00ff00ff.part",
+    ]
+    for name in names:
+        put(site, "half", name)
+    scan_arrivals(site, tools=TOOLS, now=4e9)
+    assert sorted(path.name for path in site.input_dir.iterdir()) == sorted(names)
+
+
+def test_what_is_put_back_replaces_no_file_that_comes_at_the_last_moment(site: Site, monkeypatch: pytest.MonkeyPatch):
+    bad = put(site)
+    scan(site, 601.0)
+    real = module.move
+
+    def move(source: Path, target: Path) -> None:
+        real(source, target)
+        if source.is_relative_to(site.set_aside_dir()):
+            put(site, "+ and new")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "move", move)
+        with pytest.raises(InputError, match="something lies at"):
+            put_back(site, bad, now=1.0)
+    assert bad.read_text() == "+ and new"
+    assert held(site) == [("rubbish", "held")]
+    assert set(names_in(site.input_dir)) == {".set-aside", NAME}
+
+
+def test_a_bad_link_is_listed_with_its_reason_and_stays(site: Site, tmp_path: Path):
+    nowhere, rubbish = site.input_dir / NAME, site.input_dir / NAME.replace("sb03", "sb04")
+    (tmp_path / "rubbish").write_text("rubbish")
+    nowhere.symlink_to(tmp_path / "gone")
+    rubbish.symlink_to(tmp_path / "rubbish")
+    made = nowhere.lstat().st_ctime
+    assert list(scan_arrivals(site, tools=TOOLS, now=made + 599.0).unready) == [str(nowhere)]
+    report = scan_arrivals(site, tools=TOOLS, now=made + 601.0)
+    assert list(report.bad) == [str(nowhere)]
+    scan_arrivals(site, tools=TOOLS, now=made + 9999.0)
+    assert [(line["file"], line["what"]) for line in bad_lines(site)] == [
+        (str(path), "stays: it is a symbolic link, and what it leads to is not ours to move")
+        for path in (nowhere, rubbish)
+    ]
+    (tmp_path / "gone").write_text("+")
+    assert scan_arrivals(site, tools=TOOLS, now=made + 9999.0).new_files == 1
+    assert [b.path for b in site.queue().bad_files()] == [str(rubbish)]
+
+
+def test_a_bad_file_that_is_dated_ahead_is_moved_as_long_after_it_was_judged(site: Site):
+    bad = put(site)
+    before = bad.stat().st_ctime - 3600.0  # the clock was set back by an hour
+    scan_arrivals(site, tools=TOOLS, now=before)
+    assert scan_arrivals(site, tools=TOOLS, now=before + 599.0).set_aside == ()
+    assert scan_arrivals(site, tools=TOOLS, now=before + 601.0).set_aside == (str(bad),)

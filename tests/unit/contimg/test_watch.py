@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nightbeam.catalog import Queue
-from nightbeam.contimg import Site, Tools, scan_arrivals
+from nightbeam.contimg import Site, Tools, arrivals, scan_arrivals
 from nightbeam.contimg import watch as module
 from nightbeam.contimg.watch import ArrivalWatch, must_list, type_of_file_system
 from nightbeam.core.errors import InputError, MissingError, UnavailableError
@@ -62,7 +62,7 @@ def started(site: Site) -> Started:
 
 @pytest.fixture
 def watch(site: Site, started: Started) -> ArrivalWatch:
-    return ArrivalWatch(site, started, tools=TOOLS)
+    return ArrivalWatch(site, started, tools=TOOLS, listing=False)
 
 
 def put(site: Site, sb: int, text: str = "+", second: int = 1) -> Path:
@@ -153,6 +153,109 @@ def test_a_file_that_was_bad_is_taken_in_when_the_rest_of_it_has_come(site: Site
     report = watch.look()
     assert report is not None
     assert report.new_files == 1
+
+
+def test_a_file_that_the_scan_called_bad_first_is_taken_in_when_the_rest_of_it_has_come(
+    site: Site, watch: ArrivalWatch
+):
+    path = put(site, 0, "half")
+    assert list(scan_arrivals(site, tools=TOOLS).bad) == [str(path)]
+    report = watch.look()
+    assert report is not None
+    assert (report.bad, report.still_bad) == ({}, (str(path),))
+    assert watch.look() is None
+    path.write_text("+ and whole")
+    report = watch.look()
+    assert report is not None
+    assert report.new_files == 1
+
+
+def test_a_file_that_the_others_of_its_group_made_bad_is_taken_in_when_it_was_written_again(
+    site: Site, watch: ArrivalWatch, monkeypatch: pytest.MonkeyPatch
+):
+    def of_two_minds(path: Path) -> Any:
+        header = read(path)
+        return SimpleNamespace(**{**vars(header), "dec_rad": 0.51 if path.read_text() == "+odd" else 0.5})
+
+    watch.tools = Tools(read_header=of_two_minds)
+    odd = put(site, 0, "+odd")
+    watch.look()
+    for sb in range(1, 16):
+        put(site, sb)
+    report = watch.look()
+    assert report is not None
+    assert list(report.bad) == [str(odd)]
+    watch.look()
+    assert watch.look() is None
+    odd.write_text("+ and of this group")
+    report = watch.look()
+    assert report is not None
+    assert report.became_pending == (G,)
+
+
+def test_a_file_that_is_dated_ahead_is_opened_when_it_was_seen_unchanged_for_long_enough(
+    site: Site, started: Started, monkeypatch: pytest.MonkeyPatch
+):
+    slow, seconds = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 2.0})), [0.0]
+    monkeypatch.setattr("nightbeam.ingest.files.time", SimpleNamespace(monotonic=lambda: seconds[0], time=time.time))
+    watch = ArrivalWatch(slow, started, tools=TOOLS, listing=False)
+    path = put(site, 0)
+    an_hour_ago = path.stat().st_ctime - 3600.0
+    assert watch.look(now=an_hour_ago) is None
+    seconds[0] = 1.9
+    path.write_text("+0")
+    assert watch.look(now=an_hour_ago + 1.9) is None
+    seconds[0] = 3.8
+    assert watch.look(now=an_hour_ago + 3.8) is None
+    seconds[0] = 4.0
+    report = watch.look(now=an_hour_ago + 4.0)
+    assert report is not None
+    assert report.new_files == 1
+
+
+def test_a_watcher_that_is_asked_to_stop_among_very_many_files_looks_at_the_rest_when_it_goes_on(
+    site: Site, watch: ArrivalWatch, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(arrivals, "_BATCH", 6)
+    for sb in range(16):
+        put(site, sb)
+    answers = iter([False, False, True, True])
+    report = watch.look(stop=lambda: next(answers))
+    assert report is not None
+    assert report.new_files == 12
+    report = watch.look()
+    assert report is not None
+    assert (report.new_files, report.became_pending) == (4, (G,))
+
+
+def test_whether_to_list_is_asked_again_when_another_directory_lies_there_and_now_and_then(
+    site: Site, started: Started, monkeypatch: pytest.MonkeyPatch
+):
+    answer, asked = [False], list[bool]()
+
+    def must_list(_: Site) -> bool:
+        asked.append(answer[0])
+        return answer[0]
+
+    monkeypatch.setattr(module, "must_list", must_list)
+    watch = ArrivalWatch(site, started, tools=TOOLS)
+    for _ in range(3):
+        watch.look()
+    assert asked == [False]
+    answer[0] = True
+    site.input_dir.rename(site.input_dir.with_name("before"))
+    site.input_dir.mkdir()
+    watch.look()
+    assert asked == [False, True]
+    listed = watch.counters.listings
+    os.utime(site.input_dir, (1.0, 1.0))
+    for _ in range(3):
+        watch.look()
+    assert watch.counters.listings == listed + 3
+    answer[0] = False  # a mount that came unseen
+    for _ in range(module._ASK_AGAIN):
+        watch.look()
+    assert asked[-1] is False
 
 
 def test_the_scan_and_the_watcher_take_a_file_in_once(site: Site, watch: ArrivalWatch, started: Started):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nightbeam.core.errors import InputError, MissingError, StorageError
-from nightbeam.ingest import group_files, scan_directory
+from nightbeam.ingest import Looks, group_files, scan_directory
 
 JD = 2460950.5430
 
@@ -65,6 +65,51 @@ def test_a_file_dated_in_the_future_still_settles(tmp_path: Path):
     changed = path.stat().st_ctime
     os.utime(path, (changed + 9e5, changed + 9e5))
     assert len(scan_directory(tmp_path, settle_s=2.0, read=read, now=path.stat().st_ctime + 3).ready) == 1
+
+
+def test_a_link_stands_for_what_it_leads_to_and_one_that_leads_nowhere_is_bad_after_its_time(tmp_path: Path):
+    incoming, elsewhere = tmp_path / "incoming", tmp_path / "elsewhere"
+    incoming.mkdir()
+    elsewhere.write_text("data")
+    names = [f"2025-10-02T01:02:03_sb{sb:02d}.hdf5" for sb in range(3)]
+    for name, target in zip(names, ("elsewhere", "nowhere", "a-circle"), strict=True):
+        (incoming / name).symlink_to(tmp_path / target)
+    (tmp_path / "a-circle").symlink_to(incoming / names[2])
+    made = max(path.lstat().st_ctime for path in incoming.iterdir())
+    scan = scan_directory(incoming, settle_s=0, link_wait_s=600.0, read=read, now=made + 599.0)
+    assert [a.path.name for a in scan.ready] == [names[0]]
+    assert [u.path.name for u in scan.unready] == names[1:]
+    scan = scan_directory(incoming, settle_s=0, link_wait_s=600.0, read=read, now=made + 601.0)
+    assert [b.path.name for b in scan.bad] == names[1:]
+    assert scan.bad[0].reason == (
+        f"it is a symbolic link to {tmp_path / 'nowhere'}, which cannot be reached: No such file or directory"
+    )
+    rejected = {b.path: (b.size_bytes, b.mtime) for b in scan.bad}
+    scan = scan_directory(incoming, settle_s=0, read=read, rejected=rejected, now=made + 602.0)
+    assert (len(scan.bad), len(scan.still_bad)) == (0, 2)
+    (tmp_path / "nowhere").write_text("data")
+    scan = scan_directory(incoming, settle_s=0, read=read, rejected=rejected)
+    assert [a.path.name for a in scan.ready] == names[:2]
+
+
+def test_a_file_that_is_dated_ahead_is_as_old_as_what_was_seen_of_it(tmp_path: Path):
+    path, seconds = put(tmp_path, "2025-10-02T01:02:03_sb07.hdf5"), [100.0]
+    looks, ahead = Looks(lambda: seconds[0]), path.stat().st_ctime - 3600.0
+
+    def scan() -> Any:
+        return scan_directory(tmp_path, settle_s=2.0, read=read, looks=looks, now=ahead)
+
+    assert scan().ready == ()
+    assert looks.ahead == {path.name}
+    seconds[0] += 1.9
+    assert scan().ready == ()
+    path.write_text("more data")
+    seconds[0] += 0.2
+    assert scan().ready == ()
+    seconds[0] += 2.1
+    assert len(scan().ready) == 1
+    looks.forget({path.name})
+    assert looks.ahead == set()
 
 
 def test_a_file_that_grows_while_we_look_is_not_ready(tmp_path: Path):
