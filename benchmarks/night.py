@@ -23,6 +23,7 @@ sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__fi
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import logging  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
@@ -45,13 +46,13 @@ WEIGHTS: Final = {
 #: A part of the platform that is younger is left to come up: one that dies too often in a minute is given up.
 LEAST_AGE_S: Final = 25.0
 #: How long a victim of the kind that was drawn is waited for.
-PATIENCE_S: Final = 6.0
+PATIENCE_S: Final = 20.0
 SAMPLE_EVERY_S: Final = 5.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="6 groups, 6 kills, rate 60")
+    parser.add_argument("--quick", action="store_true", help="5 groups, 6 kills, rate 60")
     parser.add_argument("--groups", type=int, help="beside the calibrator's  [default: 100]")
     parser.add_argument("--kills", type=int, help="[default: 50]")
     parser.add_argument("--rate", type=float, help="times faster than the telescope  [default: 40]")
@@ -63,8 +64,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", type=Path, help="where to work and stay; a temporary directory else")
     told = parser.parse_args()
+    logging.getLogger("nightbeam").addHandler(logging.NullHandler())  # what is wrong with the night is in the report
     plan = Plan(
-        groups=told.groups or (6 if told.quick else 100),
+        groups=told.groups or (5 if told.quick else 100),
         kills=(6 if told.quick else 50) if told.kills is None else told.kills,
         rate=told.rate or (60.0 if told.quick else 40.0),
         fault_rate=(1.0 if told.quick else 0.5) if told.fault_rate is None else told.fault_rate,
@@ -72,6 +74,7 @@ def main() -> None:
         at_once=told.at_once,
         too_late=0 if told.quick else 3,
         arrivals="regular" if told.quick else "real",
+        beside=told.quick,
     )
     say = _teller(quiet=told.json)
     with tempfile.TemporaryDirectory(prefix="nightbeam-night-") as spare:
@@ -84,7 +87,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """One night. Timeouts are seconds of the clock on the wall."""
+    """One night. Timeouts are seconds of the clock on the wall; ``beside``: the undisturbed one is made meanwhile."""
 
     groups: int
     kills: int
@@ -94,6 +97,7 @@ class Plan:
     at_once: int
     too_late: int
     arrivals: Any
+    beside: bool
     partial_after_s: float = 45.0
     give_up_s: float = 75.0
     set_aside_s: float = 15.0
@@ -105,11 +109,13 @@ class Plan:
 
         # So late that no stop of a machine in between makes it come in time after all.
         late_s = (self.partial_after_s + 300.0) * self.rate
-        late = tuple(Fault("late-subband", 3 + k, 2 + k, f"{late_s:.0f}") for k in range(self.too_late))
+        some = [Fault("late-subband", 3 + k, 2 + k, f"{late_s:.0f}") for k in range(self.too_late)]
+        # One group has too few to be imaged.
+        some += [Fault("missing-subband", 4 * k, self.groups) for k in range(17 - self.minimum_subbands)]
         return SimulationSpec(
             groups=self.groups + 1, antennas=12, channels=4, integrations=24, calibrator="3C48", stride=(3, 2),
             sources=1, calibrator_sources=0, source_radius_deg=0.12, source_flux_jy=(2.0, 4.0), noise=0.5,
-            seed=self.seed, faults=late, fault_rate=self.fault_rate, arrivals=self.arrivals,
+            seed=self.seed, faults=tuple(some), fault_rate=self.fault_rate, arrivals=self.arrivals,
         )  # fmt: skip
 
     def policy(self) -> Any:
@@ -144,9 +150,14 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     sums = checksums(sky, (arrival.name for arrival in truth.arrivals))
     say(f"{len(truth.groups)} groups, {len(truth.arrivals)} files, {len(truth.faults)} faults")
     night = Night(plan, work, truth, say)
-    until = begin + 60.0 * minutes
-    night.live_through(sky, until=until)
-    findings, ram = [], night.ram
+    ram = night.ram
+    alone = threading.Thread(
+        target=undisturbed, args=(night.settings, plan, work / "undisturbed", sky, truth, say), daemon=True
+    )
+    if reference and plan.beside:
+        alone.start()
+    night.live_through(sky, until=begin + 60.0 * minutes)
+    findings: list[Any] = []
     try:
         findings += audit_night(night.site, truth, sums, policy=plan.policy(), mounts=[ram])
         findings.append(audit_processes(night.layout.prefect_home, night.roots()))
@@ -158,6 +169,8 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     findings += memory
     worst = None
     if reference:
+        if plan.beside:
+            alone.join()
         site = undisturbed(night.settings, plan, work / "undisturbed", sky, truth, say)
         compared, worst = compare_nights(night.site, site, [group.group_id for group in truth.groups])
         findings += compared
@@ -349,26 +362,34 @@ class Night:
     def _kill_at(self, moments: list[float], until: float) -> None:
         said = self.work / "kills"
         self.earlier_kills = len(said.read_text().splitlines()) if said.exists() else 0
-        for moment in moments[self.earlier_kills :]:
+        order = self._kinds(len(moments))
+        for moment, first in list(zip(moments, order, strict=True))[self.earlier_kills :]:
             if self._stop.wait(max(0.0, min(self._begin + moment, until) - time.monotonic())):
                 return
+            kind = first
             while time.monotonic() < until:
-                if (kill := self._kill_one()) is not None:
+                if (kill := self._kill_one(kind)) is not None:
                     self.kills.append(kill)
                     with said.open("a") as file:
                         file.write(json.dumps(asdict(kill)) + "\n")
-                    self.say(
-                        f"{kill.second:5.0f} s  killed {kill.kind} {kill.pid}: {kill.what} {kill.group} {kill.step}"
-                    )
+                    doing = f"{kill.what} {kill.group} {kill.step}".strip()
+                    self.say(f"{kill.second:5.0f} s  killed {kill.kind} {kill.pid}: {doing}")
                     break
+                kind = order[int(self.rng.integers(len(order)))]
 
-    def _kill_one(self) -> Kill | None:
-        kinds = list(WEIGHTS)
-        weights = np.array([WEIGHTS[kind] for kind in kinds], float)
-        kind = kinds[int(self.rng.choice(len(kinds), p=weights / weights.sum()))]
+    def _kinds(self, count: int) -> list[str]:
+        """Return whom to kill, in this order: each kind once, then as often as its weight says."""
+        every = [kind for kind, weight in WEIGHTS.items() for _ in range(weight - 1)]
+        found: list[str] = []
+        while len(found) < count:
+            for some in (list(WEIGHTS), every):
+                found += [some[int(k)] for k in self.rng.permutation(len(some))]
+        return found[:count]
+
+    def _kill_one(self, kind: str) -> Kill | None:
         until = time.monotonic() + PATIENCE_S
         while not (victims := self._victims(kind)) and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(0.02)
         if not victims:
             return None
         victim, what = victims[int(self.rng.integers(len(victims)))]
@@ -511,12 +532,16 @@ def undisturbed(settings: Any, plan: Plan, top: Path, sky: Path, truth: Any, say
             "partial_after_s": plan.partial_after_s * plan.rate,
             "collecting_timeout_s": plan.give_up_s * plan.rate,
             "bad_file_wait_s": plan.set_aside_s * plan.rate,
+            "set_aside_dir": None,
         }
     )
     here = dataclasses.replace(
         site, state_dir=top, input_dir=top / "incoming", output_dir=top / "ms", scratch_dir=top / "scratch",
         queue_url=f"sqlite:///{top / 'ingest.sqlite3'}", registry_url=f"sqlite:///{top / 'cal_registry.sqlite3'}",
         products_url=f"sqlite:///{top / 'products.sqlite3'}", ingest=ingest,
+        convert=site.convert.model_copy(update={"stage_to_tmpfs": False}),
+        mosaic=site.mosaic.model_copy(update={"output_dir": None}),
+        housekeeping=site.housekeeping.model_copy(update={"quarantine_dir": None}),
     )  # fmt: skip
     if not (top / "done").exists():
         shutil.rmtree(top, ignore_errors=True)
