@@ -25,6 +25,7 @@ __all__ = [
     "check_tables",
     "fill_model",
     "flag_bad_data",
+    "match_windows",
     "read_caltable",
     "read_layout",
     "read_sample",
@@ -606,18 +607,39 @@ def _check_table(found: CalSolutions, layout: MsLayout) -> None:
         raise InputError(f"{where}: {what}", fix=fix)
     if found.polarizations != len(layout.parallel):
         raise InputError(f"{where}: {found.polarizations} receptors against {len(layout.parallel)}", fix=fix)
-    if len(found.freqs_hz) != len(layout.channel_hz):
-        raise InputError(f"{where}: {len(found.freqs_hz)} spectral windows against {len(layout.channel_hz)}", fix=fix)
-    for window, (mine, theirs) in enumerate(zip(found.freqs_hz, layout.channel_hz, strict=True)):
-        width = abs(theirs[1] - theirs[0]) if len(theirs) > 1 else 1e6
-        if len(mine) == len(theirs):
-            off = float(np.abs(mine - theirs).max())
-        elif len(mine) == 1:  # a gain: one number for the window, named by a frequency inside it
-            off = max(0.0, float(theirs.min() - mine[0]), float(mine[0] - theirs.max()))
-        else:
-            raise InputError(f"{where}: {len(mine)} channels against {len(theirs)} in window {window}", fix=fix)
-        if off > 0.01 * width:
-            raise InputError(f"{where}: window {window} is off by {off:.0f} Hz", fix=fix)
-    missing = sorted(set(layout.window_of_ddid) - set(found.spw.tolist()))
+    windows = match_windows(found, layout)
+    missing = sorted({windows[window] for window in layout.window_of_ddid} - set(found.spw.tolist()))
     if missing:
         raise InputError(f"{where}: it has no solutions for windows {missing}", fix=fix)
+
+
+def match_windows(found: CalSolutions, layout: MsLayout) -> tuple[int, ...]:
+    """Return for each spectral window of a Measurement Set which window of a table is of the same frequencies.
+
+    A set may lack windows that a table has, as one of a group does whose subbands did not all come.
+
+    Raises
+    ------
+    InputError
+        Naming the first window that the table does not have, and how far off the nearest is.
+    """
+    return tuple(_matching_window(found, layout, window) for window in range(len(layout.channel_hz)))
+
+
+def _matching_window(found: CalSolutions, layout: MsLayout, window: int) -> int:
+    where, fix = f"{found.path.name} does not fit {layout.path.name}", "apply a set that was solved for this array"
+    theirs = layout.channel_hz[window]
+    width = abs(theirs[1] - theirs[0]) if len(theirs) > 1 else 1e6
+    middles = [abs(float(mine.mean() - theirs.mean())) for mine in found.freqs_hz]
+    # Where two are as near, as those of a table that gives each window one number may be, its own number decides.
+    number = min(range(len(middles)), key=lambda n: (round(middles[n] / width), n != window))
+    mine = found.freqs_hz[number]
+    if len(mine) == len(theirs):
+        off = float(np.abs(mine - theirs).max())
+    elif len(mine) == 1:  # a gain: one number for the window, named by a frequency inside it
+        off = max(0.0, float(theirs.min() - mine[0]), float(mine[0] - theirs.max()))
+    else:
+        raise InputError(f"{where}: {len(mine)} channels against {len(theirs)} in window {window}", fix=fix)
+    if off > 0.01 * width:
+        raise InputError(f"{where}: window {window} is off by {off:.0f} Hz", fix=fix)
+    return number

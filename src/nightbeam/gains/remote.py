@@ -36,6 +36,7 @@ from nightbeam.gains.files import (
     check_tables,
     fill_model,
     flag_bad_data,
+    match_windows,
     read_caltable,
     read_layout,
     read_sample,
@@ -608,7 +609,7 @@ def apply_gains(
     known = [t if isinstance(t, CalTable) else table_at(Path(t)) for t in tables]
     ordered = sorted(known, key=lambda t: t.order_index)
     _refuse_doubles(ordered)
-    check_tables(ordered, layout)
+    windows = [list(match_windows(found, layout)) for found in check_tables(ordered, layout)]
     restore_flags(ms)
     before = _flagged_fraction(ms)
     call = CasaCall(
@@ -618,6 +619,7 @@ def apply_gains(
             "gaintable": [t.path.absolute() for t in ordered],
             "gainfield": [gainfield] * len(ordered),
             "interp": [t.kind.interp for t in ordered],
+            "spwmap": [] if all(own == list(range(len(own))) for own in windows) else windows,
             "calwt": [calwt] * len(ordered),
             "parang": False,
             "applymode": "calflag",

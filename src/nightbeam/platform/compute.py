@@ -150,12 +150,13 @@ def _on_redis(url: str) -> dict[str, str]:
 
 
 def client_environment(
-    layout: Layout, api_url: str, *, platform: PlatformSettings, environ: Mapping[str, str]
+    layout: Layout, api_url: str, *, platform: PlatformSettings, threads: int, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the environment of whatever speaks to the server: apply, workers and, through them, flows.
 
     All settings travel in the resolved file. Variables that name settings are taken out, because a
-    relative path in one of them would mean something else where the flow stands.
+    relative path in one of them would mean something else where the flow stands. The number of ``threads`` is in
+    both: without a variable numerical libraries take every core, and it would outrank what the file says.
     """
     env = {
         name: value
@@ -175,7 +176,7 @@ def client_environment(
         "HDF5_USE_FILE_LOCKING": "FALSE",
         "DO_NOT_TRACK": "1",
     }
-    env.setdefault("OMP_NUM_THREADS", "2")
+    env["OMP_NUM_THREADS"] = str(threads)
     if platform.auth_string:
         env["PREFECT_API_AUTH_STRING"] = platform.auth_string
     return env

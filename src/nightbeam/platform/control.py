@@ -170,7 +170,9 @@ def apply_deployments(settings: Settings, api_url: str, *, schedules: bool = Tru
         log=log,
         timeout_s=APPLY_S,
         cwd=layout.state_dir,
-        env=compute.client_environment(layout, api_url, platform=platform, environ=os.environ),
+        env=compute.client_environment(
+            layout, api_url, platform=platform, threads=settings.contimg.threads, environ=os.environ
+        ),
         what="deployments.apply",
     )
     with log.open("rb") as said:

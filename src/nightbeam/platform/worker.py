@@ -204,7 +204,10 @@ class Supervisor:
         self._make_default_directories()
         if not platform.api_url:
             self._start_server(before)
-        env = compute.client_environment(self._layout, self._api_url, platform=platform, environ=os.environ)
+        threads = self._settings.contimg.threads
+        env = compute.client_environment(
+            self._layout, self._api_url, platform=platform, threads=threads, environ=os.environ
+        )
         self._report()
         self._await_health()
         self._apply(env)

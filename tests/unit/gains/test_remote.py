@@ -173,6 +173,29 @@ def test_tables_of_another_array_are_refused(made, calibrator, places, tmp_path)
         apply_gains(made.path, found.tables, **places)
 
 
+@pytest.mark.system
+def test_a_set_that_lacks_a_window_is_calibrated_with_the_solutions_of_those_that_it_has(
+    made, calibrator, places, tmp_path
+):
+    with open_table(made.path, write=True) as table:
+        data, window = table.getcol("DATA"), table.getcol("DATA_DESC_ID")
+        data[window == 0] *= 3.0  # solutions of the other window would be seen
+        table.putcol("DATA", data)
+    found = solve_gains(made.path, calibrator, tmp_path / "made_0", options=OPTIONS, **places)
+    with open_table(made.path, write=True) as table:
+        table.removerows(np.flatnonzero(window == 0).tolist())
+        table.putcol("DATA_DESC_ID", np.zeros(table.nrows(), np.int32))
+    for name in ("SPECTRAL_WINDOW", "DATA_DESCRIPTION"):
+        with open_table(made.path / name, write=True) as table:
+            table.removerows([0])
+            if name == "DATA_DESCRIPTION":
+                table.putcol("SPECTRAL_WINDOW_ID", np.zeros(1, np.int32))
+    apply_gains(made.path, found.tables, **places)
+    data, model, flags = corrected(made.path)
+    assert not flags.any()
+    assert np.abs(data / model - 1).max() < 1e-3
+
+
 def test_everything_flagged_is_rejected_before_casa_starts(made, calibrator, places, tmp_path):
     with open_table(made.path, write=True) as table:
         table.putcol("FLAG", np.ones_like(table.getcol("FLAG")))

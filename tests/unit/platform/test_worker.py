@@ -144,10 +144,12 @@ def test_workers_get_the_settings_by_file_and_no_variable_that_could_say_otherwi
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/home/somebody",
         "PATH": "/usr/bin",
+        "OMP_NUM_THREADS": "8",  # it names a setting, and has its part in `threads` already
     }
     env = compute.client_environment(
-        layout, "http://127.0.0.1:1/api", platform=PlatformSettings(auth_string="u:p"), environ=environ
+        layout, "http://127.0.0.1:1/api", platform=PlatformSettings(auth_string="u:p"), threads=3, environ=environ
     )
+    assert load_settings(environ={"OMP_NUM_THREADS": env["OMP_NUM_THREADS"]}).contimg.threads == 3
     assert env["NIGHTBEAM_CONFIG"] == str(layout.config)
     assert env["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
     assert env["PREFECT_API_AUTH_STRING"] == "u:p"
