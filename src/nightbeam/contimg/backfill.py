@@ -623,7 +623,7 @@ def _calibrate_and_image(
         cal_borrowed=int(found.borrowed), flagged_fraction=float(applied.flagged_fraction),
     )  # fmt: skip
     stem.parent.mkdir(parents=True, exist_ok=True)
-    said = provenance_of(group_id, converted, calibrated)
+    said = provenance_of(group_id, converted, calibrated, quick=site.image.quick)
     with owned_scratch(site.scratch_dir, group_id, "image") as work:
         product = tools.image(site, ms, stem, provenance=said, work=work, log=site.log(group_id, "image"))
     require_good(site, group_id, product, tools)
@@ -641,6 +641,7 @@ def _calibrate_and_image(
     if not note_ms_state(site, ms):
         note_ms(site, group_id, ms, (), owner=me, writer=converted.writer_type)
     note_image(site, group_id, ms, product, found.tables, owner=me)
-    image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
+    columns = image_columns(group_id, 0, product, calibrated)
+    image = products.upsert_image(product.path, ms_path=ms, **columns, quick=int(site.image.quick))
     products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
     return BackfillOutcome(group_id, IMAGED, one.ms, image=image.path)

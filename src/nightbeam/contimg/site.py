@@ -17,6 +17,7 @@ from nightbeam.core.settings import (
     ImageSettings,
     IngestSettings,
     MosaicSettings,
+    PressureSettings,
     QaSettings,
     Settings,
 )
@@ -66,6 +67,7 @@ class Site:
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
     qa: QaSettings = field(default_factory=QaSettings)
     housekeeping: HousekeepingSettings = field(default_factory=HousekeepingSettings)
+    pressure: PressureSettings = field(default_factory=PressureSettings)
     nightly_mosaics: bool = True
     threads: int = 1
     step_timeout_s: float = 1800.0
@@ -93,6 +95,7 @@ class Site:
             mosaic=c.mosaic,
             qa=c.qa,
             housekeeping=c.housekeeping,
+            pressure=c.pressure,
             nightly_mosaics=c.nightly_mosaics,
             threads=c.threads,
         )

@@ -107,7 +107,7 @@ def test_an_older_schema_is_said_and_left_as_it_is(kept: KeptDatabase, url: str)
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0003'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0003, this nightbeam wants 0006"):
+    with pytest.raises(InputError, match=r"has schema 0003, this nightbeam wants 0007"):
         groups(kept)
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as raw:
         assert raw.execute("SELECT version_num FROM nightbeam_queue_version").fetchone() == ("0003",)

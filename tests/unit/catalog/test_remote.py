@@ -128,7 +128,7 @@ def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         raw.execute("UPDATE nightbeam_queue_version SET version_num = '0099'")
         raw.commit()
-    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0006 at most(.|\n)*upgrade nightbeam"):
+    with pytest.raises(InputError, match=r"has schema 0099, this nightbeam knows 0007 at most(.|\n)*upgrade nightbeam"):
         Queue(url)
 
 
@@ -266,7 +266,7 @@ def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path: Path):
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
     database = Database(url, "queue", read_only=True)
-    assert database.revision() == "0006"
+    assert database.revision() == "0007"
     with database.kept_open(), database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ingest_queue").scalar() == 0
     with pytest.raises(UsageError, match="is open to be read only"), database.write():
@@ -284,7 +284,7 @@ def test_an_older_file_is_not_brought_up_to_date_where_it_is_only_to_be_read(tmp
         raw.commit()
         raw.execute("PRAGMA journal_mode=DELETE")
     before = file.read_bytes()
-    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0006; what is read only(.|\n)*fix: .* open a copy"
+    said = r"q\.sqlite3 has schema 0002, this nightbeam wants 0007; what is read only(.|\n)*fix: .* open a copy"
     with pytest.raises(InputError, match=said):
         Database(f"sqlite:///{file}", "queue", read_only=True)
     assert file.read_bytes() == before
