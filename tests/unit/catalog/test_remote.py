@@ -84,7 +84,7 @@ def test_a_new_file_is_in_wal_mode_with_its_schema_version_and_foreign_keys(tmp_
     database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("PRAGMA user_version").fetchone() == (6,)
+        assert raw.execute("PRAGMA user_version").fetchone() == (7,)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
@@ -134,8 +134,8 @@ def test_a_database_of_a_newer_schema_is_refused_with_one_error(tmp_path: Path):
 
 def test_a_newer_file_is_refused_by_its_user_version_alone(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as raw:
-        raw.execute("PRAGMA user_version = 7")
-    with pytest.raises(InputError, match="has schema 0007"):
+        raw.execute("PRAGMA user_version = 8")
+    with pytest.raises(InputError, match="has schema 0008"):
         Queue(f"sqlite:///{tmp_path}/q.sqlite3")
 
 

@@ -131,7 +131,8 @@ def test_imaging_without_a_queue_is_off_and_with_a_damaged_one_in_trouble(settin
         return ask
 
     usual = dict.fromkeys(
-        ("last_update", "last_received", "working", "collecting", "failed", "failures", "finished"), lambda: []
+        ("backlog", "last_update", "last_received", "working", "collecting", "failed", "failures", "finished"),
+        lambda: [],
     )
     for error, standing in ((MissingError("none"), Standing.OFF), (InputError("damaged"), Standing.TROUBLE)):
         found = services.contimg_system(settings, NOW, counts=raising(error), **usual, platform_runs=True)  # type: ignore[arg-type]
