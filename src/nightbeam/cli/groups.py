@@ -159,11 +159,14 @@ def run(ctx: click.Context, group: str | None, take_next: bool, as_json: bool, d
     What it finished before is kept. Nothing of Prefect is needed or told.
     """
     from nightbeam.contimg import run_group
+    from nightbeam.contimg.pressure import take_up_owed
     from nightbeam.contimg.report import next_group, plan
 
     if (group is None) == (not take_next):
         raise click.UsageError("give GROUP or --next")
     site = _site(ctx)
+    if take_next and not dry_run:
+        take_up_owed(site)  # where nothing waits
     name = _name(group) if group is not None else next_group(site)
     if dry_run:
         show(plan(site, name), as_json=as_json, title=f"group {name}")
