@@ -29,7 +29,7 @@ def backfill_imaging(
     directory: str | None = None,
     limit: int | None = None,
     site: str = "main",
-    most_behind: int = 10,
+    most_behind: int | None = None,
 ) -> dict[str, int]:
     """Image what has no good image; one bad set does not stop the others, and all bad ones are named at the end.
 
@@ -44,7 +44,8 @@ def backfill_imaging(
     site
         Name of the ``contimg-site`` block.
     most_behind
-        Where more groups than this wait to be imaged, the rest is left for another time: new data come first.
+        Where more groups than this wait to be imaged, the rest is left for another time: new data come first. Without
+        it the site's own pressure decides.
 
     Returns
     -------
@@ -67,16 +68,24 @@ def backfill_imaging(
     return dict(report.counts)
 
 
-def _image(place: contimg.Site, one: contimg.Unimaged, owner: Owner, most_behind: int) -> contimg.BackfillOutcome:
+def _image(
+    place: contimg.Site, one: contimg.Unimaged, owner: Owner, most_behind: int | None
+) -> contimg.BackfillOutcome:
     if one.state == library.LEFT:
         return contimg.BackfillOutcome(one.group_id, one.state, one.ms, one.why)
-    behind = library.groups_ahead(place)
-    if behind > most_behind:
-        why = f"{behind} groups wait to be imaged, and new data come first"
+    why = _why_not_now(place, one, most_behind)
+    if why:
         return contimg.BackfillOutcome(one.group_id, library.LEFT, one.ms, why)
     state = steps.backfill_set(place, one, owner, one.name, return_state=True)
     found = state.result(raise_on_failure=False)
     return library.outcome_of_error(one, found) if isinstance(found, BaseException) else found
+
+
+def _why_not_now(place: contimg.Site, one: contimg.Unimaged, most_behind: int | None) -> str:
+    if most_behind is None:
+        return contimg.stand_back(place, f"imaging {one.name}")
+    behind = library.groups_ahead(place)
+    return f"{behind} groups wait to be imaged, and new data come first" if behind > most_behind else ""
 
 
 def _load(site: str) -> contimg.Site:

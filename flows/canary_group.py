@@ -27,9 +27,13 @@ def canary_group(site: str = "main") -> dict[str, Any]:
     Returns
     -------
     dict
-        What was measured.
+        What was measured; or ``put off`` and why, where groups wait: then the next of the schedule flies.
     """
-    report = steps.fly_canary(_load(site), owner=contimg.this_process(flow_run.id))
+    place = _load(site)
+    reason = contimg.stand_back(place, "the canary")
+    if reason:
+        return {"put off": reason}
+    report = steps.fly_canary(place, owner=contimg.this_process(flow_run.id))
     told = {
         "right": report.right,
         "found": report.found,

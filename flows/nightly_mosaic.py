@@ -32,7 +32,7 @@ def nightly_mosaic(site: str = "main", night: str | None = None, force: bool = F
     """Make the mosaic of every night that is due, each in a task; one bad night does not stop the others.
 
     What is due is read from the data, so that a run makes up for those that the platform slept through, and one
-    that was killed is made up for by the next.
+    that was killed, or that stood back because groups wait, is made up for by the next.
 
     Parameters
     ----------
@@ -51,6 +51,8 @@ def nightly_mosaic(site: str = "main", night: str | None = None, force: bool = F
     place = _load(site)
     if night is None and not place.nightly_mosaics:
         logger.warning("contimg.nightly_mosaics is off: nothing is made")
+        return []
+    if night is None and contimg.stand_back(place, "the mosaic of the night"):
         return []
     if night is not None:
         Window.of_night(night)  # or it is refused before anything is touched

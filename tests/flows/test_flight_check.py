@@ -61,10 +61,18 @@ def test_a_canary_that_is_not_right_fails_its_run(monkeypatch, right: bool):
     report = CanaryReport(right, "0.997 of its flux" if right else "its source is not in the image", 0.997)
     monkeypatch.setattr(canary, "_load", lambda site: SimpleNamespace())
     monkeypatch.setattr(canary.steps, "fly_canary", lambda place, owner: report)
+    monkeypatch.setattr(canary.contimg, "stand_back", lambda place, what: "")
     state = canary.canary_group(return_state=True)
     assert state.is_completed() == right
     assert {"what": "found", "value": report.found} in shown(state)
     assert right or "is not in the image" in state.message
+
+
+def test_no_canary_flies_while_groups_wait(monkeypatch):
+    monkeypatch.setattr(canary, "_load", lambda site: SimpleNamespace())
+    monkeypatch.setattr(canary.steps, "fly_canary", None)
+    monkeypatch.setattr(canary.contimg, "stand_back", lambda place, what: f"{what}: 11 groups wait")
+    assert canary.canary_group() == {"put off": "the canary: 11 groups wait"}
 
 
 class Told(NotificationBlock):

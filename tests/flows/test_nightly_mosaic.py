@@ -142,3 +142,13 @@ def test_a_mosaic_that_is_not_built_yet_can_be_shown():
         "issues": ["left behind: /m/old.image.fits"],
     }
     assert mosaic_markdown(report) == "## n: planned\n\n- left behind: /m/old.image.fits"
+
+
+def test_nights_wait_while_groups_do_and_are_made_after(world, monkeypatch):
+    observe(world, "2025-10-03")
+    monkeypatch.setattr(module.contimg, "stand_back", lambda place, what: f"{what}: 11 groups wait")
+    assert module.nightly_mosaic() == []
+    assert [one["action"] for one in module.nightly_mosaic(night="2025-10-03")] == ["built"], "a person asked for it"
+    monkeypatch.setattr(module.contimg, "stand_back", lambda place, what: "")
+    observe(world, "2025-10-02")
+    assert [one["night"] for one in module.nightly_mosaic()] == ["2025-10-02"]

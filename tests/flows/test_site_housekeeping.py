@@ -124,6 +124,16 @@ def test_new_data_come_before_what_was_missed(site, monkeypatch):
     assert backfilling.backfill_imaging(most_behind=2)["left alone"] == 1
 
 
+def test_a_backfill_stands_back_while_the_site_is_behind_and_says_why(site, monkeypatch):
+    for n in range(11):
+        tidy.put_group(site, tidy.group_name(n), "pending", seen_at=tidy.NOW)
+    _missed(monkeypatch, Unimaged("/ms/x.ms", "2025-10-01T00:00:00", "to do", "it has no image"))
+    state = backfilling.backfill_imaging(return_state=True)
+    assert state.result()["left alone"] == 1
+    (line,) = shown(state)["backfill"]
+    assert line["why"] == "11 groups wait (55 min of sky), and new data come first"
+
+
 def test_a_night_that_is_none_is_refused(site):
     with pytest.raises(InputError, match="is not a night"):
         backfilling.backfill_imaging(night="yesterday")

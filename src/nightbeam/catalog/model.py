@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "AttemptRow",
+    "BacklogRow",
     "BadFileRow",
     "CalSet",
     "CalSetSummary",
@@ -22,12 +23,15 @@ __all__ = [
     "GroupRow",
     "GroupStepRow",
     "ImageRow",
+    "Imaging",
     "KnownFile",
     "MosaicRow",
     "MsRow",
     "NightRow",
+    "Owed",
     "Owner",
     "PerformanceRow",
+    "PressureRow",
     "ProvenanceInput",
     "ProvenanceRow",
     "QaArtifactRow",
@@ -64,6 +68,20 @@ class Stage(StrEnum):
     WAITING_FOR_GAINS = "waiting_for_gains"
     COMPLETED = "completed"
     FAILED = "failed"
+
+
+class Imaging(StrEnum):
+    """How the image of a group is made."""
+
+    FULL = "full"
+    QUICK = "quick"
+
+
+class Owed(StrEnum):
+    """What was put off of a group, and is made when nothing else waits."""
+
+    IMAGE = "image"
+    FIGURES = "figures"
 
 
 class Recorded(StrEnum):
@@ -159,7 +177,36 @@ class GroupRow:
     dispatches: int
     partial: int
     finished_at: float | None
+    imaging: str | None = None
+    owed: str | None = None
     subbands_present: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogRow:
+    """How many groups stand where, and when the oldest data begin that wait (MJD).
+
+    Groups ``waiting`` could be worked on now and are not; those that are taken up again for what they are owed are in
+    ``owed_waiting`` and ``owed_in_work`` instead. ``owed_images`` and ``owed_figures`` are completed.
+    """
+
+    waiting: int = 0
+    in_work: int = 0
+    for_gains: int = 0
+    owed_waiting: int = 0
+    owed_in_work: int = 0
+    owed_images: int = 0
+    owed_figures: int = 0
+    oldest_mjd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PressureRow:
+    """How far behind the site was when that last changed, and how many groups waited then."""
+
+    level: str
+    since: float
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,6 +523,7 @@ class ImageRow:
     parameters: str | None
     version: str | None
     sha256: str | None
+    quick: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

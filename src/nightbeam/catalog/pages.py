@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from nightbeam.catalog.arrears import read_backlog, read_pressure
 from nightbeam.catalog.elog_model import ExperimentRow
 from nightbeam.catalog.elog_schema import ExperimentTable, MetadataTable, SyncTable
 from nightbeam.catalog.kept import KeptDatabase
 from nightbeam.catalog.model import (
     AttemptRow,
+    BacklogRow,
     BadFileRow,
     CalSetSummary,
     CalTableRow,
@@ -30,6 +32,7 @@ from nightbeam.catalog.model import (
     MsRow,
     NightRow,
     PerformanceRow,
+    PressureRow,
     QaArtifactRow,
     QaScoreRow,
     QuarantineRow,
@@ -129,6 +132,11 @@ class QueuePages:
         with self.kept.read() as connection:
             found = {str(state): int(n) for state, n in connection.execute(query)}
         return {state.value: 0 for state in State} | found
+
+    def arrears(self) -> tuple[PressureRow | None, BacklogRow]:
+        """Return how far behind the site was last found to be, and what waits now."""
+        with self.kept.read() as connection:
+            return read_pressure(connection), read_backlog(connection)
 
     def groups(
         self,

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from nightbeam.catalog.arrears import Arrears
 from nightbeam.catalog.clocks import Clocks
 from nightbeam.catalog.model import (
     AttemptRow,
@@ -29,6 +30,7 @@ from nightbeam.catalog.model import (
     GroupFact,
     GroupRow,
     KnownFile,
+    Owed,
     Owner,
     PerformanceRow,
     ReceiptRow,
@@ -102,6 +104,8 @@ class Queue:
         self.database = Database(url, "queue", busy_timeout_s=busy_timeout_s, create=create, migrate=migrate)
         self.set_aside = SetAside(self.database)
         self.clocks = Clocks(self.database)
+        #: What waits, how images are made, and what groups are owed.
+        self.arrears = Arrears(self.database)
 
     # -- what came ----------------------------------------------------------------------------------------------
 
@@ -308,7 +312,7 @@ class Queue:
     def take_dispatchable(
         self, limit: int, *, resend_after_s: float | None = None, now: float | None = None
     ) -> list[Dispatch]:
-        """Take pending groups, oldest data first, to be started by somebody else.
+        """Take pending groups, to be started by somebody else: oldest data first, and last those only owed something.
 
         Each is taken once. With ``resend_after_s`` one that was taken that long ago and never claimed
         is given again **with the same key**, for the taker may have died before it sent it. Groups that
@@ -322,7 +326,7 @@ class Queue:
         taken = []
         with self.database.write() as connection:
             # What another dispatcher is taking at this moment is passed over, or both would ask for the same few.
-            first = columns.where(*wanted).order_by(*_CHRONOLOGICAL).limit(limit).with_for_update(skip_locked=True)
+            first = columns.where(*wanted).order_by(*_TURN).limit(limit).with_for_update(skip_locked=True)
             for row in connection.execute(first).all():
                 number = row.dispatches if row.dispatch_key is not None else row.dispatches + 1
                 dispatch = Dispatch(row.group_id, number, row.dispatch_key or f"{row.group_id}#{number}")
@@ -369,7 +373,7 @@ class Queue:
     def claim_next(self, owner: Owner, *, now: float | None = None) -> GroupRow | None:
         """Take the pending group with the oldest data, or nothing where there is none."""
         now = _now(now)
-        query = sa.select(_Q.group_id).where(_Q.state == State.PENDING.value, _NOT_WAITING).order_by(*_CHRONOLOGICAL)
+        query = sa.select(_Q.group_id).where(_Q.state == State.PENDING.value, _NOT_WAITING).order_by(*_TURN)
         while True:
             with self.database.write() as connection:
                 group_id = connection.execute(query.limit(1)).scalar()
@@ -432,8 +436,8 @@ class Queue:
         with self.database.write() as connection:
             self._change_mine(connection, group_id, owner, values)
 
-    def complete(self, group_id: str, owner: Owner, *, now: float | None = None) -> None:
-        """End the work on a group with success."""
+    def complete(self, group_id: str, owner: Owner, *, owed: Owed | None = None, now: float | None = None) -> None:
+        """End the work on a group with success; what it is ``owed`` is made when nothing else waits."""
         now = _now(now)
         values = {
             "state": State.COMPLETED.value,
@@ -441,6 +445,7 @@ class Queue:
             "last_update": now,
             "finished_at": now,
             "error": None,
+            "owed": None if owed is None else owed.value,
         }
         with self.database.write() as connection:
             self._mine(connection, group_id, owner)
@@ -632,6 +637,8 @@ class Queue:
             "last_update": now,
             "finished_at": None,
             "error": None,
+            "imaging": None,
+            "owed": None,
         }
         connection.execute(sa.update(_Q).where(_Q.group_id == group_id).values(**values))
 
@@ -873,6 +880,7 @@ class Queue:
 #: Rows of the seed pipeline have no data time; their arrival, as MJD, is the nearest thing.
 _DATA_TIME = sa.func.coalesce(_Q.start_mjd, _Q.received_at / 86400.0 + 40587.0)
 _CHRONOLOGICAL = (_DATA_TIME, _Q.group_id)
+_TURN = (sa.case((_Q.owed.is_(None), 0), else_=1), *_CHRONOLOGICAL)
 _NOT_WAITING = sa.func.coalesce(_Q.processing_stage, "") != Stage.WAITING_FOR_GAINS.value
 
 

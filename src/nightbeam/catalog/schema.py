@@ -24,6 +24,7 @@ __all__ = [
     "MsTable",
     "NightTable",
     "PerformanceTable",
+    "PressureTable",
     "ProductsBase",
     "ProvenanceInputTable",
     "ProvenanceTable",
@@ -73,6 +74,7 @@ class QueueTable(QueueBase):
         Index("idx_ingest_queue_calibrator_start", "has_calibrator", "start_mjd"),
         Index("idx_ingest_queue_received_at", "received_at"),
         Index("idx_ingest_queue_last_update", "last_update"),
+        Index("idx_ingest_queue_owed_start", "owed", "start_mjd"),
     )
     group_id: Mapped[str] = mapped_column(Text, primary_key=True)
     state: Mapped[str] = mapped_column(Text)
@@ -105,6 +107,18 @@ class QueueTable(QueueBase):
     partial: Mapped[int] = mapped_column(Integer, server_default="0", default=0)
     finished_at: Mapped[float | None] = mapped_column(real())
     owner_birth: Mapped[str | None] = mapped_column(Text)
+    imaging: Mapped[str | None] = mapped_column(Text)
+    owed: Mapped[str | None] = mapped_column(Text)
+
+
+class PressureTable(QueueBase):
+    """How far behind the site was when that was last changed; one row. Ours."""
+
+    __tablename__ = "pressure"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    level: Mapped[str] = mapped_column(Text)
+    since: Mapped[float] = mapped_column(real())
+    waiting: Mapped[int] = mapped_column(Integer)
 
 
 class SubbandTable(QueueBase):
@@ -350,6 +364,7 @@ class ImageTable(ProductsBase):
     parameters: Mapped[str | None] = mapped_column(Text)
     version: Mapped[str | None] = mapped_column(Text)
     sha256: Mapped[str | None] = mapped_column(Text)
+    quick: Mapped[int | None] = mapped_column(Integer)
 
 
 class MosaicTable(ProductsBase):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["groups"]
 
 #: What fits a terminal of 80 characters; ``--json`` has more.
-_COLUMNS = ("group", "state", "stage", "subbands", "error")
+_COLUMNS = ("group", "state", "stage", "subbands", "imaging", "error")
 STATES = ("collecting", "pending", "in_progress", "completed", "failed")
 
 
@@ -56,6 +56,40 @@ def show_group(ctx: click.Context, group: str, as_json: bool) -> None:
     for part in ("files", "duplicates", "attempts", "steps", "times", "images", "qa"):
         if report[part]:
             show(report[part], title=part)
+
+
+@groups.command("backlog")
+@json_option
+@click.pass_context
+def backlog(ctx: click.Context, as_json: bool) -> None:
+    """Show what waits, as groups and as minutes of sky, and what gives way because of it."""
+    from nightbeam.contimg.report import backlog_line
+
+    show([backlog_line(_site(ctx))], as_json=as_json)
+
+
+@groups.command("imaging")
+@click.argument("how", type=click.Choice(["full", "quick"]))
+@click.argument("group", nargs=-1, required=True)
+@json_option
+@dry_run_option
+@click.pass_context
+def imaging(ctx: click.Context, how: str, group: tuple[str, ...], as_json: bool, dry_run: bool) -> None:
+    """Let the image of each GROUP be made in full or quickly, whatever the backlog.
+
+    That is for groups that are not imaged yet. One that was imaged quickly and is owed its full image gets it now.
+    """
+    from nightbeam.catalog.model import Imaging
+    from nightbeam.contimg.report import line_of
+
+    queue = _site(ctx).queue()
+    names = [_name(text) for text in group]
+    rows = [queue.group(name) for name in names]  # all of them exist, or nothing is changed
+    if not dry_run:
+        for name in names:
+            queue.arrears.force(name, Imaging(how))
+        rows = [queue.group(name) for name in names]
+    show([line_of(row) for row in rows], as_json=as_json)
 
 
 @groups.command("scan")
@@ -125,11 +159,14 @@ def run(ctx: click.Context, group: str | None, take_next: bool, as_json: bool, d
     What it finished before is kept. Nothing of Prefect is needed or told.
     """
     from nightbeam.contimg import run_group
+    from nightbeam.contimg.pressure import take_up_owed
     from nightbeam.contimg.report import next_group, plan
 
     if (group is None) == (not take_next):
         raise click.UsageError("give GROUP or --next")
     site = _site(ctx)
+    if take_next and not dry_run:
+        take_up_owed(site)  # where nothing waits
     name = _name(group) if group is not None else next_group(site)
     if dry_run:
         show(plan(site, name), as_json=as_json, title=f"group {name}")

@@ -30,6 +30,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import this_process
+from nightbeam.contimg.pressure import Backlog, Level, Pressure, stand_back, weigh
 from nightbeam.contimg.quality import make_quality, quality_of
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
@@ -53,11 +54,14 @@ __all__ = [
     "ArrivalReport",
     "BackfillOutcome",
     "BackfillReport",
+    "Backlog",
     "CalibrateReceipt",
     "Claim",
     "ConvertReceipt",
     "GroupOutcome",
     "ImageReceipt",
+    "Level",
+    "Pressure",
     "QaReceipt",
     "Receipt",
     "RecordReceipt",
@@ -82,8 +86,10 @@ __all__ = [
     "run_group",
     "scan_arrivals",
     "scan_until_ready",
+    "stand_back",
     "take_dispatchable",
     "this_process",
     "tidy_up",
     "wake_waiting",
+    "weigh",
 ]

@@ -15,6 +15,7 @@ from nightbeam.contimg.clock import ClockLook, look_at_clock
 from nightbeam.contimg.guard import remove_dead_ram
 from nightbeam.contimg.model import ArrivalReport
 from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
+from nightbeam.contimg.pressure import take_up_owed
 from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.5
 #: So many files are taken in at a time; whoever is stopped then has recorded those before.
 _BATCH = 1000
+#: So much longer an incomplete group is borne while some files are not ready.
+_UNREADY_S = 60.0
 
 
 def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None) -> ArrivalReport:
@@ -61,7 +64,8 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
     report = take_in(site, names, tools=tools, now=now)
     aside = move_bad_files(site, queue, names=names, now=now)
     partial = _let_partial_go(site, queue, now)
-    expired = queue.expire_collecting(ingest.collecting_timeout_s, now=now)
+    # The file that makes a group whole may be one of those that still change.
+    expired = queue.expire_collecting(ingest.give_up_s + (_UNREADY_S if report.unready else 0.0), now=now)
     report = replace(
         report,
         changed=tuple(changed),
@@ -232,10 +236,13 @@ def scan_until_ready(site: Site, wait_s: float, *, tools: Tools = TOOLS) -> Arri
 def take_dispatchable(site: Site, limit: int, *, resend_after_s: float | None = 120.0) -> list[Dispatch]:
     """Wake what can be calibrated now, then take pending groups to be started elsewhere, oldest data first.
 
+    Where there are none, a group is taken up again that is owed its full image or its figures (`pressure`).
+
     Each attempt at a group has one idempotency key: a group is given again, ``resend_after_s`` after it was
     taken and not claimed, with the same key.
     """
     wake_waiting(site)
+    take_up_owed(site)
     return site.queue().take_dispatchable(limit, resend_after_s=resend_after_s)
 
 

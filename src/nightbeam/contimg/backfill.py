@@ -632,7 +632,7 @@ def _calibrate_and_image(
         cal_borrowed=int(found.borrowed), flagged_fraction=float(applied.flagged_fraction),
     )  # fmt: skip
     stem.parent.mkdir(parents=True, exist_ok=True)
-    said = provenance_of(group_id, converted, calibrated)
+    said = provenance_of(group_id, converted, calibrated, quick=site.image.quick)
     plan = _plan(site, ms, "image")
     with at_work(site, group_id, "image", plan), owned_scratch(plan.scratch, group_id, "image") as work:
         product = tools.image(site, ms, stem, provenance=said, work=work, log=site.log(group_id, "image"))
@@ -651,6 +651,7 @@ def _calibrate_and_image(
     if not note_ms_state(site, ms):
         note_ms(site, group_id, ms, (), owner=me, writer=converted.writer_type)
     note_image(site, group_id, ms, product, found.tables, owner=me)
-    image = products.upsert_image(product.path, ms_path=ms, **image_columns(group_id, 0, product, calibrated))
+    columns = image_columns(group_id, 0, product, calibrated)
+    image = products.upsert_image(product.path, ms_path=ms, **columns, quick=int(site.image.quick))
     products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
     return BackfillOutcome(group_id, IMAGED, one.ms, image=image.path)

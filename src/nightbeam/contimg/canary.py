@@ -25,7 +25,7 @@ from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import InputError, NightbeamError, RejectedError
 from nightbeam.core.files import remove, write_text
 from nightbeam.core.locks import sole_owner
-from nightbeam.core.settings import HousekeepingSettings, IngestSettings, MosaicSettings
+from nightbeam.core.settings import HousekeepingSettings, IngestSettings, MosaicSettings, PressureSettings
 
 __all__ = ["CanaryReport", "canary_site", "fly_canary", "judge_canary"]
 
@@ -86,6 +86,7 @@ def canary_site(site: Site) -> Site:
         image=site.image.model_copy(update=_IMAGE),
         mosaic=MosaicSettings(),
         housekeeping=HousekeepingSettings(),
+        pressure=PressureSettings(mode="off"),
     )
 
 

@@ -296,7 +296,7 @@ def _limits(site: Site) -> Limits:
     days["leftover"] = h.leftover_days
     return Limits(
         lease_s=site.ingest.in_progress_timeout_s,
-        collecting_s=site.ingest.collecting_timeout_s,
+        collecting_s=site.ingest.give_up_s,
         scratch_s=h.scratch_age_s,
         quarantine_days=h.quarantine_days,
         days=days,
@@ -455,6 +455,8 @@ class _Look:
         group = self.groups.get(group_id)
         if group is not None and group.state != State.COMPLETED:
             return f"its group is {group.state}"
+        if group is not None and group.owed is not None:
+            return f"its group is owed its {group.owed}"
         if not locked and is_held(self.site.group_lock(group_id)):
             return "its group is being worked on"
         return ""

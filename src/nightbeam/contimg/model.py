@@ -122,7 +122,7 @@ class ApplyReceipt(Receipt):
 
 @dataclass(frozen=True, slots=True)
 class ImageReceipt(Receipt):
-    """A verified image."""
+    """A verified image; ``quick`` where it was made so because the site was behind."""
 
     stem: str
     path: str
@@ -132,6 +132,7 @@ class ImageReceipt(Receipt):
     dynamic_range: float
     beam_major_arcsec: float
     seconds: float
+    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +146,10 @@ class RecordReceipt(Receipt):
 
 @dataclass(frozen=True, slots=True)
 class QaReceipt(Receipt):
-    """The QA artifacts, by name."""
+    """The QA artifacts, by name; ``figures`` says whether they were drawn, or put off."""
 
     artifacts: dict[str, str]
+    figures: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,6 +244,7 @@ def tile_of(row: ImageRow) -> Tile:
         cal_age_days=row.cal_age_days,
         cal_borrowed=bool(row.cal_borrowed),
         pbcor=bool(row.pbcor),
+        quick=bool(row.quick),
     )
 
 

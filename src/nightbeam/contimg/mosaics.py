@@ -451,6 +451,8 @@ def _built(row: MosaicRow, product: MosaicProduct) -> dict[str, Any]:
     verdicts = [later.pop(v.tile.path, v) if v.accepted else v for v in judged] + list(later.values())
     left = [line for line in _files_left(row) if line != LEFT_BEHIND + str(product.path)]
     issues = [f"{check.name}: {check.text}" for check in product.checks if check.passed is False] + left
+    if quick := [verdict.tile.name for verdict in verdicts if verdict.accepted and verdict.tile.quick]:
+        issues.append(f"{len(quick)} of its tiles are quick images: {', '.join(quick[:5])}{' ...' * (len(quick) > 5)}")
     measured = ("ra_deg", "dec_deg", "width", "height", "cell_arcsec", "freq_hz", "peak_jy")
     beam = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg")
     times = ("start_mjd", "mid_mjd", "end_mjd")

@@ -77,8 +77,9 @@ def nights_due(site: Site, *, now: datetime | None = None) -> list[str]:
     """Return the nights to be made now: those that failed least first, of these the oldest.
 
     Of yesterday and the ``catch_up_days`` before it (UTC), those that have tiles and are not done, or have others than
-    when they were. Yesterday is also due if it is not known yet that it has none. Nothing else counts, neither when
-    this ran last nor what the clock said then. A night that ends its process (by more memory than there is) comes last
+    when they were. Yesterday is also due if it is not known yet that it has none, and is left for a day while it has
+    quick images, whose full ones are owed (`pressure`). Nothing else counts, neither when this ran last nor what the
+    clock said then. A night that ends its process (by more memory than there is) comes last
     the next time, so that it keeps no other from being made.
 
     Parameters
@@ -110,6 +111,10 @@ def _is_due(site: Site, products: Products, night: str, *, latest: bool) -> bool
     tiles, known = _tiles(site, products, night), products.night(night)
     if not tiles:
         return latest and known is None
+    quick = sum(bool(row.quick) for row in tiles)
+    if latest and quick and not site.image.quick:
+        logger.warning("night %s waits a day: %d of its %d images are quick ones", night, quick, len(tiles))
+        return False
     if known is None or known.state == "empty":
         return True
     if known.state == "failed":

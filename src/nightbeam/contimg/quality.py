@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nightbeam.catalog.model import CalTableRow, GroupRow, ImageRow, QaScoreRow, State
+from nightbeam.catalog.model import CalTableRow, GroupRow, ImageRow, Owed, QaScoreRow, State
 from nightbeam.contimg.model import CalibrateReceipt, ConvertReceipt, Receipt
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -134,6 +134,8 @@ def make_quality(site: Site, group_id: str, *, tools: Tools = TOOLS) -> QaReport
             subbands=(converted.missing_subbands, expected) if converted else None,
         )
         record_quality(site, group_id, report)
+    if row is not None:
+        queue.arrears.pay(group_id, Owed.FIGURES)
     return report
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from nightbeam.catalog.model import GroupRow, GroupStepRow, Stage, State
 from nightbeam.contimg.budget import why_waiting
 from nightbeam.contimg.model import STEPS
+from nightbeam.contimg.pressure import weigh
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import MissingError
 from nightbeam.core.times import iso_z
 from nightbeam.ingest import group_arrivals, list_names, scan_directory
 
-__all__ = ["group_lines", "group_report", "line_of", "look", "next_group", "plan"]
+__all__ = ["backlog_line", "group_lines", "group_report", "line_of", "look", "next_group", "plan"]
 
 
 def group_lines(site: Site, *, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
@@ -34,6 +35,8 @@ def line_of(row: GroupRow) -> dict[str, Any]:
         "subbands": f"{row.subbands_present}/{row.expected_subbands}",
         "dec_deg": row.dec_deg,
         "calibrators": [match["name"] for match in json.loads(row.calibrators or "[]")],
+        "imaging": row.imaging,
+        "owed": row.owed,
         "attempts": row.attempts,
         "retries": row.retry_count,
         "owner": row.owner,
@@ -44,6 +47,22 @@ def line_of(row: GroupRow) -> dict[str, Any]:
 
 def _waits(site: Site, row: GroupRow) -> str | None:
     return why_waiting(site.ledgers(), row.group_id) if row.state == State.IN_PROGRESS else None
+
+
+def backlog_line(site: Site) -> dict[str, Any]:
+    """Return what waits, and what gives way because of it."""
+    found = weigh(site, note=False)
+    return {
+        "pressure": str(found.level),
+        "since": None if found.since is None else _utc(found.since),
+        "waiting": found.backlog.waiting,
+        "minutes": round(found.backlog.minutes, 1),
+        "oldest_h": None if found.backlog.oldest_s is None else round(found.backlog.oldest_s / 3600.0, 2),
+        "in_work": found.backlog.in_work,
+        "for_gains": found.backlog.for_gains,
+        "owed_images": found.backlog.owed_images,
+        "owed_figures": found.backlog.owed_figures,
+    }
 
 
 def group_report(site: Site, group_id: str) -> dict[str, Any]:
@@ -103,6 +122,7 @@ def group_report(site: Site, group_id: str) -> dict[str, Any]:
         "images": [
             {
                 "path": i.path,
+                "quick": bool(i.quick),
                 "noise_jy": i.noise_jy,
                 "peak_jy": i.peak_jy,
                 "dynamic_range": i.dynamic_range,
@@ -145,14 +165,14 @@ def look(site: Site, *, tools: Tools = TOOLS) -> list[dict[str, Any]]:
 
 
 def next_group(site: Site) -> str:
-    """Return the pending group with the oldest data.
+    """Return the pending group with the oldest data; last those that are only owed something.
 
     Raises
     ------
     MissingError
         If nothing is pending, or everything that is waits for gains.
     """
-    for row in site.queue().groups(state=State.PENDING):
+    for row in sorted(site.queue().groups(state=State.PENDING), key=lambda row: row.owed is not None):
         if row.processing_stage != Stage.WAITING_FOR_GAINS:
             return row.group_id
     raise MissingError("no group is pending", fix="nightbeam groups list shows what there is")

@@ -19,6 +19,7 @@ from nightbeam.core.settings import (
     IngestSettings,
     MosaicSettings,
     PipelineSettings,
+    PressureSettings,
     QaSettings,
     Settings,
 )
@@ -87,6 +88,7 @@ class Site:
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
     qa: QaSettings = field(default_factory=QaSettings)
     housekeeping: HousekeepingSettings = field(default_factory=HousekeepingSettings)
+    pressure: PressureSettings = field(default_factory=PressureSettings)
     nightly_mosaics: bool = True
     threads: int = 1
     step_timeout_s: float = 1800.0
@@ -117,6 +119,7 @@ class Site:
             mosaic=c.mosaic,
             qa=c.qa,
             housekeeping=c.housekeeping,
+            pressure=c.pressure,
             nightly_mosaics=c.nightly_mosaics,
             threads=c.threads,
             scratch_ram=_ram(c.scratch_ram, c.convert),

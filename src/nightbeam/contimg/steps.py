@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nightbeam import __version__
-from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Owner, SetSpec, State, TableSpec
+from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Imaging, Owed, Owner, SetSpec, State, TableSpec
 from nightbeam.contimg.checksums import InputSums
 from nightbeam.contimg.guard import Plan, at_work, plan_step
 from nightbeam.contimg.model import (
@@ -29,6 +29,7 @@ from nightbeam.contimg.model import (
     RecordReceipt,
 )
 from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
+from nightbeam.contimg.pressure import as_quick, is_smaller, owed_by, stand_back, wanted_imaging
 from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, note_step, note_tables
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
 from nightbeam.contimg.site import Site
@@ -260,7 +261,10 @@ def apply_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
 
 
 def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> ImageReceipt:
-    """Make the image and judge it.
+    """Make the image and judge it; a quick one where the site is far behind (`pressure`).
+
+    That is decided once, before anything is made, and holds for every other attempt. A quick image that is not good
+    is made in full at once.
 
     Raises
     ------
@@ -274,21 +278,36 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
     applied = _required(site, group_id, "apply", ApplyReceipt)
     stem = site.image_stem(group_id)
 
-    def work(_queue: Queue, scratch_dir: Path) -> ImageReceipt:
-        stem.parent.mkdir(parents=True, exist_ok=True)
+    def make(scratch_dir: Path, *, quick: bool) -> ImageReceipt:
+        place = as_quick(site) if quick else site
         with owned_scratch(scratch_dir, group_id, "image") as scratch:
             product = tools.image(
-                site,
+                place,
                 Path(applied.ms),
                 stem,
-                provenance=provenance_of(group_id, converted, calibrated),
+                provenance=provenance_of(group_id, converted, calibrated, quick=place.image.quick),
                 work=scratch,
                 log=site.log(group_id, "image"),
             )
         require_good(site, group_id, product, tools)
-        return _imaged(group_id, product)
+        return replace(_imaged(group_id, product), quick=quick)
 
-    def good(_receipt: ImageReceipt) -> None:
+    def work(queue: Queue, scratch_dir: Path) -> ImageReceipt:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        wanted = wanted_imaging(site, owed=queue.group(group_id).owed)
+        decided = queue.arrears.decide(group_id, owner, wanted)
+        if decided is Imaging.QUICK and is_smaller(site):
+            try:
+                return make(scratch_dir, quick=True)
+            except RejectedError as error:
+                logger.warning("group %s is imaged in full at once: %s", group_id, error.what)
+                queue.arrears.decide(group_id, owner, Imaging.FULL, change=True)
+        return make(scratch_dir, quick=False)
+
+    def good(receipt: ImageReceipt) -> None:
+        decided = site.queue().group(group_id).imaging
+        if receipt.quick and decided == Imaging.FULL:
+            raise InputError("its image is a quick one, and the full one is wanted")
         tools.finished_image(stem)
 
     return _step(site, group_id, "image", ImageReceipt, owner, work, good)
@@ -315,7 +334,10 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
         note_ms_state(site, ms)
         note_image(site, group_id, ms, product, _used(site, calibrated), owner=owner)
         row = products.upsert_image(
-            product.path, ms_path=ms, **image_columns(group_id, queue.group(group_id).partial, product, calibrated)
+            product.path,
+            ms_path=ms,
+            **image_columns(group_id, queue.group(group_id).partial, product, calibrated),
+            quick=int(imaged.quick or site.image.quick),
         )
         products.upsert_ms(ms, status="done", stage="imaged", processed_at=time.time(), imagename=str(stem))
         queue.put_performance(group_id, **_performance(queue, group_id))
@@ -329,7 +351,7 @@ def record_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS
 
 
 def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> QaReceipt:
-    """Judge what was made: scores with reasons, figures and a report, and their rows.
+    """Judge what was made: scores with reasons, figures and a report, and their rows; no figures while behind.
 
     What cannot be read or drawn is among the scores as unknown, and is no reason to fail a group that has its image.
 
@@ -346,7 +368,10 @@ def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) ->
 
     def work(queue: Queue, _scratch_dir: Path) -> QaReceipt:
         product = tools.finished_image(Path(imaged.stem))
-        expected = queue.group(group_id).expected_subbands or site.ingest.expected_subbands
+        row = queue.group(group_id)
+        expected = row.expected_subbands or site.ingest.expected_subbands
+        # Whoever is taken up for what it is owed gets all of it.
+        figures = row.owed is not None or not stand_back(site, f"drawing the figures of {group_id}")
         report = tools.write_qa(
             site,
             group_id,
@@ -355,11 +380,14 @@ def qa_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) ->
             product=product,
             calibration=calibration_use(site, calibrated),
             subbands=(converted.missing_subbands, expected),
+            figures=figures,
         )
         record_quality(site, group_id, report)
-        return QaReceipt(group_id, {artifact.name: str(artifact.path) for artifact in report.artifacts})
+        return QaReceipt(group_id, {artifact.name: str(artifact.path) for artifact in report.artifacts}, figures)
 
     def good(receipt: QaReceipt) -> None:
+        if not receipt.figures and site.queue().group(group_id).owed is not None:
+            raise MissingError("its figures were put off")
         gone = [path for path in receipt.artifacts.values() if not Path(path).is_file()]
         if gone:
             raise MissingError(f"{gone[0]} is gone")
@@ -381,11 +409,14 @@ def finish(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> 
     if missing:
         raise MissingError(f"group {group_id} has not been through {', '.join(missing)}", fix="run those steps first")
     imaged = _required(site, group_id, "image", ImageReceipt)
+    judged = _required(site, group_id, "qa", QaReceipt)
     tools.finished_image(Path(imaged.stem))
     seconds = sum(receipt.seconds or 0.0 for receipt in queue.receipts(group_id))
     queue.put_performance(group_id, group_time=seconds)
-    queue.complete(group_id, owner)
-    logger.info("group %s is completed: %s", group_id, imaged.path)
+    owed = owed_by(quick=imaged.quick, figures=judged.figures)
+    queue.complete(group_id, owner, owed=owed)
+    later = {Owed.IMAGE: "; quickly, the full image follows", Owed.FIGURES: "; its figures follow", None: ""}[owed]
+    logger.info("group %s is completed: %s%s", group_id, imaged.path, later)
 
 
 def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner) -> GroupRow:
@@ -611,8 +642,10 @@ def _used(site: Site, calibrated: CalibrateReceipt) -> list[CalTableRow]:
     return [rows[path] for path in calibrated.tables if path in rows]
 
 
-def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt) -> Mapping[str, str]:
-    """Return what an image's headers and description say of where it comes from."""
+def provenance_of(
+    group_id: str, converted: ConvertReceipt, calibrated: CalibrateReceipt, *, quick: bool = False
+) -> Mapping[str, str]:
+    """Return what an image's headers and description say of where it comes from, and whether it was made quickly."""
     made = "" if calibrated.mid_mjd is None else iso_z(datetime_from_mjd(calibrated.mid_mjd))
     flagging = converted.flagging
     flagger = {"flagger": f"{flagging['engine']} {flagging['version']} ({flagging['strategy']})"} if flagging else {}
@@ -623,6 +656,7 @@ def provenance_of(group_id: str, converted: ConvertReceipt, calibrated: Calibrat
         "calibration_date": made,
         "calibration_age_days": f"{calibrated.age_days or 0.0:.5f}",
         "calibration_borrowed": "yes" if calibrated.borrowed else "no",
+        "imaging": str(Imaging.QUICK if quick else Imaging.FULL),
         "writer": converted.writer_type,
         "missing_subbands": ",".join(f"sb{n:02d}" for n in converted.missing_subbands) or "none",
         "nightbeam": __version__,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nightbeam.catalog.model import Imaging
+from nightbeam.contimg.pressure import quick_limits
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError
 
@@ -151,11 +153,14 @@ def _write_qa(
     product: ImageProduct | Unread,
     calibration: CalibrationUse | Unread,
     subbands: tuple[Sequence[int], int] | None,
+    figures: bool = True,
 ) -> QaReport:
     from nightbeam.imaging import ImageProduct
     from nightbeam.qa import QaLimits, Unread, write_qa
 
     known = tables if isinstance(tables, Unread) else [_known_table(row) for row in tables]
+    quick = isinstance(product, ImageProduct) and product.provenance.get("imaging") == Imaging.QUICK
+    limits = quick_limits(site.qa, site.pressure.quick_tolerance) if quick else site.qa
     catalogue, name = _catalogue(site, group_id, product.freq_hz if isinstance(product, ImageProduct) else None)
     return write_qa(
         group_id,
@@ -168,7 +173,8 @@ def _write_qa(
         calibration=calibration,
         subbands=subbands,
         verdict=_judge(site, product) if isinstance(product, ImageProduct) else None,
-        limits=QaLimits.from_mapping(site.qa.model_dump()),
+        limits=QaLimits.from_mapping(limits.model_dump()),
+        figures=figures,
     )
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nightbeam.core.errors import ConfigError
 
@@ -34,6 +43,7 @@ __all__ = [
     "MosaicSettings",
     "PipelineSettings",
     "PlatformSettings",
+    "PressureSettings",
     "QaSettings",
     "ScanLimitsSettings",
     "ScansSettings",
@@ -109,8 +119,10 @@ class IngestSettings(_Section):
     settle_s: float = Field(2.0, ge=0, description="A file must not have changed for this long.")
     max_retries: int = Field(3, ge=1, description="Attempts before a group is failed for good.")
     in_progress_timeout_s: float = Field(900.0, gt=0, description="Age at which a silent run's group is taken back.")
-    collecting_warn_s: float = Field(600.0, gt=0, description="Age at which an incomplete group is warned of.")
-    collecting_timeout_s: float = Field(86400.0, gt=0, description="Age at which an incomplete group is failed.")
+    collecting_warn_s: float = Field(180.0, gt=0, description="Age at which an incomplete group is warned of.")
+    collecting_timeout_s: float = Field(
+        340.0, gt=0, description="Age at which a group of too few subbands is failed; one comes each 310 s."
+    )
     min_subbands: int = Field(
         16, ge=1, le=99, description="Subbands with which an incomplete group is imaged as partial; 16: never."
     )
@@ -132,6 +144,12 @@ class IngestSettings(_Section):
     remember_s: float = Field(
         86400.0, ge=0, description="So long after the end of a group its files are watched for being rewritten."
     )
+
+    @property
+    def give_up_s(self) -> float:
+        """Age at which a group of too few subbands is failed: not before those of enough have gone on."""
+        policy = self.min_subbands < self.expected_subbands
+        return max(self.collecting_timeout_s, self.partial_after_s) if policy else self.collecting_timeout_s
 
 
 class ConvertSettings(_Section):
@@ -327,6 +345,28 @@ class PipelineSettings(_Section):
     )
 
 
+class PressureSettings(_Section):
+    """What gives way when groups come faster than they are imaged."""
+
+    mode: Literal["off", "optional", "quick"] = Field(
+        "quick", description="off: nothing gives way; optional: optional work waits; quick: images are quicker, too."
+    )
+    behind_groups: int = Field(
+        10, ge=1, description="More groups than this wait: optional work is put off. 10 are 50 minutes."
+    )
+    quick_groups: int = Field(20, ge=1, description="More than this: groups are imaged quickly, and in full later.")
+    relief: float = Field(0.5, gt=0, le=1, description="Either ends when no more wait than this part of what began it.")
+    quick_tolerance: float = Field(
+        2.0, ge=1, description="Factor by which noise and dynamic range of a quick image may be worse (contimg.qa)."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PressureSettings:
+        if self.quick_groups < self.behind_groups:
+            raise ValueError("quick_groups is below behind_groups: optional work gives way first")
+        return self
+
+
 class ContimgSettings(_Section):
     """Continuum imaging: where files lie and how they are worked on. None means: under the state directory."""
 
@@ -357,6 +397,7 @@ class ContimgSettings(_Section):
     mosaic: MosaicSettings = MosaicSettings()
     qa: QaSettings = QaSettings()
     housekeeping: HousekeepingSettings = HousekeepingSettings()
+    pressure: PressureSettings = PressureSettings()
 
     @field_validator("threads", mode="before")
     @classmethod

@@ -77,7 +77,11 @@ logger = logging.getLogger(__name__)
 
 #: Frequencies at which the beam is averaged over the band.
 _BEAM_FREQUENCIES = 5
-_CARDS = {"calibration_set": ("CALSET", "calibration set applied"), "calibration_date": ("CALDATE", "and its date")}
+_CARDS = {
+    "calibration_set": ("CALSET", "calibration set applied"),
+    "calibration_date": ("CALDATE", "and its date"),
+    "imaging": ("IMAGING", "full, or quick: fewer pixels and components"),
+}
 
 
 def plan_image(ms: Path, stem: Path, *, options: ImageOptions | None = None) -> ImagePlan:

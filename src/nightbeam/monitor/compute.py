@@ -269,6 +269,8 @@ def group_of(row: GroupRow) -> QueueGroup:
         owner=text(row.owner),
         error=text(row.error),
         finished_at=instant_of_time(row.finished_at),
+        imaging=text(row.imaging),
+        owed=text(row.owed),
     )
 
 
@@ -443,6 +445,7 @@ def image_of(row: ImageRow) -> Image:
         cal_age_days=number(row.cal_age_days),
         cal_borrowed=bool(whole(row.cal_borrowed)),
         partial=bool(whole(row.partial)),
+        quick=bool(whole(row.quick)),
         pbcor=bool(whole(row.pbcor)),
         png_url=f"/api/images/{row.id}/png" if has_png else None,
         version=text(row.version),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
+from nightbeam.contimg.pressure import Level
 from nightbeam.monitor.compute import are_blind
 from nightbeam.monitor.fresh import Fresh
 from nightbeam.monitor.model import Standing, SystemMetrics
@@ -159,7 +160,17 @@ class _State:
             groups.add_metric([state], getattr(tonight.queue, state))
         if not are_blind(tonight.problems):  # zero would be a number like any other
             yield groups
+            backlog = self.reader.backlog()
             yield GaugeMetricFamily("nightbeam_backlog_groups", "Groups that wait.", value=tonight.queue.pending)
+            yield GaugeMetricFamily("nightbeam_backlog_minutes", "Of sky that could be imaged.", value=backlog.minutes)
+            level = GaugeMetricFamily("nightbeam_pressure_level", "1 for what gives way.", labels=["level"])
+            for one in Level:
+                level.add_metric([one.value], float(backlog.level == one))
+            yield level
+            owed = GaugeMetricFamily("nightbeam_owed_groups", "Completed groups that are owed it.", labels=["owed"])
+            owed.add_metric(["image"], backlog.owed_images)
+            owed.add_metric(["figures"], backlog.owed_figures)
+            yield owed
         known = GaugeMetricFamily(
             "nightbeam_system_standing", "1 for how a system does.", labels=["system", "standing"]
         )

@@ -54,6 +54,7 @@ __all__ = [
     "Products",
     "Put",
     "Quarantined",
+    "QueueBacklog",
     "QueueCounts",
     "QueueGroup",
     "Reprocessed",
@@ -120,6 +121,8 @@ class QueueGroup:
     owner: str | None = None
     error: str | None = None
     finished_at: datetime | None = None
+    imaging: str | None = None
+    owed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,26 @@ class QueueCounts:
     failed: int = 0
     completed: int = 0
     collecting: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueBacklog:
+    """What has come and is not imaged, and what gives way because of it.
+
+    ``level`` is ``calm``, ``behind`` (optional work waits) or ``quick`` (images are quick, too), ``since`` when that
+    was noted. ``waiting`` groups are ``minutes`` of sky; those in work, and those that wait for gains, are not among
+    them. The data of the oldest began ``oldest_s`` seconds ago. Groups that are owed a full image or figures are done.
+    """
+
+    level: str = "calm"
+    since: datetime | None = None
+    waiting: int = 0
+    minutes: float = 0.0
+    oldest_s: float | None = None
+    in_work: int = 0
+    for_gains: int = 0
+    owed_images: int = 0
+    owed_figures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +294,7 @@ class Status:
     recent_groups: list[QueueGroup]
     calibration_sets: list[CalibrationSet]
     matched_recent: int
+    backlog: QueueBacklog = field(default_factory=lambda: QueueBacklog())
     problems: list[str] = field(default_factory=list)
 
 
@@ -332,6 +356,7 @@ class Image:
     cal_age_days: float | None = None
     cal_borrowed: bool = False
     partial: bool = False
+    quick: bool = False
     pbcor: bool = False
     png_url: str | None = None
     version: str | None = None
@@ -547,6 +572,8 @@ class GroupDetail:
     owner: str | None = None
     error: str | None = None
     finished_at: datetime | None = None
+    imaging: str | None = None
+    owed: str | None = None
     qa: list[Artifact] = field(default_factory=list)
     perf_total_time: float | None = None
     writer_type: str | None = None

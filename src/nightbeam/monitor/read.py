@@ -28,6 +28,7 @@ from nightbeam.catalog.pages import (
 )
 from nightbeam.contimg.model import STEPS
 from nightbeam.contimg.nights import is_being_made
+from nightbeam.contimg.pressure import backlog_of, would_be
 from nightbeam.contimg.quarantine import image_stem_of
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import MissingError, NightbeamError, UnavailableError
@@ -63,6 +64,7 @@ from nightbeam.monitor.model import (
     Products,
     Put,
     Quarantined,
+    QueueBacklog,
     QueueCounts,
     ScansState,
     Scores,
@@ -112,6 +114,7 @@ class Reader:
         self._products = ProductPages(KeptDatabase(self.site.products_url, "products"))
         self._elog = ElogPages(KeptDatabase(str(self.settings.elog.database), "elog"))
         self._counts = Fresh(self._count, keep_s=_COUNTS_S)
+        self._backlog = Fresh(self._look_at_backlog, keep_s=_COUNTS_S)
         self._finished = Fresh(lambda: self._queue.finished_since(self._clock() - 86_400.0), keep_s=5 * _COUNTS_S)
         self._contimg = Fresh(self._look_at_contimg, keep_s=_COUNTS_S)
         self._elog_state = Fresh(lambda: services.elog_state(self.settings, self._elog, self.now()), keep_s=_SCAN_S)
@@ -136,6 +139,10 @@ class Reader:
         """Return how many groups there are in each state, at most a second ago."""
         return _or(QueueCounts(), [], self._counts.get)
 
+    def backlog(self) -> QueueBacklog:
+        """Return what waits in the queue, and what gives way because of it."""
+        return _or(QueueBacklog(), [], self._backlog.get)
+
     def forget_counts(self) -> None:
         """Count anew next time, since something was changed here."""
         self._counts.forget()
@@ -152,6 +159,7 @@ class Reader:
             recent_groups=recent,
             calibration_sets=sets.items,
             matched_recent=sum(bool(group.has_calibrator) for group in recent),
+            backlog=_or(QueueBacklog(), problems, self._backlog.get),
             problems=[*problems, *sets.problems],
         )
 
@@ -596,6 +604,14 @@ class Reader:
         known = {state.value: found.get(state.value, 0) for state in State}
         return QueueCounts(total=sum(found.values()), **known)
 
+    def _look_at_backlog(self) -> QueueBacklog:
+        known, row = self._queue.arrears()
+        minutes = self.site.ingest.chunk_minutes
+        found = would_be(known, backlog_of(row, minutes_each=minutes, now=self._clock()), self.site.pressure)
+        return QueueBacklog(
+            level=str(found.level), since=compute.instant_of_time(found.since), **_fields(found.backlog)
+        )
+
     def _known(self, state: str | None) -> int:
         """Return how many groups there are of a state, or of all."""
         counts = self.counts()
@@ -643,6 +659,7 @@ class Reader:
             self.settings,
             now,
             counts=self._counts.get,
+            backlog=self._backlog.get,
             last_update=self._queue.last_update,
             last_received=self._queue.last_received,
             working=lambda: self._queue.in_state(State.IN_PROGRESS, limit=50),

@@ -17,6 +17,7 @@ from typing import Any, Final
 from nightbeam.calib.files import EntryLine, list_entries
 from nightbeam.catalog.model import GroupRow
 from nightbeam.catalog.pages import ElogPages
+from nightbeam.contimg.pressure import Level
 from nightbeam.core.errors import MissingError, NightbeamError
 from nightbeam.core.locks import is_held
 from nightbeam.core.settings import Settings
@@ -36,6 +37,7 @@ from nightbeam.monitor.model import (
     ElogFailure,
     ElogSnapshot,
     ElogState,
+    QueueBacklog,
     QueueCounts,
     ScanFailure,
     ScansState,
@@ -57,8 +59,6 @@ __all__ = [
     "shown",
 ]
 
-#: Groups that wait before it is said that the chain is behind: 50 minutes of data.
-_BEHIND: Final = 10
 #: Groups that wait and are not taken for so long have nobody who would take them: three groups come meanwhile.
 _IDLE_S: Final = 3 * 309.0
 #: A sign of life that is this far ahead of the clock: one of the two is wrong.
@@ -80,6 +80,7 @@ def contimg_system(
     now: datetime,
     *,
     counts: Callable[[], QueueCounts],
+    backlog: Callable[[], QueueBacklog],
     last_update: Callable[[], Any],
     last_received: Callable[[], Any],
     working: Callable[[], Sequence[GroupRow]],
@@ -93,7 +94,7 @@ def contimg_system(
     ingest = settings.contimg.ingest
     about = partial(System, key="contimg", title="DSA-110 continuum imaging")
     try:
-        n, since = counts(), instant_of_time(last_update())
+        n, since, behind = counts(), instant_of_time(last_update()), backlog()
         newest = instant_of_time(last_received())
         silent = [
             row for row in working() if _age(now, row.heartbeat_at or row.last_update) > ingest.in_progress_timeout_s
@@ -111,6 +112,8 @@ def contimg_system(
         "collecting": n.collecting,
         "completed_24h": done,
         "failed_24h": losses,
+        "backlog_minutes": round(behind.minutes),
+        "owed_images": behind.owed_images,
         "last_arrival": None if newest is None else newest.isoformat().replace("+00:00", "Z"),
     }
     if silent:
@@ -131,8 +134,10 @@ def contimg_system(
             Standing.WAITING,
             f"{_many(n.pending, 'group')} {_wait(n.pending)} and nobody works on one; the last change was {asleep}",
         )
-    elif n.pending > _BEHIND:
-        word, why = Standing.WAITING, f"{n.pending} groups behind"
+    elif behind.level != Level.CALM:
+        gives = "images are quick until" if behind.level == Level.QUICK else "optional work waits until"
+        why = f"{_many(behind.waiting, 'group')} ({behind.minutes:.0f} min of sky) behind: {gives} that is made up for"
+        word = Standing.WAITING
     elif stale:
         row = stale[0]
         word, why = (

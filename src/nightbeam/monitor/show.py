@@ -86,7 +86,7 @@ _BY_TONE: Final[Mapping[Tone, tuple[str, ...]]] = {
     Tone.WARN: (
         "waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access",
         "gone", "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy",
-        "held", "waiting to restart",
+        "held", "waiting to restart", "quick",
     ),
     Tone.WORK: ("in_progress", "running", "writing", "busy", "syncing", "starting", "stopping", "restarting"),
     Tone.WAIT: ("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"),

@@ -68,6 +68,8 @@ class Tile:
         In the middle, that is, of the flat image.
     calibration_set, cal_age_days, cal_borrowed
         What it was calibrated with, how old that was, and whether it was used outside its validity.
+    quick
+        Whether it is a quick image: of a smaller field, and less deeply cleaned.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Tile:
     cal_age_days: float | None = None
     cal_borrowed: bool = False
     pbcor: bool = True
+    quick: bool = False
 
     @property
     def name(self) -> str:

@@ -276,9 +276,11 @@ def _pool(api: PrefectApi, pool: dict[str, Any]) -> PoolStatus:
 
 def _groups(settings: Settings) -> dict[str, int]:
     from nightbeam.contimg import Site
+    from nightbeam.contimg.pressure import measure
 
     try:
-        return Site.from_settings(settings).queue().counts()
+        site = Site.from_settings(settings)
+        return {**site.queue().counts(), "backlog_minutes": round(measure(site).minutes)}
     except NightbeamError:
         return {}
 

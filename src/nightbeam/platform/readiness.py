@@ -161,12 +161,23 @@ def _site(settings: Settings) -> Any:
 
 
 def _queue(settings: Settings, now: float) -> list[Finding]:
+    from nightbeam.contimg.pressure import Level, backlog_of, would_be
+    from nightbeam.contimg.site import Site
+
     queue = _site(settings).queue
     if queue is None:
         return [Finding("queue", Health.OK, "no group has come yet")]
-    counts = queue.counts()
-    waiting, most = counts.get("pending", 0), settings.doctor.backlog_groups
-    said = f"{waiting} groups wait, {counts.get('in_progress', 0)} are worked on"
+    site = Site.from_settings(settings)
+    row, most = queue.arrears.backlog(), settings.doctor.backlog_groups
+    backlog = backlog_of(row, minutes_each=site.ingest.chunk_minutes, now=now)
+    pressure = would_be(queue.arrears.pressure(), backlog, site.pressure)
+    waiting = backlog.waiting + backlog.for_gains
+    said = f"{waiting} groups wait, {backlog.in_work} are worked on"
+    said += f"; {backlog.minutes:.0f} min of sky could be imaged" if backlog.waiting else ""
+    said += f", the oldest of {backlog.oldest_s / 3600.0:.1f} h ago" if backlog.oldest_s is not None else ""
+    said += f"; {backlog.for_gains} wait for gains" if backlog.for_gains else ""
+    said += f"; pressure: {pressure.level}" if pressure.level is not Level.CALM else ""
+    said += f"; {backlog.owed_images} quick images are to be made in full" if backlog.owed_images else ""
     fix = "nightbeam groups list --state pending; more workers, or quicker images"
     findings = [
         Finding("queue", Health.OK, said) if waiting <= most else Finding("queue", Health.WARN, said, fix),

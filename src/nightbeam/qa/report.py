@@ -100,6 +100,7 @@ class _Made:
     """What one call has made so far."""
 
     limits: QaLimits
+    draws: bool = True
     figures: dict[str, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict)
     sections: dict[str, Any] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
@@ -115,6 +116,8 @@ class _Made:
 
     def draw(self, name: str, draw: Callable[[], Any], numbers: Mapping[str, Any]) -> None:
         """Keep a figure with its numbers; where the data cannot be drawn, that is said among the scores."""
+        if not self.draws:
+            return
         figure = _read(draw)
         if isinstance(figure, Unread):
             reason = f"{name}.png could not be drawn: {figure.reason}"
@@ -152,6 +155,7 @@ def write_qa(
     verdict: ImageVerdict | None = None,
     extra: Mapping[str, Any] | None = None,
     limits: QaLimits | None = None,
+    figures: bool = True,
 ) -> QaReport:
     """Judge a group, and write what there is to be seen of it into ``qa_dir/group_id``.
 
@@ -183,6 +187,8 @@ def write_qa(
         More sections of JSON types for the report.
     limits
         By what it is judged.
+    figures
+        Whether they are drawn; the scores are the same without.
 
     Returns
     -------
@@ -197,7 +203,7 @@ def write_qa(
     BusyError
         If a table is being written.
     """
-    made = _Made(limits or QaLimits(), sections={"group_id": group_id, **(extra or {})})
+    made = _Made(limits or QaLimits(), figures, sections={"group_id": group_id, **(extra or {})})
     asked = {"ms": ms, "tables": tables or None, "calibration": calibration, "image": product, "sources": catalogue}
     for part, given in asked.items():  # what an earlier call said of what is given does not hold
         made.sections |= {} if given is None else dict.fromkeys(_SECTIONS.get(part, (part,)))

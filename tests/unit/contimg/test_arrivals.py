@@ -266,9 +266,39 @@ def test_duplicates_and_late_files_are_said(site: Site):
 def test_groups_that_stay_incomplete_are_warned_of_and_failed(site: Site):
     put(site, 0)
     scan_arrivals(site, tools=TOOLS, now=1000.0)
-    assert scan_arrivals(site, tools=TOOLS, now=1700.0).stale == (G,)
-    assert scan_arrivals(site, tools=TOOLS, now=90000.0).expired == (G,)
+    assert scan_arrivals(site, tools=TOOLS, now=1181.0).stale == (G,)
+    assert scan_arrivals(site, tools=TOOLS, now=1340.0).expired == ()
+    assert scan_arrivals(site, tools=TOOLS, now=1341.0).expired == (G,)
     assert "1 of 16 subbands" in (site.queue().group(G).error or "")
+    late = put(site, 1)
+    assert scan_arrivals(site, tools=TOOLS, now=1400.0).late == (str(late),)
+    assert site.queue().group(G).state == "failed", "a late file does not bring it back; a person does"
+    for sb in range(2, 16):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1500.0)
+    assert site.queue().reprocess(G).state == "pending"
+
+
+def test_a_group_is_not_given_up_while_the_file_that_it_lacks_is_still_written(site: Site):
+    for sb in range(15):
+        put(site, sb)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    last = put(site, 15)
+    slow = replace(site, ingest=site.ingest.model_copy(update={"settle_s": 30.0}))
+    found = scan_arrivals(slow, tools=TOOLS, now=1350.0)
+    assert (found.expired, list(found.unready)) == ((), [str(last)])
+    assert scan_arrivals(site, tools=TOOLS, now=1360.0).became_pending == (G,)
+
+
+def test_a_site_that_gives_partial_groups_longer_gives_the_others_as_long(site: Site):
+    patient = of_14(site)
+    ingest = patient.ingest.model_copy(update={"partial_after_s": 600.0})
+    patient = replace(patient, ingest=ingest)
+    for sb in range(14):
+        put(site, sb)
+    scan_arrivals(patient, tools=TOOLS, now=1000.0)
+    assert scan_arrivals(patient, tools=TOOLS, now=1599.0).expired == ()
+    assert scan_arrivals(patient, tools=TOOLS, now=1601.0).partial == (G,)
 
 
 def test_groups_and_scratch_of_dead_processes_are_taken_back(site: Site):
@@ -439,7 +469,7 @@ def test_a_group_of_enough_subbands_goes_on_as_partial_after_its_time_and_a_smal
     for sb in range(13):
         put(site, sb)
     scan_arrivals(site, tools=TOOLS, now=1000.0)
-    assert scan_arrivals(site, tools=TOOLS, now=1341.0).partial == ()
+    assert scan_arrivals(site, tools=TOOLS, now=1338.0).partial == ()
     put(site, 13)
     assert scan_arrivals(site, tools=TOOLS, now=1339.0).partial == ()
     report = scan_arrivals(site, tools=TOOLS, now=1341.0)
@@ -449,7 +479,7 @@ def test_a_group_of_enough_subbands_goes_on_as_partial_after_its_time_and_a_smal
     few = put(site, 3, second=59, text="+309.24")
     scan_arrivals(site, tools=TOOLS, now=2000.0)
     assert few.exists()
-    assert scan_arrivals(site, tools=TOOLS, now=88401.0).expired == ("2025-10-02T01:07:12",)
+    assert scan_arrivals(site, tools=TOOLS, now=2341.0).expired == ("2025-10-02T01:07:12",)
     assert "1 of 16 subbands, missing sb00" in (site.queue().group("2025-10-02T01:07:12").error or "")
 
 
@@ -457,8 +487,8 @@ def test_by_itself_no_group_is_partial(site: Site):
     for sb in range(15):
         put(site, sb)
     scan_arrivals(site, tools=TOOLS, now=1000.0)
-    assert scan_arrivals(site, tools=TOOLS, now=80000.0).partial == ()
-    assert site.queue().group(G).state == "collecting"
+    assert scan_arrivals(site, tools=TOOLS, now=1341.0).partial == ()
+    assert site.queue().group(G).state == "failed"
 
 
 def test_a_partial_group_that_is_filled_before_it_is_taken_is_whole_and_one_that_was_taken_stays_partial(site: Site):

@@ -154,3 +154,22 @@ def test_a_bad_file_is_listed_moved_listed_there_and_put_back(
     assert bad.exists()
     assert run("groups", "restore", str(bad)) == 66
     assert "nothing that was set aside" in capsys.readouterr().err
+
+
+def test_the_backlog_is_shown_in_groups_and_minutes_of_sky(queue: Queue, capsys: pytest.CaptureFixture[str]):
+    assert run("groups", "backlog", "--json") == 0
+    (found,) = lines(capsys)
+    assert (found["pressure"], found["waiting"], found["minutes"], found["in_work"]) == ("calm", 1, 5.0, 0)
+    assert queue.arrears.pressure() is None, "who looks changes nothing"
+
+
+def test_a_person_says_how_a_group_is_imaged(queue: Queue, capsys: pytest.CaptureFixture[str]):
+    assert run("groups", "imaging", "quick", G, "--dry-run", "--json") == 0
+    assert lines(capsys)[0]["imaging"] is None
+    assert run("groups", "imaging", "quick", G, "--json") == 0
+    assert lines(capsys)[0]["imaging"] == "quick"
+    queue.claim(G, Owner("me"))
+    assert run("groups", "imaging", "full", G) == 75
+    queue.complete(G, Owner("me"))
+    assert run("groups", "imaging", "full", G) == 65
+    assert run("groups", "imaging", "full", "2025-10-02T09:09:09") == 66

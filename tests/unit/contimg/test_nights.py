@@ -353,3 +353,25 @@ def test_a_night_at_work_is_told_from_one_that_ended(world: MosaicWorld):
     make(world)
     assert set(seen) == {True}
     assert not is_being_made(world.site, world.products.night(NIGHT))
+
+
+def test_a_night_waits_a_day_for_full_images_and_then_names_its_quick_ones(world: MosaicWorld):
+    observe(world)
+    world.add(f"{NIGHT}T04:15:00", quick=1)
+    assert due(world) == []
+    assert NIGHT in due(world, at("2025-10-05T03:15:00"))
+    make(world)
+    (row,) = world.products.mosaics()
+    assert row.validation_issues == f"1 of its tiles are quick images: {NIGHT}T04:15:00"
+    assert NIGHT not in due(world, at("2025-10-05T03:15:00"))
+    world.add(f"{NIGHT}T04:15:00", word="good and full", quick=0)
+    assert NIGHT in due(world, at("2025-10-05T03:15:00")), "the tile was made again"
+    make(world)
+    (row,) = world.products.mosaics()
+    assert row.validation_issues is None
+
+
+def test_a_site_whose_images_are_all_quick_waits_for_none(world: MosaicWorld):
+    world.add(f"{NIGHT}T04:15:00", quick=1)
+    object.__setattr__(world.site, "image", world.site.image.model_copy(update={"quick": True}))
+    assert due(world) == [NIGHT]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from nightbeam.contimg import TOOLS, Site
-from nightbeam.core.settings import Settings
+from nightbeam.contimg.pressure import as_quick
+from nightbeam.core.settings import ImageSettings, Settings
 
 
 @pytest.fixture
@@ -35,3 +37,31 @@ def test_the_sites_declination_is_used_only_where_the_files_have_none(
     monkeypatch.setattr("nightbeam.gains.solve_gains", lambda *_args, **given: told.update(given))
     TOOLS.solve(site, tmp_path, SimpleNamespace(), tmp_path, dec_deg=of_the_files, work=tmp_path, log=tmp_path / "log")
     assert (told["options"].pointing_dec_deg, told["options"].threads) == (used, 3)
+
+
+@pytest.mark.parametrize(("imaging", "noise_mjy"), [("full", (40.0, 100.0)), ("quick", (80.0, 200.0))])
+def test_a_quick_image_is_judged_by_limits_that_fit_it(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imaging: str, noise_mjy: tuple[float, float]
+):
+    told: dict[str, Any] = {}
+
+    class Product:
+        provenance: ClassVar[dict[str, str]] = {"imaging": imaging}
+        freq_hz, noise_jy, peak_jy, deepest_jy = 1.4e9, 0.01, 1.0, 0.0
+
+    monkeypatch.setattr("nightbeam.imaging.ImageProduct", Product)
+    monkeypatch.setattr("nightbeam.qa.write_qa", lambda *_args, **given: told.update(given))
+    TOOLS.write_qa(
+        site, "2025-10-02T01:02:03", ms=tmp_path, tables=(), product=Product(), calibration=None, subbands=None,
+        figures=False,
+    )  # fmt: skip
+    assert (told["limits"].noise_mjy, told["figures"]) == (noise_mjy, False)
+
+
+def test_a_quick_site_asks_for_few_pixels_and_components(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("nightbeam.imaging.image_ms", lambda _ms, _stem, **given: told.update(given))
+    usual = replace(site, image=ImageSettings(imsize=1024, niter=1000, cell_arcsec=3.0))
+    TOOLS.image(as_quick(usual), tmp_path / "a.ms", tmp_path / "a", provenance={}, work=tmp_path, log=tmp_path / "l")
+    options = told["options"]
+    assert (options.imsize, options.niter, options.cell_arcsec) == (512, 300, 3.0)

@@ -117,6 +117,13 @@ def test_headers_tell_the_whole_story(run):
     assert fits.getheader(product.fits["model"])["BUNIT"] == "Jy/pixel"
 
 
+def test_a_quick_image_says_so_in_its_header(run):
+    product, _ = run(provenance={"imaging": "quick"})
+    card = fits.getheader(product.fits["pbcor"])
+    assert card["IMAGING"] == "quick"
+    assert "imaging = quick" in "".join(str(line) for line in card["HISTORY"])
+
+
 def test_a_transit_telescope_gets_the_beam_averaged_over_its_drift(run):
     pb = fits.getdata(run()[0].fits["pb"])[0, 0]
     assert pb[50, 50] == pytest.approx(1.0, abs=0.05)

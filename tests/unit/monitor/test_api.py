@@ -150,6 +150,9 @@ def test_prometheus_can_read_its_numbers(get: Get):
     families = {one.name: one for one in text_string_to_metric_families(get("/metrics").body.decode())}
     groups = {one.labels["state"]: one.value for one in families["nightbeam_groups"].samples}
     assert groups == {"collecting": 1, "pending": 1, "in_progress": 1, "completed": 1, "failed": 1}
+    assert families["nightbeam_backlog_minutes"].samples[0].value == 5.0
+    levels = {one.labels["level"]: one.value for one in families["nightbeam_pressure_level"].samples}
+    assert levels == {"calm": 1.0, "behind": 0.0, "quick": 0.0}
     counted = {(one.labels["route"], one.labels["status"]): one.value for one in families["nightbeam_requests"].samples}
     assert counted["/api/status", "200"] >= 1.0
 
@@ -383,6 +386,12 @@ def test_a_queue_that_cannot_be_read_has_no_numbers_for_prometheus(filled: Setti
     assert counted <= names()
     damage(filled, "queue")
     assert not counted & names()
+
+
+def test_the_backlog_is_told_in_minutes_of_sky(get: Get):
+    found = get("/api/status").json()["backlog"]
+    assert (found["level"], found["waiting"], found["minutes"], found["in_work"]) == ("calm", 1, 5.0, 1)
+    assert (found["owed_images"], found["since"]) == (0, None)
 
 
 def test_a_site_that_listens_at_an_address_answers_there(filled: Settings, ask: Any):

@@ -452,6 +452,24 @@ def test_what_housekeeping_put_aside_is_said_to_be_so_and_has_no_picture(tmp_pat
     assert "put aside" not in site.page(f"/mosaics/{mosaic['name']}")
 
 
+@pytest.mark.slow
+def test_a_quick_image_and_its_group_say_so(tmp_path):
+    site = _site(sample_night(tmp_path / "state", now=NOW).settings)
+    image = next(one for one in site.json("/images.json")["items"] if one["group_id"])
+    for name, change in (
+        ("products.sqlite3", "UPDATE images SET quick = 1 WHERE group_id = ?"),
+        ("ingest.sqlite3", "UPDATE ingest_queue SET imaging = 'quick', owed = 'image' WHERE group_id = ?"),
+    ):
+        with closing(sqlite3.connect(tmp_path / "state" / name)) as raw:
+            raw.execute(change, (image["group_id"],))
+            raw.commit()
+    assert "fewer pixels and components" in site.page(f"/images/{image['id']}")
+    assert "<span>quick</span>" in site.page("/images")
+    page = site.page(f"/groups/{image['group_id']}")
+    assert "imaged quickly" in page
+    assert "owed its full image" in page
+
+
 def test_every_work_pool_says_how_it_is(tmp_path):
     told = {"state_dir": tmp_path / "state", "platform.api_url": "http://127.0.0.1:9/api"}
     site = _site(load_settings(overrides=told, environ={}).resolved())

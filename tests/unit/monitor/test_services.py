@@ -20,7 +20,7 @@ from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
 from nightbeam.elog.model import Resource
 from nightbeam.monitor import services
-from nightbeam.monitor.model import QueueCounts, Standing
+from nightbeam.monitor.model import QueueBacklog, QueueCounts, Standing
 from nightbeam.monitor.watch import PlatformWatch
 from nightbeam.platform.files import write_report
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PoolStatus, Report
@@ -42,7 +42,8 @@ def row(**values: Any) -> GroupRow:
 def contimg(settings: Settings, **told: Any) -> Any:
     at = NOW.timestamp()
     usual: dict[str, Any] = {
-        "counts": QueueCounts(total=5, completed=5), "last_update": at - 60, "last_received": at - 300, "working": [],
+        "counts": QueueCounts(total=5, completed=5), "backlog": QueueBacklog(),
+        "last_update": at - 60, "last_received": at - 300, "working": [],
         "collecting": [], "failed": [], "failures": len(told.get("failed", [])), "finished": 5,
     }  # fmt: skip
     runs = told.pop("platform_runs", True)
@@ -55,7 +56,22 @@ def contimg(settings: Settings, **told: Any) -> Any:
     [
         ({}, Standing.OK, "all groups done, 5 in 24 h"),
         ({"counts": QueueCounts(total=3, in_progress=1, pending=2)}, Standing.OK, "1 in work, 2 waiting, 0 arriving"),
-        ({"counts": QueueCounts(total=11, pending=11)}, Standing.WAITING, "11 groups behind"),
+        (
+            {
+                "counts": QueueCounts(total=11, pending=11),
+                "backlog": QueueBacklog(level="behind", waiting=11, minutes=55.0),
+            },
+            Standing.WAITING,
+            "11 groups (55 min of sky) behind: optional work waits until that is made up for",
+        ),
+        (
+            {
+                "counts": QueueCounts(total=9, pending=9),
+                "backlog": QueueBacklog(level="quick", waiting=9, minutes=45.0),
+            },
+            Standing.WAITING,
+            "9 groups (45 min of sky) behind: images are quick until that is made up for",
+        ),
         ({"counts": QueueCounts(total=10, pending=10)}, Standing.OK, "0 in work, 10 waiting"),
         ({"counts": QueueCounts()}, Standing.WAITING, "no group has come yet"),
         ({"failed": [row(error="disk full\nand more")]}, Standing.TROUBLE, "1 group failed in 24 h, last g: disk full"),
@@ -115,7 +131,8 @@ def test_imaging_without_a_queue_is_off_and_with_a_damaged_one_in_trouble(settin
         return ask
 
     usual = dict.fromkeys(
-        ("last_update", "last_received", "working", "collecting", "failed", "failures", "finished"), lambda: []
+        ("backlog", "last_update", "last_received", "working", "collecting", "failed", "failures", "finished"),
+        lambda: [],
     )
     for error, standing in ((MissingError("none"), Standing.OFF), (InputError("damaged"), Standing.TROUBLE)):
         found = services.contimg_system(settings, NOW, counts=raising(error), **usual, platform_runs=True)  # type: ignore[arg-type]

@@ -537,3 +537,13 @@ def test_a_large_image_is_shown_with_every_source_in_its_place(tmp_path):
     assert sky.to_pixel(float(ra), float(dec)) == (pytest.approx(201, abs=0.5), pytest.approx(600, abs=0.5))
     assert sky.beam.major_px == pytest.approx(0.005 / 0.002)
     assert is_small_png(write_qa(GROUP, tmp_path / "qa", product=product).artifacts[0].path)
+
+
+def test_without_figures_the_scores_are_the_same(ms, tmp_path):
+    image = np.random.default_rng(0).normal(0.0, 1e-3, (64, 64))
+    drawn = write_qa(GROUP, tmp_path / "a", ms=ms, product=product_of(tmp_path, image))
+    plain = write_qa(GROUP, tmp_path / "b", ms=ms, product=product_of(tmp_path, image), figures=False)
+    assert plain.scores == drawn.scores
+    assert [artifact.name for artifact in plain.artifacts] == ["metrics.json"]
+    assert [path.name for path in (tmp_path / "b" / GROUP).iterdir()] == ["metrics.json"]
+    assert plain_json(plain.artifacts[0].path)["flags"] == plain_json(drawn.artifacts[-1].path)["flags"]

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from nightbeam.catalog.ensure import ensure_columns, ensure_table, real
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
