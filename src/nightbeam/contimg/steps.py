@@ -30,6 +30,7 @@ from nightbeam.contimg.model import (
 from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
 from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, note_step, note_tables
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
+from nightbeam.contimg.room import SPACE_OF_INPUT, full_disk
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -38,6 +39,7 @@ from nightbeam.core.errors import (
     MissingError,
     NightbeamError,
     RejectedError,
+    StorageError,
     UsageError,
 )
 from nightbeam.core.files import require_space
@@ -66,8 +68,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Receipt)
-#: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
-_SPACE_OF_INPUT = 3.2
 #: How long a step waits for another process of this machine that still works on the group.
 _LOCK_WAIT_S = 20.0
 #: What these make is what is judged: when one of them is done again, what was said before does not hold.
@@ -95,7 +95,7 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
     queue = site.queue()
     row, lock = queue.group(group_id), site.group_lock(group_id)
     if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row, lock=lock):
-        queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock))
+        queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock), full=full_disk(site))
     try:
         row = queue.claim(group_id, owner)
     except (BusyError, InputError) as error:
@@ -395,11 +395,13 @@ def finish(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> 
 def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner) -> GroupRow:
     """End an attempt with its error, in the queue and in the index of Measurement Sets.
 
-    Malformed or rejected data are failed at once; anything else is tried again while attempts are left.
+    Malformed or rejected data are failed at once; anything else is tried again while attempts are left. What a full or
+    failing disk ends is no attempt: the group waits until there is room (`nightbeam.contimg.room`).
     """
     queue = site.queue()
     text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL))
+    counted = not isinstance(error, StorageError)
+    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL), counted=counted)
     products = site.products()
     if row.state == State.FAILED and products.ms(site.ms_path(group_id)) is not None:
         products.upsert_ms(site.ms_path(group_id), status="failed")
@@ -468,7 +470,7 @@ def _required(site: Site, group_id: str, name: str, kind: type[R]) -> R:
 
 def _space_for(files: list[Path]) -> int:
     try:
-        return int(_SPACE_OF_INPUT * sum(path.stat().st_size for path in files))
+        return int(SPACE_OF_INPUT * sum(path.stat().st_size for path in files))
     except OSError as error:
         raise MissingError(f"cannot find {error.filename}", fix="was the file moved after it was recorded?") from error
 

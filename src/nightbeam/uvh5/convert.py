@@ -105,7 +105,8 @@ def convert_group(
             summary = verify_ms(part, expect)
             report = _report(ms, observation, track, strategy, summary)
             report = dataclasses.replace(report, **dataclasses.asdict(times))
-            moved = _beside(part, ms)
+            with storage_errors(ms):
+                moved = _beside(part, ms)
             report = dataclasses.replace(report, total_s=time.perf_counter() - begin)
             write_record(moved, json.dumps({**record, "report": _plain(report)}))
             with storage_errors(ms):
