@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,6 @@ __all__ = [
     "scalar_column",
 ]
 
-#: casacore names the cause of the last system call that failed, which need not be this one.
-_CANNOT_WRITE = re.compile(r"write error|cannot be created|could not be (created|written)", re.IGNORECASE)
 #: Tables that could not be closed for want of room, with their paths.
 _stuck: list[tuple[Path, Any]] = []
 
@@ -114,7 +111,7 @@ def _keep(path: Path, opened: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened))
     if any(name.endswith(".part") for name in path.parts):  # nobody will want it, but its files are open
         for file in path.rglob("*"):
-            if file.is_file():
+            if file.is_file() and file.stat().st_nlink == 1:  # what has another name belongs to another table too
                 os.truncate(file, 0)
     else:
         _stuck.append((path, opened))
@@ -138,8 +135,9 @@ def _casacore_errors(path: Path) -> Iterator[None]:
         text = str(error)
         if "lock" in text and "could not be acquired" in text:
             raise BusyError(f"{path} is being written by another process", fix="try again when it is done") from error
-        if os.strerror(errno.ENOSPC) in text or (_CANNOT_WRITE.search(text) and full_place(path)):
-            raise no_space(path) from error
+        # It names the cause of the last system call that failed, which need not be this one: the disk is asked too.
+        if os.strerror(errno.ENOSPC) in text or full_place(path):
+            raise no_space(path, told=f": {text.splitlines()[0]}") from error
         raise InputError(f"{path}: {text.splitlines()[0]}", fix="the table is damaged or of another kind") from error
 
 

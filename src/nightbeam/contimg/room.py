@@ -37,12 +37,13 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
     seems to be room, one is tried a minute later; when none is left that was stopped so, as many as before.
     """
     now = time.time() if now is None else now
+    if full := full_disk(site):  # asked first: on a full disk SQLite can not even be read
+        return 0, f"no space left ({full})"
     queue = site.queue()
     group_id = queue.next_pending()
     if group_id is None:
         return limit, ""
-    why = full_disk(site) or _too_little(site, queue, group_id)
-    if why:
+    if why := _too_little(site, queue, group_id):
         return 0, why
     stopped = queue.stopped_by_disk()
     if not stopped:

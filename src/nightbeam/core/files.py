@@ -83,7 +83,7 @@ def full_place(*paths: Path) -> str:
             continue
         here = place if place.is_dir() else place.parent
         if found.f_bavail * found.f_frsize < _LITTLE_BYTES:
-            return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB free in {here}"
+            return f"{_shown(found.f_bavail * found.f_frsize)} free in {here}"
         if found.f_files and found.f_favail < _LITTLE_INODES:  # some file systems have no table of them
             return f"{found.f_favail} inodes free in {here}"
     return ""
@@ -180,9 +180,13 @@ def require_space(directory: Path, need_bytes: int, *, what: str) -> None:
         raise MissingError(f"no directory {directory}", fix="create it or correct the setting") from error
     if free < need_bytes:
         raise StorageError(
-            f"{what} needs {need_bytes / 1e9:.2f} GB in {directory}, {free / 1e9:.2f} GB are free",
+            f"{what} needs {_shown(need_bytes)} in {directory}, {_shown(free)} are free",
             fix="free some space or choose another directory",
         )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 or not size else f"{size / 1e6:.2f} MB"
 
 
 def directory_bytes(path: Path) -> int:
