@@ -263,7 +263,7 @@ def play_aside(world: World, case: dict[str, Any]) -> dict[str, Any]:
     seen["halves"] = sorted(p.name for p in place.path.rglob("*") if p.is_file())
     place.widen()
     second = scan_arrivals(site)
-    moved = [p for p in place.path.rglob("*.hdf5")]
+    moved = list(place.path.rglob("*.hdf5"))
     return {**seen, "later": list(second.set_aside), "same": [p.read_bytes() == text for p in moved]}
 
 
@@ -276,7 +276,7 @@ def main(root: str, what: str) -> None:
         world = replace(world, settings=case.get("settings", {}))
         kinds = {"undisturbed": play_undisturbed, "ingest": play_ingest, "aside": play_aside}
         answer = kinds.get(case.get("kind", ""), play)(world, case)
-    print(json.dumps(answer))
+    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Every directory of a site on a small file system that is full, or fills in the middle of a step: what is said, what is
-kept, and that the step then makes what an undisturbed one makes."""
+"""Every directory of a site on a small file system that is full, or fills in the middle of a step.
+
+What is said, what is kept, and that the step then makes what an undisturbed one makes.
+"""
 
 from __future__ import annotations
 

@@ -482,9 +482,8 @@ class Queue:
         with self.database.write() as connection:
             step = self._mine(connection, group_id, owner)["current_step"]
             self._end_attempt(connection, group_id, "disk", error, now)
-            values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value}
-            values |= {"last_update": now, "error": error, "current_step": step}
-            self._change_mine(connection, group_id, owner, values)
+            values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value, "error": error}
+            self._change_mine(connection, group_id, owner, {**values, "last_update": now, "current_step": step})
         return self.group(group_id)
 
     def stopped_by_disk(self) -> list[AttemptRow]:

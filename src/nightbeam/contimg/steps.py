@@ -208,6 +208,14 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
     receipt = _step(site, group_id, "calibrate", CalibrateReceipt, owner, work, good, keep=lambda r: not r.waiting)
     if receipt.waiting:
         reason = f"no calibration set for MJD {converted.mid_mjd:.5f}"
+        broken = site.registry().broken_sets(
+            converted.mid_mjd,
+            dec_deg=_strip(site.queue().group(group_id), converted),
+            borrow_days=site.calibrate.borrow_days,
+        )
+        if broken:
+            name, fault = broken[0]
+            reason += f"; {name} would serve, but {fault}"
         site.products().upsert_ms(Path(converted.ms), status="skipped_no_caltables")
         site.queue().wait_for_gains(group_id, owner, reason)
         logger.warning("group %s waits: %s", group_id, reason)

@@ -186,7 +186,10 @@ def require_space(directory: Path, need_bytes: int, *, what: str) -> None:
 
 
 def _shown(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 or not size else f"{size / 1e6:.2f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1e9:.2f} GB"
 
 
 def directory_bytes(path: Path) -> int:
