@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from nightbeam.catalog import Queue
 
 __all__ = ["SPACE_OF_INPUT", "full_disk", "may_dispatch"]
-
-logger = logging.getLogger(__name__)
 
 #: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
 SPACE_OF_INPUT = 3.2
@@ -33,8 +31,10 @@ def full_disk(site: Site) -> str:
 def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[int, str]:
     """Return how many groups may be begun now, and why not more.
 
-    None while there is no room for the conversion of the next one. Where the disk has stopped groups although there
-    seems to be room, one is tried a minute later; when none is left that was stopped so, as many as before.
+    None while there is no room for the conversion of the next one, or while the input directory is gone or empty, as it
+    is where a mount is missing: each attempt would only find that its files are not there. Where the disk has stopped
+    groups although there seems to be room, one is tried a minute later; when none is left that was stopped so, as many
+    as before.
     """
     now = time.time() if now is None else now
     if full := full_disk(site):  # asked first: on a full disk SQLite can not even be read
@@ -43,7 +43,7 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
     group_id = queue.next_pending()
     if group_id is None:
         return limit, ""
-    if why := _too_little(site, queue, group_id):
+    if why := _no_input(site) or _too_little(site, queue, group_id):
         return 0, why
     stopped = queue.stopped_by_disk()
     if not stopped:
@@ -52,6 +52,16 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
     since = now - (last.ended_at or 0.0)
     why = f"{last.group_id} was stopped {since:.0f} s ago: {last.error}"
     return (0 if 0 <= since < _PAUSE_S else min(1, limit)), why
+
+
+def _no_input(site: Site) -> str:
+    try:
+        with os.scandir(site.input_dir) as entries:
+            if next(entries, None) is not None:
+                return ""
+    except OSError as error:
+        return f"the input directory {site.input_dir} cannot be read: {error.strerror}"
+    return f"the input directory {site.input_dir} is empty; is it mounted?"
 
 
 def _too_little(site: Site, queue: Queue, group_id: str) -> str:

@@ -391,6 +391,35 @@ def test_the_dispatch_stands_back_while_a_disk_has_no_room(site: Site, monkeypat
     assert [d.group_id for d in take_dispatchable(site, 4)] == [G]
 
 
+def test_no_group_is_begun_and_none_is_lost_while_the_input_directory_is_away(site: Site, fakes: Fakes):
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    with pytest.raises(MissingError, match="no input directory"):
+        scan_arrivals(site, tools=fakes.tools())
+    assert take_dispatchable(site, 5) == []
+    site.input_dir.mkdir()  # the mount point without its mount
+    report = scan_arrivals(site, tools=fakes.tools())
+    assert (report.changed, report.expired, report.bad, report.counts["pending"]) == ((), (), {}, 1)
+    assert may_dispatch(site, 5) == (0, f"the input directory {site.input_dir} is empty; is it mounted?")
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    report = scan_arrivals(site, tools=fakes.tools())
+    assert (report.new_files, report.late, report.duplicates) == (0, (), ())
+    assert [d.group_id for d in take_dispatchable(site, 5)] == [G]
+    assert len(site.queue().subbands(G)) == 16
+
+
+def test_an_input_directory_that_goes_while_it_is_read_costs_no_more_than_an_attempt(site: Site, fakes: Fakes):
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    with pytest.raises(MissingError, match="cannot find"):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count) == ("pending", 1)
+    away.rename(site.input_dir)
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+
+
 def there(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.is_dir())
 
