@@ -384,10 +384,10 @@ def test_tables_that_vanish_after_they_were_chosen_cost_an_attempt_and_another_s
 def test_the_dispatch_stands_back_while_a_disk_has_no_room(site: Site, monkeypatch: pytest.MonkeyPatch):
     room = SimpleNamespace(free=0)
     monkeypatch.setattr("nightbeam.core.files.shutil.disk_usage", lambda _: room)
-    monkeypatch.setattr(site.queue().__class__, "bytes_of", lambda _self, _ids: {G: 1_000_000})
-    assert may_dispatch(site, 4) == (0, f"group {G} needs 3.20 MB in {there(site.output_dir)}, 0.00 GB are free")
+    monkeypatch.setattr(site.queue().__class__, "bytes_of", lambda _self, _ids: {G: 1_000_000_000})
+    assert may_dispatch(site, 4) == (0, f"group {G} needs 3.20 GB in {there(site.output_dir)}, 0.00 GB are free")
     assert take_dispatchable(site, 4) == []
-    room.free = 3_300_000
+    room.free = 3_300_000_000
     assert [d.group_id for d in take_dispatchable(site, 4)] == [G]
 
 
