@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from nightbeam.casa.config import child_environment
 from nightbeam.casa.model import BEGIN, BENIGN_SEVERE, CasaCall
-from nightbeam.core.children import log_tail, run_child
+from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
 from nightbeam.core.errors import ToolError, UsageError
-from nightbeam.core.files import remove, scratch_directory, storage_errors, write_text
+from nightbeam.core.files import full_place, no_space, remove, scratch_directory, storage_errors, write_text
 
 __all__ = ["air_layers", "run_casa", "severe_lines"]
 
@@ -69,6 +69,8 @@ def run_casa(
     ToolError
         If the child cannot start, runs out of time, ends with an error, or if CASA logged a SEVERE line
         although the task returned; the exit code and the end of the log are part of the message.
+    StorageError
+        If it failed on a full disk.
     MissingError
         If CASA's measures tables or the flux standards are missing.
 
@@ -88,10 +90,23 @@ def run_casa(
     try:
         with storage_errors(scratch):
             values = _run(job, name, scratch, log, timeout_s, threads, flux_standards)
+        _refuse_severe(log, begin, name, tolerate)
+    except ToolError as error:
+        # Of a full disk CASA dies in many ways, most of them without a word of it.
+        places = _places(calls)
+        if not log_tells_of_full_disk(log, begin, scratch, *places):
+            raise
+        full = next((place for place in (scratch, *places, log) if full_place(place)), scratch)
+        raise no_space(full, told=f": {error.what}") from error
     finally:
         remove(scratch)
-    _refuse_severe(log, begin, name, tolerate)
     return values
+
+
+def _places(calls: Sequence[CasaCall]) -> list[Path]:
+    """Return the files that are named in some calls: CASA may write any of them."""
+    values = [value for call in calls for value in call.to_json()["kwargs"].values()]
+    return [Path(value) for value in values if isinstance(value, str) and value.startswith("/")]
 
 
 def air_layers(

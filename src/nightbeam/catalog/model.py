@@ -321,7 +321,7 @@ class SetAsideRow:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """One attempt at a group: who, when, how it ended (running, completed, failed, lost, released, waiting)."""
+    """One attempt at a group: who, when, how it ended (running, completed, failed, lost, released, waiting, disk)."""
 
     group_id: str
     attempt: int

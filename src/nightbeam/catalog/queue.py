@@ -453,7 +453,14 @@ class Queue:
             self._change_mine(connection, group_id, owner, {**_FREE, **values})
 
     def fail(
-        self, group_id: str, owner: Owner, error: str, *, final: bool = False, now: float | None = None
+        self,
+        group_id: str,
+        owner: Owner,
+        error: str,
+        *,
+        final: bool = False,
+        counted: bool = True,
+        now: float | None = None,
     ) -> GroupRow:
         """End an attempt with an error: the group is pending again, or failed after the last attempt.
 
@@ -465,16 +472,54 @@ class Queue:
             What went wrong; kept with the attempt and with the group.
         final
             No other attempt can end differently: the data themselves are at fault.
+        counted
+            Whether it is one of the attempts that a group has. One that a full disk has ended is not, or all groups of
+            a night would be failed by it; `stopped_by_disk` has them.
         now
             Epoch seconds.
         """
         now = _now(now)
+        if not (counted or final):
+            return self._stopped(group_id, owner, error, now)
         with self.database.write() as connection:
             row = self._mine(connection, group_id, owner)
             over = final or self._is_over(connection, row, "failed")
             self._end_attempt(connection, group_id, "failed", error, now)
             self._change_mine(connection, group_id, owner, self._after_failure(row, error, over, now))
         return self.group(group_id)
+
+    def _stopped(self, group_id: str, owner: Owner, error: str, now: float) -> GroupRow:
+        with self.database.write() as connection:
+            step = self._mine(connection, group_id, owner)["current_step"]
+            self._end_attempt(connection, group_id, "disk", error, now)
+            values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value, "error": error}
+            self._change_mine(connection, group_id, owner, {**values, "last_update": now, "current_step": step})
+        return self.group(group_id)
+
+    def stopped_by_disk(self) -> list[AttemptRow]:
+        """Return the last attempts at pending groups that a full or failing disk ended, oldest data first."""
+        query = (
+            sa.select(AttemptTable)
+            .join(_Q, sa.and_(_Q.group_id == AttemptTable.group_id, _Q.attempts == AttemptTable.attempt))
+            .where(_Q.state == State.PENDING.value, AttemptTable.outcome == "disk")
+        )
+        return self._rows(AttemptRow, query.order_by(*_CHRONOLOGICAL))
+
+    def bytes_of(self, group_ids: Sequence[str]) -> dict[str, int]:
+        """Return how many bytes the subbands of some groups had when they were recorded."""
+        here = SubbandTable.group_id.in_(list(group_ids))
+        size = sa.func.coalesce(sa.func.sum(SubbandTable.size_bytes), 0)
+        with self.database.read() as connection:
+            found = connection.execute(
+                sa.select(SubbandTable.group_id, size).where(here).group_by(SubbandTable.group_id)
+            )
+            return {str(group_id): int(n) for group_id, n in found}
+
+    def next_pending(self) -> str | None:
+        """Return the pending group with the oldest data that does not wait for gains."""
+        query = sa.select(_Q.group_id).where(_Q.state == State.PENDING.value, _NOT_WAITING).order_by(*_CHRONOLOGICAL)
+        with self.database.read() as connection:
+            return connection.execute(query.limit(1)).scalar()
 
     def release(self, group_id: str, owner: Owner, *, reason: str = "released", now: float | None = None) -> None:
         """Give a group back unfinished, without counting it against the group."""
@@ -662,11 +707,13 @@ class Queue:
         *,
         lease_s: float | None = None,
         is_alive: Callable[[GroupRow], bool] = lambda _row: False,
+        full: str = "",
         now: float | None = None,
     ) -> list[str]:
         """Take groups back from owners that died, or were silent for longer than ``lease_s`` and are not known to live.
 
-        It counts as a retry; after the last one the group is failed.
+        It counts as a retry; after the last one the group is failed. While a disk is ``full``, which is said here, the
+        death of a process is put down to that and is not counted.
         """
         now = _now(now)
         recovered = []
@@ -676,14 +723,16 @@ class Queue:
             if not expired and not is_dead(row):
                 continue
             why = f"silent for {silent:.0f} s" if expired else "its process is gone"
-            if self.take_back(row, why, now=now):
+            why += f"; no space left ({full})" if full else ""
+            if self.take_back(row, why, counted=not full, now=now):
                 recovered.append(row.group_id)
         return recovered
 
-    def take_back(self, row: GroupRow, why: str, *, now: float | None = None) -> bool:
+    def take_back(self, row: GroupRow, why: str, *, counted: bool = True, now: float | None = None) -> bool:
         """Take a group back from its owner, unless that has given a sign of life since ``row`` was read.
 
-        It counts as a retry; after the last one the group is failed. Returns whether it was taken back.
+        It counts as a retry; after the last one the group is failed. It does not if not ``counted``, where the disk has
+        ended its owner. Returns whether it was taken back.
         """
         now = _now(now)
         error = f"lost by {row.owner or 'an unknown worker'}: {why}"
@@ -695,9 +744,11 @@ class Queue:
             now_row = connection.execute(sa.select(_Q).where(*here).with_for_update()).mappings().first()
             if now_row is None:
                 return False
-            over = self._is_over(connection, now_row, "lost")
-            self._end_attempt(connection, row.group_id, "lost", error, now)
+            over = counted and self._is_over(connection, now_row, "lost")
+            self._end_attempt(connection, row.group_id, "lost" if counted else "disk", error, now)
             values = self._after_failure(now_row, error, over, now)
+            if not counted:
+                values["retry_count"] = now_row["retry_count"]
             return connection.execute(sa.update(_Q).where(*here).values(**values)).rowcount > 0
 
     def stale_collecting(self, older_than_s: float, *, now: float | None = None) -> list[GroupRow]:

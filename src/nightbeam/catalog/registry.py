@@ -238,13 +238,7 @@ class Registry:
         verify
             Whether to look at the tables and their checksums.
         """
-        ranked = rank(
-            candidates(self._near(mjd, borrow_days)),
-            mjd,
-            dec_deg=dec_deg,
-            dec_tolerance_deg=dec_tolerance_deg,
-            borrow_days=borrow_days,
-        )
+        ranked = self._ranked(mjd, dec_deg, dec_tolerance_deg, borrow_days)
         passed_over: list[str] = []
         for candidate in ranked:
             fault = self._fault(candidate) if verify else None
@@ -253,6 +247,25 @@ class Registry:
             logger.warning("passing over %s: %s", candidate.set_name, fault)
             passed_over.append(f"{candidate.set_name}: {fault}")
         return None
+
+    def broken_sets(
+        self, mjd: float, *, dec_deg: float | None = None, dec_tolerance_deg: float = 1.0, borrow_days: float = 0.0
+    ) -> list[tuple[str, str]]:
+        """Return the sets that `find_set` passes over for a time, the nearest first, each with its fault."""
+        ranked = self._ranked(mjd, dec_deg, dec_tolerance_deg, borrow_days)
+        faults = [(candidate.set_name, self._fault(candidate)) for candidate in ranked]
+        return [(name, fault) for name, fault in faults if fault is not None]
+
+    def _ranked(
+        self, mjd: float, dec_deg: float | None, dec_tolerance_deg: float, borrow_days: float
+    ) -> list[Candidate]:
+        return rank(
+            candidates(self._near(mjd, borrow_days)),
+            mjd,
+            dec_deg=dec_deg,
+            dec_tolerance_deg=dec_tolerance_deg,
+            borrow_days=borrow_days,
+        )
 
     def active_paths(self, *, mjd: float | None = None, name: str | None = None) -> list[Path]:
         """Return the active tables of a set, or of the set for a time, in the order in which they are applied."""
@@ -264,7 +277,7 @@ class Registry:
         return [] if found is None else list(found.paths)
 
     def sets(self) -> list[CalSetSummary]:
-        """Return one line per set, also of those that were turned down."""
+        """Return one line per set, also of those that were turned down; what active ones have lost is their reason."""
         with self.database.read() as connection:
             known = {r["set_name"]: r for r in connection.execute(sa.select(CalSetTable)).mappings()}
         by_set: dict[str, list[CalTableRow]] = {name: [] for name in known}
@@ -375,5 +388,11 @@ def _summary(name: str, rows: list[CalTableRow], known: sa.RowMapping | None) ->
         dec_deg=next((r.dec_deg for r in rows if r.dec_deg is not None), None),
         created_at=known["created_at"] if known is not None else max(r.created_at for r in rows),
         calibrator=known["calibrator"] if known is not None else None,
-        reason=known["reason"] if known is not None else rows[0].notes,
+        reason=_lost_tables(rows) or (known["reason"] if known is not None else rows[0].notes),
     )
+
+
+def _lost_tables(rows: list[CalTableRow]) -> str | None:
+    active = [row.path for row in rows if row.status == "active"]
+    gone = [path for path in active if not Path(path).is_dir()]
+    return f"{len(gone)} of {len(active)} tables are gone: {gone[0]}" if gone else None

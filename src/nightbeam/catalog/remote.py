@@ -29,10 +29,10 @@ from nightbeam.core.errors import (
     UnavailableError,
     UsageError,
 )
-from nightbeam.core.files import storage_errors
+from nightbeam.core.files import full_place, no_space, storage_errors
 from nightbeam.core.locks import sole_owner
 
-__all__ = ["Database", "DatabaseName", "insert_once", "shown_url", "sqlite_errors", "upsert"]
+__all__ = ["Database", "DatabaseName", "insert_once", "shown_url", "sqlite_errors", "sqlite_file", "upsert"]
 
 DatabaseName = Literal["queue", "registry", "products", "elog"]
 
@@ -443,7 +443,11 @@ def _sqlite_error(file: Path | None, busy_timeout_s: float, said: str) -> Nightb
             f"{file} is no SQLite database, or a torn copy of one: {said}",
             fix="correct the setting, or move it away; what is in use is copied with VACUUM INTO, not cp",
         )
-    if "full" in text or "readonly" in text or "unable to open" in text or "disk i/o" in text:
+    # What lies beside the file, and cannot be made on a full disk, SQLite calls an I/O error.
+    unclear = "unable to open" in text or "disk i/o" in text
+    if file is not None and ("full" in text or (unclear and full_place(file))):
+        return no_space(file, told=f": {said}")
+    if unclear or "full" in text or "readonly" in text:
         return StorageError(f"cannot write {file}: {said}", fix="check its owner, its mount and the free space")
     return InputError(f"{file}: {said}", fix="is this nightbeam's database?")
 
@@ -510,6 +514,17 @@ def shown_url(url: str) -> str:
         If it is none.
     """
     return _without_password(_parse(url).render_as_string(hide_password=True))
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an address, or None if that is of a server.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    return _sqlite_file(_parse(url))
 
 
 def _without_password(shown: str) -> str:

@@ -46,7 +46,7 @@ def up(
         return
     started = platform.start(settings, schedules=not no_schedules)
     if started.already_running:
-        talk("already running; nothing changed")
+        talk(f"already running as process {started.pid}; nothing changed" if started.pid else "already running")
     else:
         talk(f"up after {started.seconds:.1f} s; logs in {platform.Layout(settings.state_dir).logs}")
     if started.monitor:

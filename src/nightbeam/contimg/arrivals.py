@@ -16,6 +16,7 @@ from nightbeam.contimg.guard import remove_dead_ram
 from nightbeam.contimg.model import ArrivalReport
 from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.pressure import take_up_owed
+from nightbeam.contimg.room import full_disk, may_dispatch
 from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -239,11 +240,14 @@ def take_dispatchable(site: Site, limit: int, *, resend_after_s: float | None = 
     Where there are none, a group is taken up again that is owed its full image or its figures (`pressure`).
 
     Each attempt at a group has one idempotency key: a group is given again, ``resend_after_s`` after it was
-    taken and not claimed, with the same key.
+    taken and not claimed, with the same key. None is taken while there is no room for it (`may_dispatch`).
     """
     wake_waiting(site)
     take_up_owed(site)
-    return site.queue().take_dispatchable(limit, resend_after_s=resend_after_s)
+    limit, why = may_dispatch(site, limit)
+    if why:
+        logger.warning("%s: %s", "one group is tried" if limit else "no group is begun", why)
+    return site.queue().take_dispatchable(limit, resend_after_s=resend_after_s) if limit else []
 
 
 def wake_waiting(site: Site) -> tuple[str, ...]:
@@ -273,7 +277,11 @@ def _recover(site: Site, queue: Queue, now: float, clock: ClockLook | None = Non
         return unsure or is_alive(row)
 
     recovered = queue.recover(
-        lambda row: is_dead(row, lock=site.group_lock(row.group_id)), lease_s=lease_s, is_alive=lives, now=now
+        lambda row: is_dead(row, lock=site.group_lock(row.group_id)),
+        lease_s=lease_s,
+        is_alive=lives,
+        full=full_disk(site),
+        now=now,
     )
     if recovered:
         logger.warning("took back from workers that are gone: %s", ", ".join(recovered))

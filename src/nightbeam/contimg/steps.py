@@ -32,6 +32,7 @@ from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
 from nightbeam.contimg.pressure import as_quick, is_smaller, owed_by, stand_back, wanted_imaging
 from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, note_step, note_tables
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
+from nightbeam.contimg.room import full_disk
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -40,6 +41,7 @@ from nightbeam.core.errors import (
     MissingError,
     NightbeamError,
     RejectedError,
+    StorageError,
     UsageError,
 )
 from nightbeam.core.files import directory_bytes
@@ -95,7 +97,7 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
     queue = site.queue()
     row, lock = queue.group(group_id), site.group_lock(group_id)
     if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row, lock=lock):
-        queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock))
+        queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock), full=full_disk(site))
     try:
         row = queue.claim(group_id, owner)
     except (BusyError, InputError) as error:
@@ -205,6 +207,14 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
     receipt = _step(site, group_id, "calibrate", CalibrateReceipt, owner, work, good, keep=lambda r: not r.waiting)
     if receipt.waiting:
         reason = f"no calibration set for MJD {converted.mid_mjd:.5f}"
+        broken = site.registry().broken_sets(
+            converted.mid_mjd,
+            dec_deg=_strip(site.queue().group(group_id), converted),
+            borrow_days=site.calibrate.borrow_days,
+        )
+        if broken:
+            name, fault = broken[0]
+            reason += f"; {name} would serve, but {fault}"
         site.products().upsert_ms(Path(converted.ms), status="skipped_no_caltables")
         site.queue().wait_for_gains(group_id, owner, reason)
         logger.warning("group %s waits: %s", group_id, reason)
@@ -422,11 +432,13 @@ def finish(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> 
 def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner) -> GroupRow:
     """End an attempt with its error, in the queue and in the index of Measurement Sets.
 
-    Malformed or rejected data are failed at once; anything else is tried again while attempts are left.
+    Malformed or rejected data are failed at once; anything else is tried again while attempts are left. What a full or
+    failing disk ends is no attempt: the group waits until there is room (`nightbeam.contimg.room`).
     """
     queue = site.queue()
     text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL))
+    counted = not isinstance(error, StorageError)
+    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL), counted=counted)
     products = site.products()
     if row.state == State.FAILED and products.ms(site.ms_path(group_id)) is not None:
         products.upsert_ms(site.ms_path(group_id), status="failed")

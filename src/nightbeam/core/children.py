@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nightbeam.core.errors import ToolError
+from nightbeam.core.files import full_place, storage_errors
 
-__all__ = ["die_with_parent", "log_tail", "run_child", "stop_child"]
+__all__ = ["die_with_parent", "log_tail", "log_tells_of_full_disk", "run_child", "stop_child"]
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+#: What casacore, CFITSIO, WSClean and the C library say of it.
+_FULL = re.compile(r"write error|error writing|no space left|disk full|file size limit", re.IGNORECASE)
 
 
 def die_with_parent() -> Callable[[], None]:
@@ -53,10 +57,14 @@ def run_child(
     ToolError
         If it cannot be started, runs past ``timeout_s`` or ends with anything but 0; the end of
         its log is part of the message.
+    StorageError
+        If the log cannot be opened.
     """
     what = what or Path(argv[0]).name
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
+    with storage_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        out = log.open("ab")
+    with out:
         try:
             child = subprocess.Popen(
                 [str(a) for a in argv],
@@ -111,6 +119,25 @@ def log_tail(log: Path, *, lines: int = 20, most: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def log_tells_of_full_disk(log: Path, begin: int, *places: Path) -> bool:
+    """Return whether a program that failed may have failed for want of room.
+
+    Parameters
+    ----------
+    log, begin
+        What it said is in there, from this byte on; on a full disk there may be nothing.
+    places
+        Where it wrote: whether there is room on them now is looked at too, before anything is cleaned up.
+    """
+    try:
+        with log.open("rb") as data:
+            data.seek(begin)
+            said = data.read().decode(errors="replace")
+    except OSError:
+        said = ""
+    return bool(_FULL.search(said)) or bool(full_place(log, *places))
 
 
 def _said(log: Path) -> str:

@@ -17,7 +17,9 @@ from nightbeam.core.errors import MissingError, StorageError
 __all__ = [
     "copy_tree",
     "directory_bytes",
+    "full_place",
     "new_directory",
+    "no_space",
     "part_path",
     "remove",
     "remove_parts",
@@ -34,6 +36,9 @@ __all__ = [
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: A Measurement Set has about two hundred files.
 _FEW_FILES = 300
+#: With less a file system is as good as full: whoever was stopped by it has given back what it could not use.
+_LITTLE_BYTES = 4 << 20
+_LITTLE_INODES = 64
 _BAD = {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -45,11 +50,47 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(f"no space left for {path}", fix="free some space, then try again") from error
+        if error.errno in _FULL or (isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error)):
+            raise no_space(path) from error
         if error.errno in _BAD:
             raise StorageError(f"cannot write {path}: {error.strerror}", fix="check the mount and its owner") from error
         raise
+
+
+def no_space(path: Path, *, told: str = "") -> StorageError:
+    """Return the error of who found no room for ``path``: it names the file system's directory if it is full still.
+
+    Parameters
+    ----------
+    path
+        What was to be written.
+    told
+        What a program said of it.
+    """
+    full = full_place(path)
+    where = f" ({full})" if full else ""
+    return StorageError(f"no space left for {path}{where}{told}", fix="free some space, then try again")
+
+
+def full_place(*paths: Path) -> str:
+    """Return on which of the file systems of some paths there is next to no room, and of what; ``""`` if on none.
+
+    A path need not be there: the nearest directory above it that is counts.
+    """
+    for path in paths:
+        place = next((p for p in (path, *path.parents) if p.exists()), None)
+        if place is None:
+            continue
+        try:
+            found = os.statvfs(place)
+        except OSError:  # a mount that is gone is another trouble
+            continue
+        here = place if place.is_dir() else place.parent
+        if found.f_bavail * found.f_frsize < _LITTLE_BYTES:
+            return f"{_shown(found.f_bavail * found.f_frsize)} free in {here}"
+        if found.f_files and found.f_favail < _LITTLE_INODES:  # some file systems have no table of them
+            return f"{found.f_favail} inodes free in {here}"
+    return ""
 
 
 def part_path(path: Path) -> Path:
@@ -204,7 +245,7 @@ def require_room(writes: Mapping[Path, int], *, what: str) -> None:
         free = found.f_bavail * found.f_frsize
         if free < count:
             raise StorageError(
-                f"{what} needs {count / 1e9:.2f} GB in {named}, {free / 1e9:.2f} GB are free",
+                f"{what} needs {_shown(count)} in {named}, {_shown(free)} are free",
                 fix="free some space or choose another directory; it is tried again",
             )
         if found.f_files and found.f_favail < _FEW_FILES:
@@ -212,6 +253,13 @@ def require_room(writes: Mapping[Path, int], *, what: str) -> None:
                 f"{what} makes {_FEW_FILES} files in {named}, {found.f_favail} more can be made",
                 fix="remove files that nobody needs; it is tried again",
             )
+
+
+def _shown(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1e9:.2f} GB"
 
 
 def directory_bytes(path: Path) -> int:

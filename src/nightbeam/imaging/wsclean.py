@@ -16,7 +16,7 @@ import numpy as np
 
 from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
-from nightbeam.core.children import log_tail, run_child
+from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
 from nightbeam.core.errors import NightbeamError, StorageError, ToolError, UsageError
 from nightbeam.core.files import remove, storage_errors
 from nightbeam.imaging.averaging import average_here, split_call
@@ -32,7 +32,6 @@ PROGRAM = "wsclean"
 _DECONVOLVERS: dict[str, tuple[str, ...]] = {"hogbom": (), "clark": (), "multiscale": ("-multiscale",)}
 #: How far a round of cleaning goes before the model is subtracted from the visibilities (the author's advice).
 _MAJOR_GAIN = 0.8
-_FULL = re.compile(r"error writing|no space left|disk full|file size limit", re.IGNORECASE)
 _MEMORY = re.compile(r"bad_alloc|cannot allocate memory|was killed by signal 9")
 _MADE: tuple[ImageKind, ...] = ("image", "residual", "model")
 
@@ -190,7 +189,7 @@ def _run(argv: list[str], request: ImageRequest, *, timeout_s: float) -> None:
         run_child(argv, log=request.log, timeout_s=timeout_s, cwd=request.directory, env=env, what="WSClean")
     except ToolError as error:
         said = _since(request.log, begin)
-        if _FULL.search(said):
+        if log_tells_of_full_disk(request.log, begin, request.directory):
             raise StorageError(
                 f"WSClean found no room in {request.directory}:\n{log_tail(request.log, lines=5)}",
                 fix="free some space, or set contimg.scratch_dir to a larger disk",

@@ -48,6 +48,8 @@ class Started:
     already_running: bool
     seconds: float
     monitor: str = ""
+    #: Of the supervisor.
+    pid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def start(settings: Settings, *, schedules: bool = True, timeout_s: float = 300.
             raise ToolError(f"the platform did not start:\n{log_tail(layout.supervisor_log)}", fix=_see(layout))
         if report is not None and (already or (child is not None and report.pid == child.pid)):
             if report.phase is Phase.RUNNING:
-                return Started(report.api_url, already, time.monotonic() - begin, report.monitor)
+                return Started(report.api_url, already, time.monotonic() - begin, report.monitor, report.pid)
             if report.phase in (Phase.STOPPING, Phase.FAILED) and already:
                 raise BusyError(f"the platform of {layout.state_dir} is being stopped", fix="try again in a minute")
         if already and not is_held(layout.lock):

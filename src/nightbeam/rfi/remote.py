@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nightbeam.core.children import log_tail, run_child
+from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
 from nightbeam.core.errors import MissingError, RejectedError, StorageError, ToolError
 from nightbeam.core.files import part_path, remove, replace_path, scratch_directory, sha256, storage_errors
 from nightbeam.core.locks import sole_owner
@@ -24,7 +24,6 @@ __all__ = ["aoflagger_version", "check_aoflagger", "flag_ms"]
 logger = logging.getLogger(__name__)
 
 PROGRAM = "aoflagger"
-_FULL = re.compile(r"write error|no space left|disk full", re.IGNORECASE)
 
 
 def flag_ms(
@@ -161,10 +160,7 @@ def _run(ms: Path, options: FlagOptions, scratch: Path, log: Path, timeout_s: fl
     try:
         run_child(argv, log=log, timeout_s=timeout_s, cwd=scratch, env=env, what="AOFlagger")
     except ToolError as error:
-        with log.open("rb") as data:
-            data.seek(begin)
-            said = data.read().decode(errors="replace")
-        if _FULL.search(said):
+        if log_tells_of_full_disk(log, begin, scratch):
             raise StorageError(
                 f"AOFlagger found no room in {scratch}:\n{log_tail(log, lines=5)}",
                 fix="free some space, then try again",

@@ -105,11 +105,15 @@ def convert_group(
             summary = verify_ms(part, expect)
             report = _report(ms, observation, track, strategy, summary)
             report = dataclasses.replace(report, **dataclasses.asdict(times))
-            moved = _beside(part, ms)
-            report = dataclasses.replace(report, total_s=time.perf_counter() - begin)
-            write_record(moved, json.dumps({**record, "report": _plain(report)}))
             with storage_errors(ms):
-                replace_path(moved, ms)
+                moved = _beside(part, ms)
+                try:
+                    report = dataclasses.replace(report, total_s=time.perf_counter() - begin)
+                    write_record(moved, json.dumps({**record, "report": _plain(report)}))
+                    replace_path(moved, ms)
+                except BaseException:
+                    remove(moved)
+                    raise
     _log.info("WRITER_TYPE: %s", report.writer_type)
     return report
 

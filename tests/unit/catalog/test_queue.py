@@ -272,6 +272,44 @@ def test_data_that_are_at_fault_are_not_tried_again(queue: Queue):
     assert queue.fail(G, ME, "not HDF5", final=True).state == "failed"
 
 
+def test_attempts_that_a_disk_has_ended_use_no_group_up_and_are_known(queue: Queue):
+    fill(queue)
+    for number in range(5):
+        queue.claim(G, ME)
+        queue.heartbeat(G, ME, step="image")
+        row = queue.fail(G, ME, "no space left for x", counted=False, now=100.0 + number)
+    assert (row.state, row.retry_count, row.processing_stage) == ("pending", 0, "resuming")
+    assert (row.error, row.current_step, row.owner) == ("no space left for x", "image", None)
+    assert [a.outcome for a in queue.attempts(G)] == ["disk"] * 5
+    (stopped,) = queue.stopped_by_disk()
+    assert (stopped.attempt, stopped.ended_at, stopped.error) == (5, 104.0, "no space left for x")
+    for n in (1, 2, 3):  # what fails otherwise afterwards has all its attempts still
+        queue.claim(G, ME)
+        assert queue.stopped_by_disk() == []
+        assert queue.fail(G, ME, "broken").state == ("failed" if n == 3 else "pending")
+
+
+def test_an_owner_that_died_on_a_full_disk_does_not_count_either(queue: Queue):
+    fill(queue)
+    for _ in range(4):
+        queue.claim(G, ME)
+        assert queue.recover(lambda _row: True, full="0 bytes free in /out") == [G]
+    row = queue.group(G)
+    assert (row.state, row.retry_count) == ("pending", 0)
+    assert "its process is gone; no space left (0 bytes free in /out)" in (row.error or "")
+    assert {a.outcome for a in queue.attempts(G)} == {"disk"}
+
+
+def test_the_next_group_and_the_size_of_its_files_are_known(queue: Queue):
+    assert (queue.next_pending(), queue.bytes_of([])) == (None, {})
+    later = "2025-10-02T01:07:12"
+    fill(queue, later, mjd=MJD + 0.003)
+    files = [FileFact(sb, Path(f"/in/{G}_sb{sb:02d}.hdf5"), 100 + sb, 1.0) for sb in range(16)]
+    queue.record(GroupFact(G, MJD), files)
+    assert queue.next_pending() == G
+    assert queue.bytes_of([G, later]) == {G: 16 * 100 + 120, later: 0}
+
+
 def test_a_dead_owner_counts_as_a_retry_and_the_last_one_fails(queue: Queue):
     fill(queue)
     for attempt in (1, 2, 3):

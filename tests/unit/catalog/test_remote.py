@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from nightbeam.catalog import Products, Queue, Registry, schema
-from nightbeam.catalog.remote import Database
+from nightbeam.catalog.remote import Database, sqlite_errors
 from nightbeam.core.errors import (
     BusyError,
     ConfigError,
@@ -401,3 +401,40 @@ def test_a_copy_that_was_torn_from_a_queue_in_use_is_one_clear_error(tmp_path: P
     with pytest.raises(InputError, match=r"torn copy(.|\n)*VACUUM INTO"):
         Queue(f"sqlite:///{tmp_path}/torn.sqlite3").bad_files()
     assert len(Queue(f"sqlite:///{tmp_path}/whole.sqlite3").bad_files()) == 500
+
+
+def test_a_queue_that_is_copied_in_use_without_its_log_is_an_older_state_or_one_clear_error(tmp_path: Path):
+    queue = Queue(f"sqlite:///{tmp_path}/q.sqlite3")
+    queue.record_bad_file(Path("/in/before"), "bad")
+    with closing(sqlite3.connect(tmp_path / "q.sqlite3")) as held:  # as in use: the log is not brought in
+        held.execute("SELECT 1 FROM bad_files").fetchall()
+        queue.record_bad_file(Path("/in/after"), "bad")
+        assert (tmp_path / "q.sqlite3-wal").stat().st_size > 0
+        (tmp_path / "copy.sqlite3").write_bytes((tmp_path / "q.sqlite3").read_bytes())
+    copy = Queue(f"sqlite:///{tmp_path}/copy.sqlite3")
+    assert [row.path for row in copy.bad_files()] == ["/in/before"]
+    assert copy.database.quick_check() == "ok"
+    (tmp_path / "new.sqlite3").write_bytes(b"")
+    new = Queue(f"sqlite:///{tmp_path}/new.sqlite3")
+    with closing(sqlite3.connect(tmp_path / "new.sqlite3")) as held:
+        held.execute("SELECT 1 FROM bad_files").fetchall()
+        new.record_bad_file(Path("/in/only"), "bad")
+        # Cut in the middle of a page, as a copy that ran while the file grew.
+        data = (tmp_path / "new.sqlite3").read_bytes()
+        (tmp_path / "cut.sqlite3").write_bytes(data[: len(data) - 5000])
+    with pytest.raises(InputError, match=r"torn copy(.|\n)*VACUUM INTO"):
+        Queue(f"sqlite:///{tmp_path}/cut.sqlite3").bad_files()
+
+
+def test_sqlite_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "q.sqlite3"
+    full = {"now": "3 inodes free in there"}
+    monkeypatch.setattr("nightbeam.catalog.remote.full_place", lambda *_: full["now"])
+    for said in ("disk I/O error", "unable to open database file", "database or disk is full"):
+        with pytest.raises(StorageError, match=f"no space left for {file}.*: {said}"), sqlite_errors(file):
+            raise sqlite3.OperationalError(said)
+    with pytest.raises(InputError), sqlite_errors(file):
+        raise sqlite3.IntegrityError("UNIQUE constraint failed")
+    full["now"] = ""
+    with pytest.raises(StorageError, match="cannot write"), sqlite_errors(file):
+        raise sqlite3.OperationalError("disk I/O error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from nightbeam.contimg import (
 )
 from nightbeam.contimg import this_process as me
 from nightbeam.contimg.model import ConvertReceipt
+from nightbeam.contimg.room import may_dispatch
 from nightbeam.core.errors import (
     BusyError,
     InputError,
@@ -321,11 +323,132 @@ def test_data_at_fault_are_failed_at_once(site: Site, fakes: Fakes, error: Excep
     assert len(site.queue().attempts(G)) == 1
 
 
-def test_a_full_disk_is_tried_again(site: Site, fakes: Fakes):
-    fakes.fail["convert"] = StorageError("no space left")
-    with pytest.raises(StorageError):
+@pytest.mark.parametrize("step", ["convert", "solve", "apply", "image"])
+def test_a_full_disk_fails_no_group_however_often_it_stops_it(site: Site, fakes: Fakes, step: str):
+    fakes.fail[step] = StorageError("no space left for x")
+    for _ in range(site.ingest.max_retries + 1):
+        with pytest.raises(StorageError):
+            run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count, row.error) == ("pending", 0, "no space left for x")
+    assert {a.outcome for a in site.queue().attempts(G)} == {"disk"}
+    fakes.fail.clear()
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_set_whose_tables_are_gone_is_not_chosen_and_the_reason_says_so(site: Site, fakes: Fakes):
+    fakes.calibrator = False
+    put_set(site, "near", MID + 0.001)
+    put_set(site, "far", MID + 0.01)
+    shutil.rmtree(site.output_dir / "near_bpcal")
+    (near, far) = sorted(site.registry().sets(), key=lambda line: line.set, reverse=True)
+    assert (near.status, near.reason) == ("active", f"1 of 1 tables are gone: {site.output_dir / 'near_bpcal'}")
+    assert far.reason is None
+    assert run_group(site, G, tools=fakes.tools()).calibration_set == "far"
+
+
+def test_a_group_waits_where_the_only_set_has_lost_its_tables_and_goes_on_with_the_next(site: Site, fakes: Fakes):
+    fakes.calibrator = False
+    put_set(site, "lost", MID)
+    shutil.rmtree(site.output_dir / "lost_bpcal")
+    assert run_group(site, G, tools=fakes.tools()).state == "waiting_for_gains"
+    row = site.queue().group(G)
+    gone = f"no calibration table {site.output_dir / 'lost_bpcal'}"
+    assert row.error == f"no calibration set for MJD {MID:.5f}; lost would serve, but {gone}"
+    assert take_dispatchable(site, 5) == [], "the broken set does not wake it"
+    put_set(site, "next", MID)
+    assert [d.group_id for d in take_dispatchable(site, 5)] == [G]
+
+
+def test_tables_that_vanish_after_they_were_chosen_cost_an_attempt_and_another_set_is_taken(site: Site, fakes: Fakes):
+    fakes.calibrator = False
+    put_set(site, "first", MID)
+    put_set(site, "second", MID + 0.01)
+    apply = fakes.apply
+
+    def lose(*args: Any, **more: Any) -> Any:
+        shutil.rmtree(site.output_dir / "first_bpcal")
+        raise MissingError(f"no calibration table {site.output_dir / 'first_bpcal'}")
+
+    fakes.apply = lose  # type: ignore[method-assign]
+    with pytest.raises(MissingError):
         run_group(site, G, tools=fakes.tools())
     assert site.queue().group(G).state == "pending"
+    fakes.apply = apply  # type: ignore[method-assign]
+    outcome = run_group(site, G, tools=fakes.tools())
+    assert (outcome.state, outcome.calibration_set) == ("completed", "second")
+
+
+@pytest.mark.usefixtures("fakes")
+def test_the_dispatch_stands_back_while_a_disk_has_no_room(site: Site, monkeypatch: pytest.MonkeyPatch):
+    room = SimpleNamespace(free=0)
+    monkeypatch.setattr("nightbeam.core.files.shutil.disk_usage", lambda _: room)
+    monkeypatch.setattr(site.queue().__class__, "bytes_of", lambda _self, _ids: {G: 1_000_000_000})
+    assert may_dispatch(site, 4) == (0, f"group {G} needs 3.20 GB in {there(site.output_dir)}, 0.00 GB are free")
+    assert take_dispatchable(site, 4) == []
+    room.free = 3_300_000_000
+    assert [d.group_id for d in take_dispatchable(site, 4)] == [G]
+
+
+def test_no_group_is_begun_and_none_is_lost_while_the_input_directory_is_away(site: Site, fakes: Fakes):
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    with pytest.raises(MissingError, match="no input directory"):
+        scan_arrivals(site, tools=fakes.tools())
+    assert take_dispatchable(site, 5) == []
+    site.input_dir.mkdir()  # the mount point without its mount
+    report = scan_arrivals(site, tools=fakes.tools())
+    assert (report.changed, report.expired, report.bad, report.counts["pending"]) == ((), (), {}, 1)
+    assert may_dispatch(site, 5) == (0, f"the input directory {site.input_dir} is empty; is it mounted?")
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    report = scan_arrivals(site, tools=fakes.tools())
+    assert (report.new_files, report.late, report.duplicates) == (0, (), ())
+    assert [d.group_id for d in take_dispatchable(site, 5)] == [G]
+    assert len(site.queue().subbands(G)) == 16
+
+
+def test_an_input_directory_that_goes_while_it_is_read_costs_no_more_than_an_attempt(site: Site, fakes: Fakes):
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    with pytest.raises(MissingError, match="cannot find"):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count) == ("pending", 1)
+    away.rename(site.input_dir)
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+
+
+def there(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
+@pytest.mark.parametrize(("blocks", "inodes", "what"), [(1, 10**6, "4.10 kB"), (10**6, 3, "3 inodes")])
+def test_a_full_disk_is_asked_for_before_any_database(
+    site: Site, monkeypatch: pytest.MonkeyPatch, blocks: int, inodes: int, what: str
+):
+    found = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_files=10**6, f_favail=inodes)
+    monkeypatch.setattr("nightbeam.core.files.os.statvfs", lambda _: found)
+    monkeypatch.setattr(Site, "queue", lambda _self: pytest.fail("SQLite cannot be read on a full disk"))
+    limit, why = may_dispatch(site, 4)
+    assert limit == 0
+    assert what in why
+
+
+def test_after_a_disk_has_stopped_a_group_one_at_a_time_is_tried(site: Site, fakes: Fakes):
+    fakes.fail["convert"] = StorageError("cannot write x: Input/output error")
+    with pytest.raises(StorageError):
+        run_group(site, G, tools=fakes.tools())
+    (stopped,) = site.queue().stopped_by_disk()
+    assert stopped.ended_at is not None
+    assert may_dispatch(site, 4, now=stopped.ended_at + 59.0)[0] == 0
+    limit, why = may_dispatch(site, 4, now=stopped.ended_at + 60.0)
+    assert limit == 1
+    assert why == f"{G} was stopped 60 s ago: cannot write x: Input/output error"
+    assert may_dispatch(site, 4, now=stopped.ended_at - 3600.0)[0] == 1, "a clock that was set back holds nobody up"
+    claim_group(site, G, owner=me())
+    assert may_dispatch(site, 4, now=stopped.ended_at + 60.0) == (4, "")
 
 
 def test_a_bad_image_is_not_recorded_and_the_group_is_failed_with_every_reason(site: Site, fakes: Fakes):

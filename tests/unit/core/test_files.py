@@ -1,11 +1,16 @@
 import errno
+import os
+import shutil
+import types
 
 import pytest
 
 from nightbeam.core.errors import MissingError, StorageError
 from nightbeam.core.files import (
     directory_bytes,
+    full_place,
     new_directory,
+    no_space,
     remove,
     replace_path,
     require_space,
@@ -82,3 +87,32 @@ def test_scratch_says_whose_it_is(tmp_path):
     remove(made)
     remove(made)
     assert not made.exists()
+
+
+def test_a_copy_of_a_tree_that_found_no_room_is_told_as_such(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("x")
+
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    with pytest.raises(StorageError, match="no space left for"), storage_errors(tmp_path / "b"):
+        shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=full)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "inodes", "total", "said"),
+    [
+        (10, 1000, 1000, "0.00 GB free in"),
+        (3_000_000, 1000, 1000, "3.00 MB free in"),
+        (10_000_000, 7, 1000, "7 inodes free in"),
+        (10_000_000, 0, 0, ""),  # btrfs has no table of them
+        (10_000_000, 1000, 1000, ""),
+    ],
+)
+def test_the_file_system_that_is_full_is_named_with_what_it_lacks(tmp_path, monkeypatch, blocks, inodes, total, said):
+    found = types.SimpleNamespace(f_bavail=blocks, f_frsize=1, f_files=total, f_favail=inodes)
+    monkeypatch.setattr("nightbeam.core.files.os.statvfs", lambda _: found)
+    told = full_place(tmp_path / "not" / "there" / "yet")
+    assert told == (f"{said} {tmp_path}" if said else "")
+    assert str(no_space(tmp_path / "x").what) == f"no space left for {tmp_path / 'x'}" + (f" ({told})" if told else "")
