@@ -41,7 +41,7 @@ def shown(state: Any) -> list[dict[str, str]]:
     ],
 )
 def test_a_run_ends_as_its_worst_finding_and_shows_all_of_them(monkeypatch, findings, name, said):
-    monkeypatch.setattr(checking, "look_around", lambda: findings)
+    monkeypatch.setattr(checking, "look_around", lambda *, thorough: findings)
     state = checking.flight_check(programs=(), return_state=True)
     assert state.name == name
     assert said in (state.message or "")
@@ -107,7 +107,7 @@ def test_an_alarm_that_cannot_be_written_down_is_told_all_the_more(monkeypatch, 
 
 
 def test_what_is_shown_at_a_run_goes_with_the_run(monkeypatch):
-    monkeypatch.setattr(checking, "look_around", lambda: [GOOD])
+    monkeypatch.setattr(checking, "look_around", lambda *, thorough: [GOOD])
     state = checking.flight_check(programs=(), return_state=True)
     assert shown(state)
     assert remove_runs(-1.0, at_most=100_000) >= 1

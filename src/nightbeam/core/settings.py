@@ -435,6 +435,9 @@ class DoctorSettings(_Section):
         (), description="Directories at which something must be mounted, such as /data/incoming."
     )
     backlog_groups: int = Field(10, ge=1, description="Groups that wait before it is warned of: 10 are 50 minutes.")
+    ahead_groups: int = Field(
+        12, ge=1, description="For so many more groups there must be room, or it is warned of: 12 are an hour."
+    )
     ticket_hours: float = Field(12.0, ge=0, description="A Kerberos ticket must last this long, or it is warned of.")
     notify_block: str | None = Field(
         None,
