@@ -156,7 +156,7 @@ def test_of_the_groups_that_failed_the_last_to_fail_is_named(settings: Settings)
 
 
 def put_set(
-    settings: Settings, tmp_path: Path, hours_left: float, *, dec_deg: float | None = 54.5, hours: float = 1.0
+    settings: Settings, tmp_path: Path, hours_left: float, *, dec_deg: float | None = 54.5, hours: float = 4.0
 ) -> Path:
     table = tmp_path / "a_bpcal"
     table.mkdir()
@@ -183,9 +183,9 @@ def any_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("hours_left", "health", "said"),
     [
-        (2.0, Health.OK, "is valid; calset_a serves for 13.5 h more"),  # 12 h from its middle, 1.5 h from now
-        (-3.0, Health.OK, "is borrowed, 3.5 h old; calset_a serves for 8.5 h more"),
-        (-11.7, Health.WARN, "no set for the strip at Dec +54.50 serves now"),  # its end is younger than half a day
+        (2.0, Health.OK, "is valid; calset_a serves for 12.0 h more"),  # half a day from its middle, which is now
+        (-3.0, Health.OK, "is borrowed, 5.0 h old; calset_a serves for 7.0 h more"),
+        (-11.0, Health.WARN, "no set for the strip at Dec +54.50 serves now"),  # its end is younger than half a day
     ],
 )
 def test_the_newest_set_is_valid_or_may_be_borrowed_or_groups_wait(
