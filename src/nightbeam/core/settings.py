@@ -420,7 +420,11 @@ class PlatformSettings(_Section):
     shares_pools: bool | None = Field(
         None,
         description="Whether others serve the pools too: a stop then ends this machine's runs alone. "
-        "None: where api_url is given.",
+        "None: where api_url is given, or other machines' workers are seen.",
+    )
+    watches: bool | None = Field(
+        None,
+        description="Whether this machine raises the alarms for runs and pools. None: where the server is its own.",
     )
     pools: dict[str, PositiveInt] = Field(
         default={"batch": 4, "casa": 1, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},

@@ -29,6 +29,8 @@ CANARY_RECORD = Path("canary") / "last.json"
 #: Of these a site's nights depend; that one has no active schedule is told.
 NEEDED = ("ingest-subbands", "housekeeping", "sweep-zombies", "nightly-mosaic", "clean-results", "flight-check")
 _LEAST_MEMORY = 2e9
+#: A canary takes a minute, and on a busy machine some.
+_LONGEST_CANARY_H = 0.5
 _DAY_S = 86400.0
 
 
@@ -258,11 +260,14 @@ def _canary(settings: Settings, now: float) -> Finding:
     file = (settings.contimg.state_dir or settings.state_dir) / CANARY_RECORD
     try:
         said = json.loads(file.read_text())
+        flying = bool(said.get("flying", False))
         age_h, right, found = (now - float(said["ended_at"])) / 3600.0, bool(said["right"]), str(said["found"])
     except FileNotFoundError:
         return Finding("canary", Health.WARN, "none has been flown", "nightbeam canary")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is no record of a canary: {error}", fix="nightbeam canary") from error
+    if flying and age_h < _LONGEST_CANARY_H:
+        return Finding("canary", Health.OK, "is being flown just now")
     if not right:
         return Finding("canary", Health.FAIL, f"{found} ({age_h:.1f} h ago)", "nightbeam canary says more")
     if age_h > settings.doctor.canary_hours:
@@ -274,12 +279,12 @@ def _alarms(settings: Settings, now: float) -> Finding:
     from nightbeam.platform.alarms import read_alarms
 
     since = iso_z(datetime.fromtimestamp(now - _DAY_S, UTC))
-    new = [alarm for alarm in read_alarms(settings.state_dir) if alarm.at >= since]
+    places = dict.fromkeys(path for path in (settings.state_dir, settings.contimg.state_dir) if path)
+    new = [alarm for alarm in read_alarms(*places) if alarm.at >= since]
     if not new:
         return Finding("alarms", Health.OK, "none in the last day")
-    last = new[-1]
-    return Finding("alarms", Health.WARN, f"{len(new)} in the last day; the last: {last.at} {last.what} {last.subject}",
-                   f"read {settings.state_dir / 'alarms.jsonl'}")  # fmt: skip
+    text = f"{len(new)} in the last day; the last: {new[-1].sentence()}"
+    return Finding("alarms", Health.WARN, text, f"read alarms*.jsonl in {' and '.join(map(str, places))}")
 
 
 # -- the platform -------------------------------------------------------------------------------------------------

@@ -257,6 +257,15 @@ def test_a_canary_must_have_been_right_lately(settings: Settings, age_h: float, 
     assert of(examine_site(settings, now=now), "canary").health is health
 
 
+@pytest.mark.parametrize(("age_h", "health"), [(0.1, Health.OK), (1.0, Health.FAIL)])
+def test_a_canary_that_never_ended_fails_and_one_that_flies_does_not(settings: Settings, age_h: float, health: Health):
+    file = settings.state_dir / readiness.CANARY_RECORD
+    file.parent.mkdir(parents=True)
+    told = {"ended_at": 1.8e9 - age_h * 3600, "right": False, "found": "it has begun and not ended", "flying": True}
+    file.write_text(json.dumps(told))
+    assert of(examine_site(settings, now=1.8e9), "canary").health is health
+
+
 def test_the_canary_of_several_machines_lies_where_they_all_see_it(settings: Settings, tmp_path: Path):
     shared = changed(settings, "contimg", state_dir=tmp_path / "shared")
     file = tmp_path / "shared" / readiness.CANARY_RECORD
