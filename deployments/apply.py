@@ -183,7 +183,7 @@ def _apply_blocks() -> list[str]:
 def _apply_automation(client: SyncPrefectClient, wanted: dict[str, Any], decided: Switches) -> str:
     name = wanted["name"]
     enabled = decided.get(f"automation:{name}", wanted.get("enabled", True))
-    core = AutomationCore.model_validate({**_with_deployments(client, wanted), "enabled": enabled})
+    core = AutomationCore.model_validate({**wanted, "enabled": enabled})
     found = client.read_automations_by_name(name)
     if not found:
         client.create_automation(core)
@@ -204,15 +204,6 @@ def _retire(client: SyncPrefectClient) -> list[str]:
             client.delete_deployment(client.read_deployment_by_name(name).id)
             gone.append(f"deployment {name}")
     return gone
-
-
-def _with_deployments(client: SyncPrefectClient, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return an automation whose actions name deployments as the server does, by their ids."""
-    actions = [dict(action) for action in wanted.get("actions", [])]
-    for action in actions:
-        if name := action.pop("deployment", None):
-            action["deployment_id"] = str(client.read_deployment_by_name(name).id)
-    return {**wanted, "actions": actions}
 
 
 def _deploy(plan: dict[str, Any]) -> None:

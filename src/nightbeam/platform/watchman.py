@@ -29,8 +29,9 @@ LATE_S = 600.0
 SILENT_S = 120.0
 #: Of one flow failures are told at most so often; those between are told together.
 QUIET_S = 600.0
-#: Ends of runs are asked for from so long before the last that was seen: the server writes them as they come.
-_OVERLAP_S = 120.0
+#: Ends of runs are asked for from so long before the last that was told: one that could not reach the server tells it
+#: of its end when it can, with the time of its end.
+_OVERLAP_S = 3600.0
 #: More that could not be told to anybody are not kept for them; all are in the file.
 _MOST_UNTOLD = 100
 
@@ -62,8 +63,12 @@ class Watched(Protocol):
 
 @dataclass(frozen=True)
 class _Seen:
-    """How far the ends of runs have been told: until when all were, and the states since shortly before that."""
+    """How far the ends of runs have been told: until when all were, and the states since some time before that.
 
+    What was before ``since``, when the first watch began, is nobody's night.
+    """
+
+    since: float
     until: float
     states: frozenset[str] = frozenset()
 
@@ -148,7 +153,7 @@ class Watchman:
 
     def _failures(self) -> list[Alarm]:
         seen = self._remembered()
-        after = _iso(seen.until - _OVERLAP_S)
+        after = _iso(max(seen.since, seen.until - _OVERLAP_S))
         runs = self._server.runs_of(FAILING, types=("FAILED", "CRASHED"), ended_after=after)
         names = self._server.flow_names(FAILING) if runs else {}
         known = {run["state_id"] for waiting in self._waiting.values() for run in waiting} | seen.states
@@ -164,7 +169,7 @@ class Watchman:
         if told:  # what still waits to be told must be found again by a watchman after this one
             waits = [_ended(run) for waiting in self._waiting.values() for run in waiting]
             until = max(seen.until, min(waits, default=max(_ended(run) for run in runs)))
-            self._next = _Seen(until, (seen.states & {run["state_id"] for run in runs}) | told)
+            self._next = _Seen(seen.since, until, (seen.states & {run["state_id"] for run in runs}) | told)
         return due
 
     def _late(self) -> dict[str, Alarm]:
@@ -211,19 +216,20 @@ class Watchman:
         if self._seen is None:
             try:
                 told = json.loads(self._memory.read_text())
-                self._seen = _Seen(float(told["until"]), frozenset(map(str, told["states"])))
+                self._seen = _Seen(float(told["since"]), float(told["until"]), frozenset(map(str, told["states"])))
             except FileNotFoundError:
-                self._remember(_Seen(self._clock()))  # what was before the first watch is nobody's night
+                self._remember(_Seen(self._clock(), self._clock()))
             except (ValueError, TypeError, KeyError) as error:
                 logger.warning("%s says nothing (%s): the watch begins anew", self._memory, error)
-                self._remember(_Seen(self._clock()))
+                self._remember(_Seen(self._clock(), self._clock()))
         assert self._seen is not None
         return self._seen
 
     def _remember(self, seen: _Seen) -> None:
         self._seen = seen
+        told = {"since": seen.since, "until": seen.until, "states": sorted(seen.states)}
         try:
-            write_text(self._memory, json.dumps({"until": seen.until, "states": sorted(seen.states)}) + "\n")
+            write_text(self._memory, json.dumps(told) + "\n")
         except StorageError as error:
             logger.error("what was seen is not remembered: %s", error.what)
 

@@ -128,6 +128,15 @@ def test_what_happened_while_nobody_watched_is_told_together_on_return_and_nothi
     assert (alarm.count, alarm.at, alarm.first_at) == (29, world.at(10.0 + 60 * 29), world.at(70.0))
 
 
+def test_an_end_that_the_server_hears_of_late_is_told(world: World):
+    world.look(at=0.0)
+    world.ends("housekeeping", "h1", at=1000.0)
+    world.look(at=1010.0)
+    world.ends("group-imaging", "g1", at=500.0)  # the server was away from where it ran
+    (alarm,) = world.look(at=1600.0)
+    assert (alarm.subject, alarm.at) == ("group-imaging g1", world.at(500.0))
+
+
 def test_what_waits_to_be_told_is_not_lost_with_its_watchman(world: World):
     world.look(at=0.0)
     world.ends("group-imaging", "g0", at=10.0)

@@ -406,3 +406,38 @@ def test_only_one_machine_at_a_time_applies(layout):
         pytest.fail("two at once")
     with applying(settings, wait_s=0.1):
         pass
+
+
+@pytest.mark.parametrize(
+    ("platform", "runs", "pools"),
+    [
+        ({}, True, ("casa",)),
+        ({"api_url": "http://127.0.0.1:9/api"}, False, ()),
+        ({"api_url": "http://127.0.0.1:9/api", "watches": True}, True, ("casa",)),
+        ({"watches": False}, False, ()),
+    ],
+)
+def test_one_machine_for_each_server_watches_runs_and_pools(layout, monkeypatch, platform, runs, pools):
+    posted = {}
+    looked = threading.Event()
+
+    class Posted:
+        def __init__(self, _server, **told):
+            posted.update(told)
+
+        def look(self, _parts):
+            looked.set()
+            return []
+
+    monkeypatch.setattr("nightbeam.platform.worker.Watchman", Posted)
+    monkeypatch.setattr("nightbeam.platform.worker.LOOK_EVERY_S", 0.01)
+    told = {"state_dir": layout.state_dir, "platform": {"pools": {"casa": 1}, **platform}}
+    supervisor = Supervisor(Settings.model_validate(told).resolved())
+    supervisor._post_watchman({})
+    assert looked.wait(20.0)
+    supervisor.stop_everything()
+    assert supervisor._watch_thread is not None
+    supervisor._watch_thread.join(20.0)
+    assert not supervisor._watch_thread.is_alive()
+    assert (posted["runs"], tuple(posted["pools"])) == (runs, pools)
+    assert posted["file"] == layout.state_dir / "alarms.jsonl"
