@@ -117,6 +117,7 @@ def replace_path(source: Path, target: Path) -> None:
         if exchange_paths(source, target):
             remove(source)
             return
+        put_back(target)  # what one left who was killed as he removed the old one
         old = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}{_OLD}")
         target.rename(old)
         try:

@@ -111,6 +111,14 @@ def test_a_directory_is_replaced_whether_or_not_names_can_be_exchanged(tmp_path,
     assert put_back(tmp_path / "b") is False
 
 
+def test_what_a_kill_left_of_an_older_replacement_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("nightbeam.core.files.exchange_paths", lambda one, other: False)
+    for name in ("a", "b", ".b.12.abcd.old"):
+        (tmp_path / name).mkdir()
+    replace_path(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cwd"] == ["b"]
+
+
 class Killed(BaseException):
     pass
 
