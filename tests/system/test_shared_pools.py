@@ -50,6 +50,9 @@ def test_machines_that_apply_at_the_same_moment_make_everything_once(machines):
     first, second, api = machines
     for automation in api.automations():
         api._call("DELETE", f"/automations/{automation['id']}")
+    trigger = {"type": "event", "posture": "Reactive", "expect": ["nothing"], "threshold": 1, "within": 0}
+    older = {"name": "alarm-runs-late", "enabled": True, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
+    api._call("POST", "/automations/", older)
     failed: list[Exception] = []
 
     def apply(settings: Settings) -> None:
@@ -66,6 +69,7 @@ def test_machines_that_apply_at_the_same_moment_make_everything_once(machines):
     assert failed == []
     names = Counter(automation["name"] for automation in api.automations())
     assert "crash-zombie-flows" in names
+    assert "alarm-runs-late" not in names, "of an older nightbeam"
     assert set(names.values()) == {1}
 
 
