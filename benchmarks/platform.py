@@ -312,11 +312,16 @@ def _cpu_of(state: Path) -> float:
     """Return the CPU seconds, so far, of all processes of a platform and of those that they have waited for."""
     import psutil
 
+    from nightbeam.platform.files import read_report
+    from nightbeam.platform.model import Layout
+
+    report = read_report(Layout(state))
+    supervisor = report.pid if report is not None else None  # its environment is that of whoever started it
     total = 0.0
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            environ = process.environ()
-            if environ.get("PREFECT_HOME") == str(state / "prefect"):
+            ours = process.environ().get("PREFECT_HOME") == str(state / "prefect")
+            if ours or process.pid == supervisor:
                 total += sum(process.cpu_times()[:4])
     return total
 

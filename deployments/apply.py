@@ -37,9 +37,14 @@ from prefect.workers.process import ProcessWorker
 import blocks
 from nightbeam.core.errors import ConfigError, NightbeamError, ToolError
 from nightbeam.core.settings import load_settings
+from nightbeam.platform.serial import applying
 
 #: What we last put on the server: {"flow/deployment#slug": active, "flow/deployment": paused, ...}
 RECORD = "nightbeam_applied"
+
+#: The supervisor tells of these now (platform/watchman.py).
+RETIRED_AUTOMATIONS = ("alarm-runs-failed", "alarm-runs-late", "alarm-pool-not-ready")
+RETIRED_DEPLOYMENTS = ("alarm/default",)
 
 Switches = dict[str, bool]
 
@@ -75,7 +80,8 @@ def apply(*, schedules: bool = True) -> list[str]:
     said: list[str] = []
     here = Path(str(resources.files("deployments")))
     plan = read_plan(prefect_file())
-    with get_client(sync_client=True) as client:
+    # Two that start on a new server at once would make everything twice, or be refused.
+    with applying(load_settings().resolved()), get_client(sync_client=True) as client:
         for pool in read_plan(here / "pools.yaml")["pools"]:
             said.append(_apply_pool(client, pool))
         for limit in read_plan(here / "limits.yaml")["limits"]:
@@ -88,6 +94,7 @@ def apply(*, schedules: bool = True) -> list[str]:
         said += [f"deployment {name}" for name in sorted(deployment_names(plan))]
         for automation in read_plan(here / "automations.yaml")["automations"]:
             said.append(_apply_automation(client, automation, decided))
+        said += [f"gone: {name}" for name in _retire(client)]
         now = _switches(client)
         _write_record(client, {key: record.get(key, value) if key in decided else value for key, value in now.items()})
         said += [f"left as an operator set it: {key} -> {'on' if on else 'off'}" for key, on in sorted(decided.items())]
@@ -176,7 +183,7 @@ def _apply_blocks() -> list[str]:
 def _apply_automation(client: SyncPrefectClient, wanted: dict[str, Any], decided: Switches) -> str:
     name = wanted["name"]
     enabled = decided.get(f"automation:{name}", wanted.get("enabled", True))
-    core = AutomationCore.model_validate({**_with_deployments(client, wanted), "enabled": enabled})
+    core = AutomationCore.model_validate({**wanted, "enabled": enabled})
     found = client.read_automations_by_name(name)
     if not found:
         client.create_automation(core)
@@ -185,13 +192,18 @@ def _apply_automation(client: SyncPrefectClient, wanted: dict[str, Any], decided
     return f"automation {name}"
 
 
-def _with_deployments(client: SyncPrefectClient, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return an automation whose actions name deployments as the server does, by their ids."""
-    actions = [dict(action) for action in wanted.get("actions", [])]
-    for action in actions:
-        if name := action.pop("deployment", None):
-            action["deployment_id"] = str(client.read_deployment_by_name(name).id)
-    return {**wanted, "actions": actions}
+def _retire(client: SyncPrefectClient) -> list[str]:
+    """Take from the server what an older nightbeam put there, and this one does by itself."""
+    gone = []
+    for name in RETIRED_AUTOMATIONS:
+        for found in client.read_automations_by_name(name):
+            client.delete_automation(found.id)
+            gone.append(f"automation {name}")
+    for name in RETIRED_DEPLOYMENTS:
+        with contextlib.suppress(ObjectNotFound):
+            client.delete_deployment(client.read_deployment_by_name(name).id)
+            gone.append(f"deployment {name}")
+    return gone
 
 
 def _deploy(plan: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from tasks.shell import tool_version
 
 @flow(name="flight-check")
 def flight_check(
-    programs: tuple[str, ...] = ("wsclean", "rsync"), look: bool = True
+    programs: tuple[str, ...] = ("wsclean", "rsync"), look: bool = True, thorough: bool = False
 ) -> dict[str, str | None] | State[Any]:
     """Show everything that `nightbeam doctor` finds, and the version of each program, as a table at the run.
 
@@ -29,6 +29,8 @@ def flight_check(
         Whose versions are shown; absent ones are no error.
     look
         False shows the programs alone.
+    thorough
+        Whether the databases are read through for damage, which takes minutes where they are large.
 
     Returns
     -------
@@ -36,7 +38,7 @@ def flight_check(
         The version of each program.
     """
     found = {program: tool_version(program) for program in programs}
-    findings = look_around() if look else []
+    findings = look_around(thorough=thorough) if look else []
     rows = [_row(finding) for finding in sorted(findings, key=lambda one: -list(Health).index(one.health))]
     rows += [
         {"check": program, "health": "", "found": version or "not installed", "fix": ""}

@@ -104,10 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(services: Services) -> None:
     """Start what does not run, making it first where it is not there."""
     _make_place(services)
-    if not _answers(services.postgresql_port):
+    if not _postgresql_runs(services):
+        _refuse_strangers("PostgreSQL", services.postgresql_port, services)
         _start_postgresql(services)
     _make_databases(services)
-    if not _answers(services.redis_port):
+    if not _redis_runs(services):
+        _refuse_strangers("Redis", services.redis_port, services)
         _start_redis(services)
 
 
@@ -119,6 +121,12 @@ def stop(services: Services) -> None:
 
 
 # -- PostgreSQL -----------------------------------------------------------------------------------------------------
+
+
+def _postgresql_runs(services: Services) -> bool:
+    """Say whether the server of our own files listens; whoever else has the port is not it."""
+    ours = _lives(services.cluster / "postmaster.pid", f"-D {services.cluster}")
+    return ours and _answers(services.postgresql_port)
 
 
 def _start_postgresql(services: Services) -> None:
@@ -162,6 +170,11 @@ def _postgresql() -> Path:
 # -- Redis ----------------------------------------------------------------------------------------------------------
 
 
+def _redis_runs(services: Services) -> bool:
+    """Say whether the Redis whose files are ours listens."""
+    return _lives(services.redis / "redis.pid", f":{services.redis_port}") and _answers(services.redis_port)
+
+
 def _start_redis(services: Services) -> None:
     program = shutil.which("redis-server")
     if program is None:
@@ -184,7 +197,7 @@ def _start_redis(services: Services) -> None:
     _give_to_owner(services.redis)
     _write_private(config, "\n".join(lines) + "\n")
     _run_as_owner([Path(program), config], services.place)
-    _await(lambda: _answers(services.redis_port), START_S, f"Redis on port {services.redis_port}", services.redis)
+    _await(lambda: _redis_runs(services), START_S, f"Redis on port {services.redis_port}", services.redis)
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
@@ -201,7 +214,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _services(told: argparse.Namespace) -> Services:
     """Return where they are: the ports of the first start are remembered."""
-    place = told.dir.absolute()
+    place = told.dir.resolve()
     memory = place / "ports"
     try:
         postgresql, redis = (int(word) for word in memory.read_text().split())
@@ -267,6 +280,23 @@ def _run_as_owner(command: Sequence[Path | str], place: Path) -> None:
         )  # fmt: skip
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, [str(word) for word in command])
+
+
+def _lives(pid_file: Path, mark: str) -> bool:
+    """Say whether the process of a file lives, and is the one: its number may be another's by now."""
+    try:
+        line = Path(f"/proc/{int(pid_file.read_text().split()[0])}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, ValueError, IndexError):
+        return False
+    return mark in line.replace(b"\0", b" ").decode(errors="replace")
+
+
+def _refuse_strangers(name: str, port: int, services: Services) -> None:
+    if _answers(port):
+        raise ServicesError(
+            f"somebody else listens at port {port}, where {name} was to be",
+            f"stop it, or write another port into {services.place / 'ports'}",
+        )
 
 
 def _end(pid_file: Path, number: signal.Signals, name: str) -> None:

@@ -103,8 +103,17 @@ def test_the_image_starts_the_platform_as_a_command_of_ours():
     parses(command)
 
 
+def test_no_password_stands_in_a_command_line():
+    for name, service in COMPOSE["services"].items():
+        assert "PASSWORD" not in json.dumps(service.get("command", [])), name
+        for config in service.get("configs", []):
+            assert config["source"] in COMPOSE["configs"]
+    assert "requirepass ${REDIS_PASSWORD" in COMPOSE["configs"]["redis"]["content"]
+
+
 def test_pods_of_workers_start_us_with_settings_that_exist():
     (container,) = WORKERS["spec"]["template"]["spec"]["containers"]
+    assert container["imagePullPolicy"] == "IfNotPresent"
     parses(container["args"])
     are_settings({item["name"]: item["value"] for item in container["env"]})
     spec = WORKERS["spec"]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from prefect.blocks.abstract import NotificationBlock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
 import flows.canary_group as canary
+import flows.clean_results as cleaning
 import flows.flight_check as checking
-from flows.alarm import alarm
+from deployments.notify import notify
 from flows.clean_results import remove_runs
 from nightbeam.contimg.canary import CanaryReport
-from nightbeam.core.errors import ConfigError, StorageError
-from nightbeam.platform.alarms import read_alarms
+from nightbeam.core.errors import ConfigError, UnavailableError
 from nightbeam.platform.findings import Finding, Health
 
 GOOD, ODD = Finding("clock", Health.OK, "synchronised"), Finding("queue", Health.WARN, "12 groups wait", "more workers")
@@ -41,7 +44,7 @@ def shown(state: Any) -> list[dict[str, str]]:
     ],
 )
 def test_a_run_ends_as_its_worst_finding_and_shows_all_of_them(monkeypatch, findings, name, said):
-    monkeypatch.setattr(checking, "look_around", lambda: findings)
+    monkeypatch.setattr(checking, "look_around", lambda *, thorough: findings)
     state = checking.flight_check(programs=(), return_state=True)
     assert state.name == name
     assert said in (state.message or "")
@@ -84,38 +87,43 @@ class Told(NotificationBlock):
         self.said.append(f"{subject}: {body}")
 
 
-def test_an_alarm_is_written_down_and_told_where_a_block_is_named(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path))
-    alarm("prefect.flow-run.Failed", "group-imaging 2025-10-02T01:02:03", "no room")
-    assert [(a.what, a.detail) for a in read_alarms(tmp_path)] == [("prefect.flow-run.Failed", "no room")]
-    assert Told.said == []
+def test_people_are_told_by_the_block_that_is_named():
     Told().save("operators", overwrite=True)
-    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/operators")
-    alarm("runs are late")
-    (said,) = Told.said
-    assert said.startswith("nightbeam: 20")
-    assert "runs are late" in said
-    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/nobody")
+    notify("told/operators", "runs are late")
+    assert Told.said == ["nightbeam: runs are late"]
     with pytest.raises(ConfigError, match="no block told/nobody"):
-        alarm("runs are late")
-    assert len(read_alarms(tmp_path)) == 3, "written down before anybody is told"
+        notify("told/nobody", "runs are late")
 
 
-def test_an_alarm_that_cannot_be_written_down_is_told_all_the_more(monkeypatch, tmp_path: Path):
-    def full(*_):
-        raise StorageError("no room", fix="free some")
+def test_runs_that_somebody_else_removes_end_no_cleaning_and_results_go_though_runs_cannot(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(checking, "look_around", lambda *, thorough: [GOOD])
+    states = [checking.flight_check(programs=(), return_state=True) for _ in range(2)]
+    real, removed = SyncPrefectClient.delete_flow_run, []
 
-    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path))
-    monkeypatch.setenv("NIGHTBEAM_DOCTOR__NOTIFY_BLOCK", "told/operators")
-    monkeypatch.setattr("flows.alarm.record_alarm", full)
-    Told().save("operators", overwrite=True)
-    Told.said.clear()
-    alarm("runs are late")
-    assert "runs are late (not written down: no room)" in Told.said[-1]
+    def gone(self: SyncPrefectClient, run: Any) -> None:
+        real(self, run)
+        removed.append(run)
+        if len(removed) == 1:
+            raise ObjectNotFound(http_exc=Exception("somebody was faster"))
+
+    monkeypatch.setattr(SyncPrefectClient, "delete_flow_run", gone)
+    assert remove_runs(-1.0, at_most=100_000) >= 2
+    assert {state.state_details.flow_run_id for state in states} <= set(removed)
+
+    def away(*_: object, **__: object) -> int:
+        assert (tmp_path / "old").exists(), "runs go first"
+        raise UnavailableError("no server")
+
+    (tmp_path / "old").write_text("a result")
+    os.utime(tmp_path / "old", (0, 0))
+    monkeypatch.setattr(cleaning, "remove_runs", away)
+    with temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: tmp_path}), pytest.raises(UnavailableError):
+        cleaning.clean_results.fn()
+    assert not (tmp_path / "old").exists()
 
 
 def test_what_is_shown_at_a_run_goes_with_the_run(monkeypatch):
-    monkeypatch.setattr(checking, "look_around", lambda: [GOOD])
+    monkeypatch.setattr(checking, "look_around", lambda *, thorough: [GOOD])
     state = checking.flight_check(programs=(), return_state=True)
     assert shown(state)
     assert remove_runs(-1.0, at_most=100_000) >= 1

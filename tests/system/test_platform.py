@@ -32,8 +32,7 @@ def test_everything_in_prefect_yaml_is_on_the_server_once(running_platform):
         assert api.deployment(name)["work_queue_name"] == "default"
     automations = Counter(a["name"] for a in api.automations())
     services = ("cxi-writer", "heartbeat-service", "scan-calibrator", "watch-subbands")
-    alarms = {f"alarm-{name}": 1 for name in ("runs-failed", "runs-late", "pool-not-ready")}
-    assert automations == {"crash-zombie-flows": 1, **alarms, **{f"restart-{name}": 1 for name in services}}
+    assert automations == {"crash-zombie-flows": 1, **{f"restart-{name}": 1 for name in services}}
     (within,) = (a["trigger"]["within"] for a in api.automations() if a["name"] == "crash-zombie-flows")
     assert within >= 600
 

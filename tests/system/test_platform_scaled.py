@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,16 @@ def test_services_refuse_what_they_cannot_be(tmp_path: Path):
     assert services("down", tmp_path).returncode == 0
 
 
+def test_a_stranger_at_a_port_is_not_taken_for_ours(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        (tmp_path / "ports").write_text(f"{port} 63799\n")
+        done = services("up", tmp_path)
+        assert (done.returncode, done.stdout) == (69, "")
+        assert f"somebody else listens at port {port}, where PostgreSQL was to be" in done.stderr
+        assert not (tmp_path / "postgresql").exists()
+
+
 def test_two_processes_of_the_api_and_the_loops_work_together_and_mend(told, tmp_path, until):
     given = {"state_dir": tmp_path / "state"}
     given |= {f"{section}.{name}": value for section, values in told.items() for name, value in values.items()}
@@ -84,6 +95,12 @@ def test_two_processes_of_the_api_and_the_loops_work_together_and_mend(told, tmp
         workers[0].send_signal(signal.SIGKILL)
         psutil.Process(parts["services"].pid).send_signal(signal.SIGKILL)
         until(lambda: _restarts(settings, "services") == 1, 30.0)
+
+        def both_again() -> bool:
+            now = {p.pid for p in psutil.Process(parts["server"].pid).children(recursive=True) if _is_api(p)}
+            return len(now) == 2 and workers[0].pid not in now and workers[1].pid in now
+
+        until(both_again, 60.0)
         until(api.healthy, 60.0)
         _completes(api, until)
         assert platform.platform_status(settings).healthy

@@ -22,6 +22,7 @@ from nightbeam.catalog import (
     TableSpec,
     schema,
 )
+from nightbeam.catalog.serial import one_at_a_time
 from nightbeam.core.errors import BusyError, InputError, UnavailableError
 
 pytestmark = pytest.mark.system
@@ -160,3 +161,14 @@ def test_a_newer_schema_is_refused(url: str):
 def test_a_server_that_does_not_answer_is_unavailable():
     with pytest.raises(UnavailableError, match="does not answer"):
         Queue("postgresql://postgres@/postgres?host=/nowhere")
+
+
+def test_one_at_a_time_whatever_machine_and_whatever_driver_the_url_names(url: str):
+    other = url.replace("+psycopg", "+asyncpg")
+    with one_at_a_time(url, "a thing", wait_s=5.0):
+        with pytest.raises(BusyError, match="a thing"), one_at_a_time(other, "a thing", wait_s=0.3):
+            pytest.fail("two at once")
+        with one_at_a_time(other, "another thing", wait_s=0.3):
+            pass
+    with one_at_a_time(other, "a thing", wait_s=0.3):
+        pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nightbeam.catalog.model import CalTableRow, TableSpec
 
-__all__ = ["Candidate", "candidates", "rank", "table_kind", "tables_of_prefix"]
+__all__ = ["Candidate", "candidates", "rank", "serves_until", "table_kind", "tables_of_prefix"]
 
 #: suffix of a table's name -> (type, place in the chain), as the DSA-110 pipeline writes them, and our ``_gcal``.
 SUFFIXES: dict[str, tuple[str, int]] = {
@@ -102,6 +102,16 @@ def rank(
         return same is True and abs(mjd - candidate.mid_mjd) <= borrow_days
 
     return sorted(filter(may_serve, sets), key=key)
+
+
+def serves_until(
+    candidate: Candidate, *, dec_deg: float | None, dec_tolerance_deg: float = 1.0, borrow_days: float = 0.0
+) -> float | None:
+    """Return the last time (MJD) that `rank` would give a set to, None for a set of another strip."""
+    same = _same_strip(candidate.dec_deg, dec_deg, dec_tolerance_deg)
+    if same is False:
+        return None
+    return max(candidate.valid_end_mjd, candidate.mid_mjd + borrow_days) if same else candidate.valid_end_mjd
 
 
 def _same_strip(one: float | None, other: float | None, tolerance_deg: float) -> bool | None:

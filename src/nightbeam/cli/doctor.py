@@ -15,14 +15,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Exit code 1 if anything is broken; what is merely missing or small is a warning, and the code is 0.
     """
-    from nightbeam.platform.doctor import Health, examine
-    from nightbeam.platform.readiness import examine_site
+    from nightbeam.platform.findings import Health
+    from nightbeam.platform.readiness import look_around
 
-    settings = settings_of(ctx)
-    contimg = settings.contimg
-    places = [path for path in (contimg.input_dir, contimg.output_dir, contimg.scratch_dir) if path]
-    needed = [name for name in (contimg.image.engine, contimg.flag.engine) if name not in ("tclean", "none")]
-    findings = examine(state_dir=settings.state_dir, directories=places, needed=needed)
-    findings += examine_site(settings)
+    findings = look_around(settings_of(ctx))
     show(findings, as_json=as_json, title="nightbeam doctor")
     ctx.exit(int(any(finding.health is Health.FAIL for finding in findings)))

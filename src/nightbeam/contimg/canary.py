@@ -23,7 +23,7 @@ from nightbeam.contimg.site import Site
 from nightbeam.contimg.steps import calibrate_or_find, claim_group, convert_group_step
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import InputError, NightbeamError, RejectedError
-from nightbeam.core.files import remove, write_text
+from nightbeam.core.files import part_path, remove, write_text
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import HousekeepingSettings, IngestSettings, MosaicSettings, PressureSettings
 
@@ -56,7 +56,9 @@ class CanaryReport:
     image
         To be looked at until the next canary.
     ended_at
-        Epoch seconds.
+        Epoch seconds; of one that flies, when it began.
+    flying
+        It has begun. In the record of one that died this stands for ever.
     """
 
     right: bool
@@ -67,6 +69,7 @@ class CanaryReport:
     image: str | None = None
     seconds: float = 0.0
     ended_at: float = 0.0
+    flying: bool = False
 
 
 def canary_site(site: Site) -> Site:
@@ -122,12 +125,14 @@ def fly_canary(
     with sole_owner(site.state_dir / "locks" / "canary.lock", what="a canary"):
         begin = time.perf_counter()
         _make_room(place.state_dir)
+        # What the last one found must not stand for one that dies.
+        _record(site, CanaryReport(False, "it has begun and not ended", ended_at=time.time(), flying=True))
         try:
             report = _fly(place, owner, tools, say)
         except NightbeamError as error:
             report = CanaryReport(False, error.what.splitlines()[0])
         report = dataclasses.replace(report, seconds=time.perf_counter() - begin, ended_at=time.time())
-        write_text(site.state_dir / "canary" / "last.json", json.dumps(asdict(report), indent=1) + "\n")
+        _record(site, report)
     logger.info("canary: %s", report.found)
     return report
 
@@ -143,10 +148,17 @@ def judge_canary(*, found: bool, flux_ratio: float, offset_beams: float) -> str:
     return ""
 
 
+def _record(site: Site, report: CanaryReport) -> None:
+    write_text(site.state_dir / "canary" / "last.json", json.dumps(asdict(report), indent=1) + "\n")
+
+
 def _make_room(top: Path) -> None:
     if top.exists() and any(top.iterdir()) and not (top / _MARK).exists():
         raise InputError(f"{top} holds something that is no canary", fix="move it away")
-    remove(top)
+    if top.exists():  # a removal that is cut short may have taken the mark and left the rest
+        top.rename(part_path(top))
+    for old in top.parent.glob(f".{top.name}.*.part"):
+        remove(old)
     top.mkdir(parents=True)
     (top / _MARK).touch()
 
@@ -184,5 +196,7 @@ def _fly(place: Site, owner: Owner, tools: Tools, say: Callable[[str], None]) ->
     ratio = fit.peak_jy / FLUX_JY
     wrong = judge_canary(found=fit.found, flux_ratio=ratio, offset_beams=fit.offset_beams)
     text = wrong or f"{ratio:.3f} of its flux, {fit.offset_beams:.2f} beams from its place"
-    measured = {"flux_ratio": ratio, "offset_beams": float(fit.offset_beams)} if fit.found else {}
-    return CanaryReport(not wrong, text, **measured, noise_jy=outcome.noise_jy, image=outcome.image)
+    report = CanaryReport(not wrong, text, noise_jy=outcome.noise_jy, image=outcome.image)
+    if not fit.found:
+        return report
+    return dataclasses.replace(report, flux_ratio=ratio, offset_beams=float(fit.offset_beams))

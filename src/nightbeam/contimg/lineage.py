@@ -25,6 +25,7 @@ __all__ = ["Node", "Standing", "configurations_in", "nodes_of", "trace", "verify
 OLD = "made before provenance was kept: nothing is known of its inputs"
 BY_HAND = "not solved by a group of this site, or before provenance was kept"
 FOREIGN = "another program made it: nothing is known of its subbands"
+NEWER = "it was made again since it was used here: of the one that was used nothing is known any more"
 ABOVE = "shown above"
 _STEPS_OF = {"ms": ("convert",), "image": ("calibrate", "apply", "image", "record", "qa")}
 
@@ -214,11 +215,18 @@ class _Tracer:
         if not inputs and row is not None:  # older ones have at least what their row says
             tables = self.registry.tables(row.calibration_set) if row.calibration_set else []
             inputs = [ProvenanceInput(row.ms_path, "ms"), *(ProvenanceInput(t.path, "caltable") for t in tables)]
-        node = self._node("image", path, group, lambda: [self._input(one, group) for one in inputs])
+        node = self._node("image", path, group, lambda: [self._input(path, one, group) for one in inputs])
         return node if node.digest or row is None or row.path != path else replace(node, digest=row.sha256)
 
-    def _input(self, one: ProvenanceInput, group: str | None) -> Node:
-        return self._ms(one.path, group) if one.role == "ms" else self._table(one.path, one.digest)
+    def _input(self, product: str, one: ProvenanceInput, group: str | None) -> Node:
+        return self._used_ms(product, one.path, group) if one.role == "ms" else self._table(one.path, one.digest)
+
+    def _used_ms(self, product: str, path: str, group: str | None) -> Node:
+        """Return the set that a product was made of; nothing of a newer one that has its path now."""
+        made, now = self.products.origins.of(Path(product)), self.products.origins.of(Path(path))
+        if made is not None and now is not None and now.made_at > made.made_at:
+            return Node("ms", path, now.subject or group, note=NEWER)
+        return self._ms(path, group)
 
     def _ms(self, path: str, group: str | None) -> Node:
         row = self.products.ms(Path(path))
@@ -231,7 +239,9 @@ class _Tracer:
         row = next((t for t in self.registry.tables() if t.path == path), None)
         inputs = self._inputs(path)
         name = row.set_name if row else None
-        node = self._node("caltable", path, name, lambda: [self._ms(one.path, None) for one in inputs], old=BY_HAND)
+        node = self._node(
+            "caltable", path, name, lambda: [self._used_ms(path, one.path, None) for one in inputs], old=BY_HAND
+        )
         digest = row.sha256 if row is not None else node.digest
         return replace(node, digest=digest or used, digest_kind=WHOLE, used_digest=used)
 

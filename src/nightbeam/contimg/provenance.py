@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from nightbeam.catalog.model import CalTableRow, MosaicRow, Owner, ProvenanceInp
 from nightbeam.contimg.checksums import ENDS, WHOLE, ends_digest
 from nightbeam.contimg.site import Site
 from nightbeam.core.files import directory_bytes
+from nightbeam.rfi.files import read_report
 
 if TYPE_CHECKING:
     from nightbeam.mosaic.model import MosaicProduct
@@ -38,6 +40,8 @@ __all__ = [
 
 #: Whose versions decide what comes out.
 _DISTRIBUTIONS = ("astropy", "casatasks", "casatools", "h5py", "numba", "numpy", "python-casacore", "pyuvdata", "scipy")
+#: Databases keep times to less than this.
+_SAME_S = 0.01
 _run: ContextVar[str | None] = ContextVar("nightbeam_run", default=None)
 
 
@@ -87,10 +91,23 @@ def note_step(site: Site, group_id: str, step: str, *, owner: Owner, seconds: fl
 def note_ms(
     site: Site, group_id: str, ms: Path, inputs: Sequence[ProvenanceInput], *, owner: Owner, writer: str
 ) -> None:
-    """Write down of which subbands a Measurement Set was made; none where another program made it."""
+    """Write down of which subbands a Measurement Set was made; none where another program made it.
+
+    One that was found finished keeps who made it and when. By which program it was flagged the set itself says, also
+    where the settings name none any more.
+    """
+    origins, made_at = site.products().origins, _made_at(ms)
+    flagged = read_report(ms) if (ms / "FIELD").is_dir() else None
+    by = {flagged.engine: f"{flagged.version}, strategy {flagged.strategy}"} if flagged is not None else {}
+    known = origins.of(ms)
+    same = [(one.path, one.digest) for one in origins.inputs(ms)] == [(one.path, one.digest) for one in inputs]
+    if known is not None and same and known.made_at >= made_at - _SAME_S:
+        told = json.dumps({**json.loads(known.programs or "{}"), **by}, sort_keys=True)
+        origins.change(ms, digest=ends_digest(ms), size_bytes=directory_bytes(ms), programs=told)
+        return
     _put(
         site, ms, "ms", group_id, inputs, run=owner.name, digest=ends_digest(ms), digest_kind=ENDS,
-        size_bytes=directory_bytes(ms), programs={**programs(), "writer": writer},
+        size_bytes=directory_bytes(ms), programs={**programs(), "writer": writer, **by}, made_at=made_at,
     )  # fmt: skip
 
 
@@ -112,13 +129,28 @@ def note_tables(site: Site, ms: Path, tables: Iterable[CalTableRow], *, owner: O
 def note_image(
     site: Site, group_id: str, ms: Path, product: Any, tables: Iterable[CalTableRow], *, owner: Owner
 ) -> None:
-    """Write down of which Measurement Set, and with which tables, an image was made."""
+    """Write down of which Measurement Set, and with which tables, an image was made.
+
+    Its maker is who did the step `image`: whoever records it may be another, after the first was killed. One that was
+    found finished and is written down already stays as it is.
+    """
+    origins = site.products().origins
     inputs = [ProvenanceInput(str(ms), "ms"), *(ProvenanceInput(t.path, "caltable", digest=t.sha256) for t in tables)]
     path = Path(product.path)
+    digest = product.sha256.get(path.name)
+    known, told = origins.of(path), getattr(product, "made_at", None)
+    made_at = told.timestamp() if told is not None else _made_at(path)
+    same = known is not None and known.digest == digest and origins.inputs(path) == inputs
+    if known is not None and same and known.made_at >= made_at - _SAME_S:
+        return
     used = {**programs(), **dict(getattr(product, "versions", {}))}
+    maker = next((step for step in origins.steps(group_id) if step.step == "image"), None)
+    by: dict[str, Any] = {"run": owner.name, "made_at": made_at}
+    if maker is not None and maker.run and maker.finished_at >= made_at - 1.0:
+        by |= {"run": maker.run, "version": maker.version, "configuration": maker.configuration}
     _put(
-        site, path, "image", group_id, inputs, run=owner.name, digest=product.sha256.get(path.name), digest_kind=WHOLE,
-        size_bytes=_bytes(path), programs=used, files=_files(path, product.sha256),
+        site, path, "image", group_id, inputs, digest=digest, digest_kind=WHOLE,
+        size_bytes=_bytes(path), programs=used, files=_files(path, product.sha256), **by,
     )  # fmt: skip
 
 
@@ -133,14 +165,35 @@ def note_mosaic(site: Site, row: MosaicRow, product: MosaicProduct, *, run: str)
 
 
 def _put(
-    site: Site, path: Path, kind: str, subject: str, inputs: Sequence[ProvenanceInput], *, run: str, **values: Any
+    site: Site,
+    path: Path,
+    kind: str,
+    subject: str,
+    inputs: Sequence[ProvenanceInput],
+    *,
+    run: str,
+    made_at: float | None = None,
+    **values: Any,
 ) -> None:
     origins = site.products().origins
-    configuration = origins.put_configuration(configuration_of(site))
-    origins.put(
-        path, kind=kind, subject=subject, inputs=inputs, made_at=time.time(), run=_run.get() or run,
-        version=__version__, configuration=configuration, **values,
-    )  # fmt: skip
+    values.setdefault("version", __version__)
+    if "configuration" not in values:
+        values["configuration"] = origins.put_configuration(configuration_of(site))
+        run = _run.get() or run
+    made_at = time.time() if made_at is None else made_at
+    origins.put(path, kind=kind, subject=subject, inputs=inputs, made_at=made_at, run=run, **values)
+
+
+def _made_at(path: Path) -> float:
+    """Return when a Measurement Set or a file was written.
+
+    Of a set that is the time of its antennas: nothing that is done to it later touches them.
+    """
+    first = path / "ANTENNA" / "table.dat"
+    for place in (first, path / "table.dat", path):
+        if place.exists():
+            return min(time.time(), place.stat().st_mtime)
+    return time.time()
 
 
 def _files(path: Path, sums: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import hashlib
@@ -17,10 +18,12 @@ from nightbeam.core.errors import MissingError, StorageError
 __all__ = [
     "copy_tree",
     "directory_bytes",
+    "exchange_paths",
     "full_place",
     "new_directory",
     "no_space",
     "part_path",
+    "put_back",
     "remove",
     "remove_parts",
     "replace_path",
@@ -32,6 +35,10 @@ __all__ = [
     "write_bytes",
     "write_text",
 ]
+
+#: What was moved aside to be replaced, on a file system that cannot exchange two names (rename(2), linux/fs.h).
+_OLD = ".old"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: A Measurement Set has about two hundred files.
@@ -146,9 +153,17 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Give ``source`` the name ``target``, replacing a file or a whole directory of that name."""
+    """Give ``source`` the name ``target``, replacing a file or a whole directory of that name.
+
+    Where the file system can exchange two names, whoever looks sees the old one or the new one. Elsewhere a directory
+    is moved aside first: of one who is killed just then `put_back` finds it.
+    """
     if target.is_dir() and not target.is_symlink():
-        old = part_path(target)
+        if exchange_paths(source, target):
+            remove(source)
+            return
+        put_back(target)  # what one left who was killed as he removed the old one
+        old = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}{_OLD}")
         target.rename(old)
         try:
             source.rename(target)
@@ -182,6 +197,34 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def put_back(target: Path) -> bool:
+    """Undo the half of a `replace_path` that a kill has left; return whether something was put back.
+
+    Only for who is the only one that writes it.
+    """
+    put = False
+    for old in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_OLD}")):
+        if target.exists():
+            remove(old)
+        else:
+            old.rename(target)
+            put = True
+    return put
+
+
+def exchange_paths(one: Path, other: Path) -> bool:
+    """Give each of two things the name of the other at once; return False where the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def remove(path: Path) -> None:

@@ -493,7 +493,11 @@ class PlatformSettings(_Section):
     shares_pools: bool | None = Field(
         None,
         description="Whether others serve the pools too: a stop then ends this machine's runs alone. "
-        "None: where api_url is given.",
+        "None: where api_url is given, or other machines' workers are seen.",
+    )
+    watches: bool | None = Field(
+        None,
+        description="Whether this machine raises the alarms for runs and pools. None: where the server is its own.",
     )
     pools: dict[str, PositiveInt] = Field(
         default={"batch": 4, "casa": 2, "cxi-writer": 1, "example-service": 1, "scan-calibrator": 1},
@@ -508,6 +512,9 @@ class DoctorSettings(_Section):
         (), description="Directories at which something must be mounted, such as /data/incoming."
     )
     backlog_groups: int = Field(10, ge=1, description="Groups that wait before it is warned of: 10 are 50 minutes.")
+    ahead_groups: int = Field(
+        12, ge=1, description="For so many more groups there must be room, or it is warned of: 12 are an hour."
+    )
     ticket_hours: float = Field(12.0, ge=0, description="A Kerberos ticket must last this long, or it is warned of.")
     notify_block: str | None = Field(
         None,

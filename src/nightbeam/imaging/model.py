@@ -208,6 +208,7 @@ class ImageRequest:
     ``width`` channels are averaged, ``w_planes`` used for w-projection; the answer's images carry the name
     ``directory / "tile"``. ``fields`` are the numbers that the selection came to, ``frame`` is
     that of the phase ``centre`` (``ICRS`` or ``J2000``; degrees). An engine that can be told keeps to ``memory_gb``.
+    With ``rows_flagged`` some rows are flagged by FLAG_ROW alone, which not every engine looks at.
     """
 
     ms: Path
@@ -224,6 +225,7 @@ class ImageRequest:
     timeout_s: float
     threads: int
     memory_gb: float
+    rows_flagged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

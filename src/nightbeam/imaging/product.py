@@ -60,7 +60,7 @@ from nightbeam.imaging.model import (
     ImageRequest,
     product_path,
 )
-from nightbeam.imaging.remote import check_engine, imager_named
+from nightbeam.imaging.remote import check_data, check_engine, imager_named
 from nightbeam.imaging.visibilities import (
     Visibilities,
     drift_pointings,
@@ -95,6 +95,7 @@ def plan_image(ms: Path, stem: Path, *, options: ImageOptions | None = None) -> 
     options = options or ImageOptions()
     check_engine(options)
     vis = read_visibilities(ms, options)
+    check_data(options, vis)
     return _plan(ms, stem, options, vis)
 
 
@@ -288,6 +289,7 @@ def _make(
 ) -> ImageProduct:
     begin = time.monotonic()
     vis = read_visibilities(ms, options)
+    check_data(options, vis)
     plan = _plan(ms, stem, options, vis)
     require_space(scratch, _scratch_bytes(ms, plan), what=f"imaging {ms.name}")
     made = maker.make(
@@ -295,7 +297,7 @@ def _make(
             ms=ms, directory=scratch, options=options, datacolumn=plan.datacolumn, cell_arcsec=plan.cell_arcsec,
             width=plan.channels_averaged, w_planes=_w_planes(options, plan), fields=vis.fields, frame=vis.field.frame,
             centre=(vis.field.ra_deg, vis.field.dec_deg), log=log, timeout_s=timeout_s,
-            threads=threads, memory_gb=memory_gb,
+            threads=threads, memory_gb=memory_gb, rows_flagged=vis.rows_flagged,
         )
     )  # fmt: skip
     planes: dict[str, SkyImage] = {

@@ -13,9 +13,10 @@ from nightbeam.core.errors import UsageError
 from nightbeam.core.files import remove
 from nightbeam.imaging.averaging import CROSS, average_here, split_call
 from nightbeam.imaging.model import ENGINES, EngineImages, ImageKind, ImageOptions, Imager, ImageRequest, product_path
-from nightbeam.imaging.wsclean import WscleanImager, check_wsclean
+from nightbeam.imaging.visibilities import Visibilities
+from nightbeam.imaging.wsclean import WscleanImager, check_wsclean, check_wsclean_data
 
-__all__ = ["TcleanImager", "check_engine", "imager_named"]
+__all__ = ["TcleanImager", "check_data", "check_engine", "imager_named"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,18 @@ def check_engine(options: ImageOptions) -> None:
     """
     if options.engine == WscleanImager.name:
         check_wsclean(options)
+
+
+def check_data(options: ImageOptions, vis: Visibilities) -> None:
+    """Say before any work is done what of the data the engine of some options cannot image.
+
+    Raises
+    ------
+    InputError
+        If the fields selected have different centres, or Stokes I cannot be made of the correlations.
+    """
+    if options.engine == WscleanImager.name:
+        check_wsclean_data(vis)
 
 
 def _tclean_arguments(request: ImageRequest, averaged: Path | None, stem: Path) -> dict[str, Any]:

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Telescopes whose dishes stand still on the meridian while the sky drifts through.
 TRANSIT_TELESCOPES = frozenset({"OVRO_MMA", "DSA_110", "DSA-110", "DSA110"})
 
+#: Codes of correlations that a Stokes I can be made of (casacore's Stokes::StokesTypes), and their sisters.
+_HANDS = {1: "I", 5: "RR", 6: "RL", 7: "LR", 8: "LL", 9: "XX", 10: "XY", 11: "YX", 12: "YY"}
+
 _NUMBERS = re.compile(r"\s*\d+\s*(~\s*\d+\s*)?")
 
 
@@ -45,6 +48,10 @@ class Visibilities:
         Distinct times, middles of integrations.
     uv_wavelengths : (m, 2), float32
         One for each selected row with an unflagged visibility, at the middle of its window.
+    rows_flagged
+        Whether a selected row is flagged as a row (FLAG_ROW) while its FLAG does not say so.
+    hands
+        Correlations, such as ``("XX", "YY")``, those of all windows together.
     """
 
     summary: MsSummary
@@ -56,6 +63,8 @@ class Visibilities:
     flagged_fraction: float
     times_mjd: NDArray[np.float64]
     uv_wavelengths: NDArray[np.float32]
+    rows_flagged: bool
+    hands: tuple[str, ...]
 
     @property
     def freq_hz(self) -> float:
@@ -112,9 +121,12 @@ def read_visibilities(ms: Path, options: ImageOptions) -> Visibilities:
     chosen = [(freq, rows) for freq, rows in chosen if len(rows)]
     blocks = [rows for _, rows in chosen]
     longest, flagged, total, times, uv = 0.0, 0, 0, [np.zeros(0)], [np.zeros((0, 2), np.float32)]
+    rows_flagged = False
     with open_table(ms) as table:
         for freq, rows in chosen:
-            flag = _flags(table, rows)
+            flag, whole = _column(table, "FLAG", rows), _column(table, "FLAG_ROW", rows)
+            rows_flagged = rows_flagged or bool(np.any(whole & ~flag.all(axis=(1, 2))))
+            flag = flag | whole[:, None, None]
             flagged, total = flagged + int(np.count_nonzero(flag)), total + flag.size
             uvw = _column(table, "UVW", rows)[~flag.all(axis=(1, 2))]
             longest = max(longest, float(np.hypot(uvw[:, 0], uvw[:, 1]).max(initial=0.0)))
@@ -135,7 +147,15 @@ def read_visibilities(ms: Path, options: ImageOptions) -> Visibilities:
         flagged_fraction=flagged / total,
         times_mjd=np.unique(np.concatenate(times)) / 86400.0,
         uv_wavelengths=np.concatenate(uv),
+        rows_flagged=rows_flagged,
+        hands=_hands(ms),
     )
+
+
+def _hands(ms: Path) -> tuple[str, ...]:
+    with open_table(ms / "POLARIZATION") as table:
+        found = {int(code) for row in range(table.nrows()) for code in table.getcell("CORR_TYPE", row)}
+    return tuple(_HANDS.get(code, str(code)) for code in sorted(found))
 
 
 def _choose_column(

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ import numpy as np
 
 from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
+from nightbeam.casa.tables import open_table
 from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
-from nightbeam.core.errors import NightbeamError, StorageError, ToolError, UsageError
+from nightbeam.core.errors import InputError, NightbeamError, StorageError, ToolError, UsageError
 from nightbeam.core.files import remove, storage_errors
 from nightbeam.imaging.averaging import average_here, split_call
 from nightbeam.imaging.compute import fit_beam
 from nightbeam.imaging.files import open_image
 from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
+from nightbeam.imaging.visibilities import Visibilities
+from nightbeam.rfi.files import twin
 
-__all__ = ["WscleanImager", "check_wsclean", "wsclean_arguments"]
+__all__ = ["WscleanImager", "check_wsclean", "check_wsclean_data", "with_row_flags", "wsclean_arguments"]
 
 PROGRAM = "wsclean"
 #: Names of minor cycles that both engines know, and what makes WSClean do them. Its own is Hogbom's, with Clark's way
@@ -32,6 +36,9 @@ PROGRAM = "wsclean"
 _DECONVOLVERS: dict[str, tuple[str, ...]] = {"hogbom": (), "clark": (), "multiscale": ("-multiscale",)}
 #: How far a round of cleaning goes before the model is subtracted from the visibilities (the author's advice).
 _MAJOR_GAIN = 0.8
+#: Any of these sets of correlations makes a Stokes I.
+_STOKES_I = ({"I"}, {"XX", "YY"}, {"RR", "LL"})
+_BLOCK_ROWS = 32768
 _MEMORY = re.compile(r"bad_alloc|cannot allocate memory|was killed by signal 9")
 _MADE: tuple[ImageKind, ...] = ("image", "residual", "model")
 
@@ -63,12 +70,16 @@ class WscleanImager:
         begin = time.monotonic()
         selected = request.width > 1 or request.options.uvrange.strip() or request.options.spw.strip(" *")
         averaged, averaging = _average(request) if selected else (None, {})
-        argv = [PROGRAM, *wsclean_arguments(request, prefix, averaged)]
         with storage_errors(request.directory):
+            asked = request
+            if request.rows_flagged and not averaged:  # what is averaged has no row that is flagged as one alone
+                asked = replace(request, ms=with_row_flags(request.ms, request.directory / "flagged.ms"))
+            argv = [PROGRAM, *wsclean_arguments(asked, prefix, averaged)]
             (request.directory / "reordered").mkdir(exist_ok=True)
             _run(argv, request, timeout_s=max(1.0, request.timeout_s - (time.monotonic() - begin)))
-            if averaged:
-                remove(averaged)
+            for used in (averaged, asked.ms if asked is not request else None):
+                if used:
+                    remove(used)
             fits = {kind: _named(prefix, kind) for kind in _MADE}
             shutil.rmtree(request.directory / "reordered")
             parameters: dict[str, Any] = {"command": shlex.join(argv), **averaging}
@@ -116,6 +127,28 @@ def check_wsclean(options: ImageOptions) -> None:
         )
 
 
+def check_wsclean_data(vis: Visibilities) -> None:
+    """Refuse data that WSClean would image wrongly, or not at all.
+
+    Raises
+    ------
+    InputError
+        If the fields selected have different centres: it grids all as if they had that of the first. If a hand is
+        missing: it makes Stokes I of both parallel hands only.
+    """
+    fields = [field for field in vis.summary.fields if field.index in vis.fields]
+    if len({(round(field.ra_deg, 6), round(field.dec_deg, 6)) for field in fields}) > 1:
+        raise InputError(
+            f"WSClean images one centre, and the fields {', '.join(field.name for field in fields[:6])} have several",
+            fix="choose one field, or the engine tclean",
+        )
+    if not any(pair <= set(vis.hands) for pair in _STOKES_I):
+        raise InputError(
+            f"WSClean makes Stokes I of both parallel hands, and the data have {', '.join(vis.hands)} only",
+            fix="convert both hands",
+        )
+
+
 def wsclean_version() -> str:
     """Return the version that the program says it is, ``unknown`` if it says none."""
     try:
@@ -156,6 +189,21 @@ def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None
         *("-make-psf", *clean),
         str(averaged or request.ms.absolute()),
     ]
+
+
+def with_row_flags(ms: Path, target: Path) -> Path:
+    """Return a set that shares all with another but its flags, where FLAG also says what FLAG_ROW does.
+
+    WSClean never looks at FLAG_ROW. The other set is only read.
+    """
+    twin(ms, target)
+    with open_table(target, write=True) as table:
+        for first in range(0, int(table.nrows()), _BLOCK_ROWS):
+            count = min(_BLOCK_ROWS, int(table.nrows()) - first)
+            whole = table.getcol("FLAG_ROW", first, count)
+            if np.any(whole):
+                table.putcol("FLAG", table.getcol("FLAG", first, count) | whole[:, None, None], first, count)
+    return target
 
 
 def _average(request: ImageRequest) -> tuple[Path, dict[str, Any]]:

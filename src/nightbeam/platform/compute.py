@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nightbeam.core.errors import UsageError
 from nightbeam.core.settings import CONFIG_VARIABLE, PREFIX, SEED_VARIABLES, PlatformSettings
@@ -18,10 +19,12 @@ __all__ = [
     "client_environment",
     "gave_up",
     "monitor_program",
+    "notify_argv",
     "page_address",
     "prepare_argv",
     "server_programs",
     "shares_pools",
+    "strangers",
     "worker_name",
     "worker_programs",
 ]
@@ -130,8 +133,31 @@ def prepare_argv() -> list[str]:
 
 
 def shares_pools(platform: PlatformSettings) -> bool:
-    """Say whether other machines may serve the same pools."""
+    """Say whether other machines may serve the same pools, as far as the settings tell."""
     return bool(platform.api_url) if platform.shares_pools is None else platform.shares_pools
+
+
+def strangers(workers: Mapping[str, Sequence[Mapping[str, Any]]], host: str) -> list[str]:
+    """Return the workers that are online and of other machines.
+
+    Parameters
+    ----------
+    workers
+        Those of each pool, as the server tells of them.
+    host
+        This machine's name.
+    """
+    return sorted(
+        str(worker["name"])
+        for pool, seen in workers.items()
+        for worker in seen
+        if worker["status"] == "ONLINE" and worker["name"] != worker_name(pool, host)
+    )
+
+
+def notify_argv(block: str, text: str) -> list[str]:
+    """Return the command that has a block of the server tell people something."""
+    return [sys.executable, "-m", "deployments.notify", block, text]
 
 
 def _on_a_server(database_url: str | None) -> bool:

@@ -7,18 +7,17 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from nightbeam.casa.config import measures_directory
 from nightbeam.casa.tables import open_table
 from nightbeam.core.errors import NightbeamError
-from nightbeam.core.files import part_path
+from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime, utc_now
 from nightbeam.platform.findings import Finding, Health, guarded
 
-__all__ = ["Finding", "Health", "examine"]
+__all__ = ["Finding", "Health", "examine", "needed_programs"]
 
 #: package -> (lowest, first that does not work): the ranges outside which Prefect 3.8 breaks.
 RANGES = {"prefect": ((3, 8, 8), (3, 10)), "fastapi": ((0, 139), (0, 150)), "sqlalchemy": ((2, 0), (2, 1))}
@@ -29,21 +28,21 @@ PROGRAMS = {
     "aoflagger": "flagging of interference",
     "chromium": "tests of the web page",
 }
-#: One group staged in memory or on disk: 2.33 GB in, 5.1 GB of Measurement Set with all columns (DSA-110).
-GROUP_BYTES = 8e9
 
 
-def examine(*, state_dir: Path, directories: Sequence[Path], needed: Sequence[str] = ()) -> list[Finding]:
-    """Look at everything that nightbeam stands on.
+def needed_programs(settings: Settings) -> list[str]:
+    """Return the programs of the system without which some settings cannot be followed."""
+    c = settings.contimg
+    return [name for name in (c.image.engine, c.flag.engine) if name not in ("tclean", "none")]
+
+
+def examine(*, needed: Sequence[str] = ()) -> list[Finding]:
+    """Look at everything of this machine that nightbeam stands on, whatever the site.
 
     Parameters
     ----------
-    state_dir
-        Of the site; need not exist yet.
-    directories
-        Where data are read and written; need not exist yet.
     needed
-        Programs without which the settings cannot be followed.
+        Programs without which the settings cannot be followed; nobody is warned of others that are missing.
 
     Returns
     -------
@@ -53,14 +52,7 @@ def examine(*, state_dir: Path, directories: Sequence[Path], needed: Sequence[st
     findings = [_python(), *map(_package, PACKAGES), *map(_range, RANGES)]
     findings += guarded("measures tables", lambda: [_measures()])
     findings += [_tool(name, use, needed=name in needed) for name, use in PROGRAMS.items()]
-    findings += [_postgres()]
-    for path in dict.fromkeys([state_dir, *directories]):
-        findings += guarded(f"directory {path}", partial(_one, _writable, path), timeout_s=10.0)
-    return [*findings, _memory(), _shared_memory(), _open_files()]
-
-
-def _one(look: Callable[[Path], Finding], path: Path) -> list[Finding]:
-    return [look(path)]
+    return [*findings, _postgres(), _memory(), _shared_memory(), _open_files()]
 
 
 def _python() -> Finding:
@@ -115,34 +107,14 @@ def _tool(name: str, use: str, *, needed: bool = False) -> Finding:
         return Finding(
             name, Health.FAIL, f"not installed, and the settings ask for it ({use})", f"apt-get install {name}"
         )
-    return Finding(name, Health.WARN, f"not installed ({use})", f"apt-get install {name}")
+    return Finding(name, Health.OK, f"not installed, and nothing asks for it ({use})")
 
 
 def _postgres() -> Finding:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if found:
         return Finding("postgresql", Health.OK, str(found[-1]))
-    return Finding("postgresql", Health.WARN, "not installed (databases of many workers)", "apt-get install postgresql")
-
-
-def _writable(path: Path) -> Finding:
-    place = next(p for p in (path, *path.parents) if p.exists())
-    check = f"directory {path}"
-    probe = part_path(place / "doctor")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        return Finding(check, Health.FAIL, f"cannot write: {error.strerror}", f"chown or mount {place}")
-    return _room(check, shutil.disk_usage(place).free)
-
-
-def _room(check: str, free: float) -> Finding:
-    if free >= GROUP_BYTES:
-        return Finding(check, Health.OK, f"{free / 1e9:.1f} GB free")
-    return Finding(
-        check, Health.WARN, f"{free / 1e9:.1f} GB free, a full group needs {GROUP_BYTES / 1e9:.0f}", "free some space"
-    )
+    return Finding("postgresql", Health.OK, "not installed, and nothing asks for it (databases of many workers)")
 
 
 def _memory() -> Finding:

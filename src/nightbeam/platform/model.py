@@ -84,6 +84,11 @@ class Layout:
         return self.own / "paused.json"
 
     @property
+    def watched(self) -> Path:
+        """How far the supervisor's watchman has seen."""
+        return self.own / "watched.json"
+
+    @property
     def ray_token(self) -> Path:
         """What a client of the platform's own Ray cluster has to show."""
         return self.own / "ray.token"
@@ -126,7 +131,8 @@ class PartStatus:
 class Report:
     """What a supervisor says of itself in its status file.
 
-    ``ray`` is the address of its own Ray cluster, ``monitor`` that of its page; "" for none.
+    ``ray`` is the address of its own Ray cluster, ``monitor`` that of its page; "" for none. ``shares_pools`` says
+    that other machines serve its pools, for whoever has to stop what a dead supervisor left.
     """
 
     phase: Phase
@@ -138,6 +144,7 @@ class Report:
     parts: tuple[PartStatus, ...] = ()
     ray: str = ""
     monitor: str = ""
+    shares_pools: bool = False
 
 
 @dataclass(frozen=True)

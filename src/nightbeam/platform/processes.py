@@ -16,7 +16,7 @@ import psutil
 from nightbeam.core.errors import BusyError, InputError, ToolError
 from nightbeam.platform.model import Program
 
-__all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives", "stop_all", "tell_to_end"]
+__all__ = ["Process", "flow_processes", "free_port", "is_free", "process_lives", "runs_of", "stop_all", "tell_to_end"]
 
 #: Kernels give the time of birth to 10 ms; two readings of it agree to better than this.
 _SAME_BIRTH_S = 0.05
@@ -168,6 +168,15 @@ def flow_processes(prefect_home: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def runs_of(processes: Iterable[psutil.Process]) -> set[str]:
+    """Return the ids of the flow runs that some processes belong to."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return found - {""}
 
 
 def tell_to_end(processes: Iterable[psutil.Process]) -> int:

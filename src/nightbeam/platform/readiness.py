@@ -13,24 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightbeam.catalog.compute import candidates, serves_until
 from nightbeam.core.errors import BusyError, InputError, MissingError, NightbeamError
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z, mjd_from_datetime, utc_now
+from nightbeam.platform.doctor import examine, needed_programs
 from nightbeam.platform.findings import Finding, Health, guarded
 from nightbeam.platform.model import PartState, Phase, PlatformStatus, PoolStatus
+from nightbeam.platform.storage import directories_of, examine_storage, needs_of
 
-__all__ = ["CANARY_RECORD", "examine_site"]
+__all__ = ["CANARY_RECORD", "examine_site", "look_around"]
 
 #: Where the last canary left what it found, below the state directory.
 CANARY_RECORD = Path("canary") / "last.json"
 #: Of these a site's nights depend; that one has no active schedule is told.
 NEEDED = ("ingest-subbands", "housekeeping", "sweep-zombies", "nightly-mosaic", "clean-results", "flight-check")
-_LEAST_INODES = 10_000
 _LEAST_MEMORY = 2e9
+#: A canary takes a minute, and on a busy machine some.
+_LONGEST_CANARY_H = 0.5
 _DAY_S = 86400.0
 
 
-def examine_site(settings: Settings, *, now: float | None = None) -> list[Finding]:
+def look_around(settings: Settings, *, thorough: bool = True) -> list[Finding]:
+    """Look at the machine and at the site; see `doctor.examine` and `examine_site`."""
+    return [*examine(needed=needed_programs(settings)), *examine_site(settings, thorough=thorough)]
+
+
+def examine_site(settings: Settings, *, now: float | None = None, thorough: bool = True) -> list[Finding]:
     """Look at everything that a night at this site needs beside the machine itself.
 
     Parameters
@@ -39,6 +48,8 @@ def examine_site(settings: Settings, *, now: float | None = None) -> list[Findin
         Resolved settings.
     now
         Epoch seconds.
+    thorough
+        Whether the databases are read through for damage, which takes minutes where they are large.
 
     Returns
     -------
@@ -46,16 +57,15 @@ def examine_site(settings: Settings, *, now: float | None = None) -> list[Findin
         Never raises: what cannot be looked at is a finding.
     """
     now = time.time() if now is None else now
-    c = settings.contimg
-    places = dict.fromkeys(p for p in (settings.state_dir, c.input_dir, c.output_dir, c.scratch_dir) if p)
     findings: list[Finding] = []
     for mount in settings.doctor.expected_mounts:
         findings += guarded(f"mount {mount}", partial(_one, _mount, mount), timeout_s=10.0)
-    for place in places:
-        findings += guarded(f"inodes {place}", partial(_one, _inodes, place), timeout_s=10.0)
+    findings += _storage(settings)
     findings += guarded("free memory", _free_memory)
     findings += guarded("clock", lambda: [_clock()])
-    findings += guarded("databases", lambda: _databases(settings), timeout_s=120.0)
+    for name, url in _databases(settings):
+        look = partial(_database, name, url, thorough=thorough)
+        findings += guarded(f"database {name}", look, timeout_s=600.0 if thorough else 30.0)
     findings += guarded("queue", lambda: _queue(settings, now))
     findings += guarded("calibration", lambda: [_calibration(settings, now)])
     findings += guarded("kerberos ticket", lambda: [_ticket(settings)])
@@ -82,15 +92,26 @@ def _mount(path: Path) -> Finding:
     return Finding(check, Health.OK, "mounted")
 
 
-def _inodes(path: Path) -> Finding:
-    place = next(p for p in (path, *path.parents) if p.exists())
-    state = os.statvfs(place)
-    if state.f_files == 0:  # btrfs and others make them as they are needed
-        return Finding(f"inodes {path}", Health.OK, "as many as there is space for")
-    found = f"{state.f_favail} free of {state.f_files}"
-    if state.f_favail >= _LEAST_INODES:
-        return Finding(f"inodes {path}", Health.OK, found)
-    return Finding(f"inodes {path}", Health.WARN, found, "remove small files there")
+def _storage(settings: Settings) -> list[Finding]:
+    sizes: list[float] = []
+
+    def ask() -> list[Finding]:
+        sizes.extend(_group_bytes(settings))
+        return []
+
+    guarded("queue", ask)  # what is wrong with the queue is told where that is looked at
+    return examine_storage(directories_of(settings), needs_of(settings, max(list(sizes), default=None)))
+
+
+def _group_bytes(settings: Settings) -> list[float]:
+    """Return the bytes of the newest groups, each as if it were complete."""
+    queue = _site(settings).queue
+    found = []
+    for row in queue.groups(limit=5) if queue is not None else []:
+        sizes = [band.size_bytes for band in queue.subbands(row.group_id) if band.size_bytes]
+        if sizes:
+            found.append(float(max(sizes) * (row.expected_subbands or settings.contimg.ingest.expected_subbands)))
+    return found
 
 
 def _free_memory() -> list[Finding]:
@@ -123,7 +144,7 @@ def _clock() -> Finding:
 # -- databases, queue, calibration --------------------------------------------------------------------------------
 
 
-def _databases(settings: Settings) -> list[Finding]:
+def _databases(settings: Settings) -> list[tuple[Any, str]]:
     c = settings.contimg
     named: list[tuple[Any, str | None]] = [
         ("queue", c.queue_db),
@@ -131,26 +152,26 @@ def _databases(settings: Settings) -> list[Finding]:
         ("products", c.products_db),
         ("elog", settings.elog.database),
     ]
-    return [_database(name, url) for name, url in named if url]
+    return [(name, url) for name, url in named if url]
 
 
-def _database(name: Any, url: str) -> Finding:
+def _database(name: Any, url: str, *, thorough: bool) -> list[Finding]:
     from nightbeam.catalog.remote import Database
 
     check = f"database {name}"
     try:
         database = Database(url, name, create=False, migrate=False, busy_timeout_s=5.0)
-        said = database.quick_check()
+        said = database.quick_check() if thorough else "ok"
         revision = database.revision()
     except MissingError:
-        return Finding(check, Health.OK, "not made yet")
+        return [Finding(check, Health.OK, "not made yet")]
     except BusyError as error:
-        return Finding(check, Health.WARN, error.what, error.fix)
+        return [Finding(check, Health.WARN, error.what, error.fix)]
     except NightbeamError as error:
-        return Finding(check, Health.FAIL, error.what, error.fix)
+        return [Finding(check, Health.FAIL, error.what, error.fix)]
     if said != "ok":
-        return Finding(check, Health.FAIL, f"damaged: {said}", "stop the platform, take a copy, sqlite3 .recover")
-    return Finding(check, Health.OK, f"whole, schema {revision}")
+        return [Finding(check, Health.FAIL, f"damaged: {said}", "stop the platform, take a copy, sqlite3 .recover")]
+    return [Finding(check, Health.OK, f"{'whole' if thorough else 'opens'}, schema {revision}")]
 
 
 def _site(settings: Settings) -> Any:
@@ -184,29 +205,40 @@ def _queue(settings: Settings, now: float) -> list[Finding]:
     ]
     failed = [row for row in queue.groups(state="failed") if now - row.last_update < _DAY_S]
     if failed:
-        text = f"{len(failed)} in the last day; the newest is {failed[0].group_id}: {failed[0].error}"
-        findings.append(Finding("failed groups", Health.WARN, text, f"nightbeam groups show {failed[0].group_id}"))
+        last = max(failed, key=lambda row: row.last_update)
+        text = f"{len(failed)} in the last day; the last to fail was {last.group_id}: {last.error}"
+        findings.append(Finding("failed groups", Health.WARN, text, f"nightbeam groups show {last.group_id}"))
     return findings
 
 
 def _calibration(settings: Settings, now: float) -> Finding:
-    registry = _site(settings).registry
+    """Say for how long there are gains for the strip that is observed: that of the newest group."""
+    opened = _site(settings)
     check, fix = "calibration", "image a calibrator, or register a set: nightbeam registry"
-    if registry is None:
+    if opened.registry is None:
         return Finding(check, Health.OK, "there is no registry yet: the first calibrator makes it")
     mjd = mjd_from_datetime(utc_now()) + (now - time.time()) / SECONDS_PER_DAY
-    active = [line for line in registry.sets() if line.status == "active" and line.valid_end_mjd is not None]
+    active = candidates(opened.registry.tables())
     if not active:
         return Finding(check, Health.WARN, "the registry has no active set: groups wait until there is one", fix)
-    last = max(active, key=lambda line: line.valid_end_mjd or 0.0)
-    end = last.valid_end_mjd or 0.0
-    said = f"{last.set} ({last.calibrator or 'no calibrator named'}) is valid until {iso_z(datetime_from_mjd(end))}"
-    if end >= mjd:
-        return Finding(check, Health.OK, f"{said}, {(end - mjd) * 24:.1f} h from now")
-    late_h, borrow_h = (mjd - end) * 24.0, settings.contimg.calibrate.borrow_days * 24.0
-    if late_h <= borrow_h:
-        return Finding(check, Health.OK, f"{said}; it may be borrowed for {borrow_h - late_h:.1f} h more")
-    return Finding(check, Health.WARN, f"{said}, {late_h:.1f} h ago: groups wait until there is a newer one", fix)
+    newest = opened.queue.groups(limit=1) if opened.queue is not None else []
+    dec = newest[0].dec_deg if newest else None
+    dec = settings.contimg.calibrate.pointing_dec_deg if dec is None else dec
+    borrow = settings.contimg.calibrate.borrow_days
+    if dec is None:  # nothing has been observed: of the strip of the newest set
+        dec = max(active, key=lambda one: one.mid_mjd).dec_deg
+    ends = {one.set_name: serves_until(one, dec_deg=dec, borrow_days=borrow) for one in active}
+    strip = "" if dec is None else f" for the strip at Dec {dec:+.2f}"
+    best = opened.registry.find_set(mjd, dec_deg=dec, borrow_days=borrow)
+    last = max((name for name in ends if ends[name] is not None), key=lambda name: ends[name] or 0.0, default=None)
+    end = None if last is None else ends[last]
+    if best is None:
+        ended = "" if end is None else f"; {last} served until {iso_z(datetime_from_mjd(end))}"
+        faulty = "; its tables are gone or have changed" if end is not None and end >= mjd else ""
+        return Finding(check, Health.WARN, f"no set{strip} serves now: groups wait{ended}{faulty}", fix)
+    how = f"borrowed, {best.age_days * 24.0:.1f} h old" if best.borrowed else "valid"
+    left = "" if end is None else f"; {last} serves for {(end - mjd) * 24.0:.1f} h more"
+    return Finding(check, Health.OK, f"{best.set_name}{strip} is {how}{left}")
 
 
 # -- tickets, canary ----------------------------------------------------------------------------------------------
@@ -239,11 +271,14 @@ def _canary(settings: Settings, now: float) -> Finding:
     file = (settings.contimg.state_dir or settings.state_dir) / CANARY_RECORD
     try:
         said = json.loads(file.read_text())
+        flying = bool(said.get("flying", False))
         age_h, right, found = (now - float(said["ended_at"])) / 3600.0, bool(said["right"]), str(said["found"])
     except FileNotFoundError:
         return Finding("canary", Health.WARN, "none has been flown", "nightbeam canary")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is no record of a canary: {error}", fix="nightbeam canary") from error
+    if flying and age_h < _LONGEST_CANARY_H:
+        return Finding("canary", Health.OK, "is being flown just now")
     if not right:
         return Finding("canary", Health.FAIL, f"{found} ({age_h:.1f} h ago)", "nightbeam canary says more")
     if age_h > settings.doctor.canary_hours:
@@ -255,12 +290,12 @@ def _alarms(settings: Settings, now: float) -> Finding:
     from nightbeam.platform.alarms import read_alarms
 
     since = iso_z(datetime.fromtimestamp(now - _DAY_S, UTC))
-    new = [alarm for alarm in read_alarms(settings.state_dir) if alarm.at >= since]
+    places = dict.fromkeys(path for path in (settings.state_dir, settings.contimg.state_dir) if path)
+    new = [alarm for alarm in read_alarms(*places) if alarm.at >= since]
     if not new:
         return Finding("alarms", Health.OK, "none in the last day")
-    last = new[-1]
-    return Finding("alarms", Health.WARN, f"{len(new)} in the last day; the last: {last.at} {last.what} {last.subject}",
-                   f"read {settings.state_dir / 'alarms.jsonl'}")  # fmt: skip
+    text = f"{len(new)} in the last day; the last: {new[-1].sentence()}"
+    return Finding("alarms", Health.WARN, text, f"read alarms*.jsonl in {' and '.join(map(str, places))}")
 
 
 # -- the platform -------------------------------------------------------------------------------------------------

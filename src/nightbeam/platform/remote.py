@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import requests
@@ -85,6 +85,36 @@ class PrefectApi:
         """Return the flow runs, newest first, with these types or names of state, in these pools."""
         return self._list("/flow_runs/filter", _filter(types, names, pools) | {"sort": "START_TIME_DESC"} | more)
 
+    def flow_names(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the names of flows by their ids."""
+        found = self._list("/flows/filter", {"flows": {"name": {"any_": list(names)}}})
+        return {flow["id"]: flow["name"] for flow in found}
+
+    def runs_of(
+        self,
+        flows: Sequence[str],
+        *,
+        types: tuple[str, ...] = (),
+        names: tuple[str, ...] = (),
+        ended_after: str | None = None,
+        started_after: str | None = None,
+        started: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the runs of flows with these types or names of state, those that ended last first; times ISO 8601.
+
+        With ``started`` only those that have begun: of the others the server takes the time at which they are due.
+        """
+        body = _filter(types, names, ())
+        wanted: dict[str, Any] = body.setdefault("flow_runs", {})
+        if ended_after:
+            wanted["end_time"] = {"after_": ended_after}
+        if started_after:
+            wanted["start_time"] = {"after_": started_after}
+        found = self._list(
+            "/flow_runs/filter", body | {"flows": {"name": {"any_": list(flows)}}, "sort": "END_TIME_DESC"}
+        )
+        return [run for run in found if run.get("start_time")] if started else found
+
     def count_runs(
         self, *, types: tuple[str, ...] = (), names: tuple[str, ...] = (), pools: tuple[str, ...] = ()
     ) -> int:
@@ -99,6 +129,17 @@ class PrefectApi:
         """Ask for a flow run to be cancelled; it goes on until its process has drained."""
         state = {"type": "CANCELLING", "name": "Cancelling", "message": "asked by nightbeam"}
         self._call("POST", f"/flow_runs/{run_id}/set_state", {"state": state})
+
+    def set_state(self, run_id: str, kind: str, name: str, message: str) -> None:
+        """Put a flow run into a state, whatever the one that it is in."""
+        state = {"type": kind, "name": name, "message": message}
+        self._call("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": True})
+
+    def run_again(self, run: Mapping[str, Any]) -> None:
+        """Ask for another run of a run's deployment with the same parameters; twice for one run gives one."""
+        body = {"state": {"type": "SCHEDULED"}, "parameters": run["parameters"], "name": run["name"]}
+        key = f"after {run['id']}"
+        self._call("POST", f"/deployments/{run['deployment_id']}/create_flow_run", body | {"idempotency_key": key})
 
     def deployments(self) -> list[dict[str, Any]]:
         """Return all deployments."""

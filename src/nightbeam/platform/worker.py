@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import yaml
 
@@ -21,10 +22,19 @@ from nightbeam.core.log import set_up_logging
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import iso_z, utc_now
 from nightbeam.platform import compute, ray_head
-from nightbeam.platform.files import read_paused, read_report, write_flow_settings, write_paused, write_report
+from nightbeam.platform.alarms import alarm_file
+from nightbeam.platform.files import (
+    read_paused,
+    read_report,
+    trim_logs,
+    write_flow_settings,
+    write_paused,
+    write_report,
+)
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Program, Report
-from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, stop_all, tell_to_end
-from nightbeam.platform.remote import ACTIVE, PrefectApi
+from nightbeam.platform.processes import Process, flow_processes, free_port, is_free, runs_of, stop_all, tell_to_end
+from nightbeam.platform.remote import ACTIVE, FINAL, PrefectApi
+from nightbeam.platform.watchman import Watchman
 from nightbeam.stream.cluster import STOP_GRACE_S, address_of
 
 __all__ = ["Part", "Supervisor", "main"]
@@ -39,6 +49,11 @@ SERVER_SILENT_S = 90.0
 RUNS_END_S = 50.0
 APPLY_S = 300.0
 PREPARE_S = 300.0
+#: Between two looks of the watchman, and how long a block may take to tell somebody.
+LOOK_EVERY_S = 15.0
+NOTIFY_S = 60.0
+#: A longer log of ours begins anew; its end is kept beside it.
+MOST_LOG_BYTES, TRIM_EVERY_S = 50_000_000, 3600.0
 _CHECK_HEALTH_EVERY_S = 5.0
 _TICK_S = 0.5
 
@@ -166,6 +181,9 @@ class Supervisor:
         self._no_monitor: PartStatus | None = None
         self._silent_since: float | None = None
         self._next_health = 0.0
+        self._shares = compute.shares_pools(settings.platform)
+        self._over = threading.Event()
+        self._watch_thread: threading.Thread | None = None
 
     def run(self) -> None:
         """Start everything, watch it until asked to stop, stop everything.
@@ -216,6 +234,7 @@ class Supervisor:
         self._try_to_start_monitor(env, before)
         self._await_workers()
         self._start_ray(before)
+        self._post_watchman(env)
         if not self._stop.is_set():
             self._phase = Phase.RUNNING
             self._report()
@@ -416,6 +435,42 @@ class Supervisor:
 
     # ---------------------------------------------------------------- watch
 
+    def _post_watchman(self, env: dict[str, str]) -> None:
+        """Have alarms raised by a thread of ours: what they tell of may be the death of whatever else could."""
+        settings, layout = self._settings, self._layout
+        platform, block = settings.platform, settings.doctor.notify_block
+        watches = not platform.api_url if platform.watches is None else platform.watches
+
+        def notify(text: str) -> None:
+            argv = compute.notify_argv(block or "", text)
+            log, what = layout.log_of("notify"), "deployments.notify"
+            run_child(argv, log=log, timeout_s=NOTIFY_S, cwd=layout.state_dir, env=env, what=what)
+
+        watchman = Watchman(
+            self._api(),
+            file=alarm_file(layout.state_dir, settings.contimg.state_dir, socket.gethostname()),
+            memory=layout.watched,
+            machine=socket.gethostname(),
+            pools=platform.pools if watches else (),
+            runs=watches,
+            clock=time.time,
+            elapsed=time.monotonic,
+            notify=notify if block else None,
+        )
+        self._watch_thread = threading.Thread(target=self._keep_watch, args=(watchman,), name="watchman", daemon=True)
+        self._watch_thread.start()
+
+    def _keep_watch(self, watchman: Watchman) -> None:
+        next_trim = time.monotonic()
+        while not self._over.wait(LOOK_EVERY_S):
+            try:
+                watchman.look([part.status() for part in self._parts()])
+                if time.monotonic() >= next_trim:
+                    next_trim = time.monotonic() + TRIM_EVERY_S
+                    trim_logs(self._layout.logs, most_bytes=MOST_LOG_BYTES)
+            except Exception:  # whatever it is, the next look may be better, and without the thread there is none
+                logger.exception("the watchman stumbled")
+
     def _watch(self) -> None:
         while not self._stop.wait(_TICK_S):
             changed = False
@@ -484,6 +539,8 @@ class Supervisor:
         self._ray_port = ray_head.port_of(before)
         if before and not self._api_url:
             self._api_url = before.api_url
+        # Whoever stops it may not have the settings that it was started with.
+        self._shares = self._shares or bool(before and before.shares_pools)
 
     def stop_everything(self) -> None:
         """End the runs and wait for them, then workers, stragglers, Ray and server.
@@ -491,9 +548,10 @@ class Supervisor:
         Pools of our own are paused and their runs cancelled; of shared pools only this machine's runs are ended.
         """
         failed = bool(self._problem)
+        self._over.set()
         self._phase = Phase.STOPPING
         self._report()
-        if self._workers and compute.shares_pools(self._settings.platform):
+        if self._workers and (self._shares or self._sees_others()):
             self._leave_pools()
         elif self._workers:
             try:
@@ -518,21 +576,70 @@ class Supervisor:
         self._report()
         logger.info("down")
 
+    def _sees_others(self) -> bool:
+        """Say whether other machines serve our pools just now, where the settings leave it open."""
+        if self._settings.platform.shares_pools is not None:
+            return False
+        try:
+            workers = {pool: self._api().workers(pool) for pool in self._settings.platform.pools}
+        except NightbeamError as error:
+            logger.warning("whether others serve the pools cannot be asked: %s", error.what)
+            return False
+        others = compute.strangers(workers, socket.gethostname())
+        if others:
+            logger.info("the pools go on for %s", ", ".join(others))
+        return bool(others)
+
     def _leave_pools(self) -> None:
         """End this machine's runs and let the pools go on for the others.
 
         To cancel a run takes its worker, which would meanwhile take the next one. So the workers go first, and at
-        once: told to end, they would kill their runs. The runs are then told as a worker would tell them.
+        once: told to end, they would kill their runs. The runs are then told as a worker would tell them. That they
+        are being cancelled is said before: what ends by a signal that nobody announced has crashed, and that alarms.
         """
         for part in self._workers:
             if part.process is not None:
                 part.process.send(signal.SIGKILL)
+        runs = self._announced()
         told = tell_to_end(flow_processes(self._layout.prefect_home))
         if told:
             logger.info("%d runs are told to end", told)
         until = time.monotonic() + RUNS_END_S
         while flow_processes(self._layout.prefect_home) and time.monotonic() < until:
             time.sleep(_TICK_S)
+        for run in runs:
+            try:
+                self._hand_over(run)
+            except NightbeamError as error:
+                logger.error("run %s: %s", run["name"], error.what)
+
+    def _announced(self) -> list[dict[str, Any]]:
+        """Tell the server that this machine's runs are being cancelled; return them as they were."""
+        announced = []
+        here = runs_of(flow_processes(self._layout.prefect_home))
+        names = {compute.worker_name(pool, socket.gethostname()) for pool in self._settings.platform.pools}
+        try:
+            active = self._api().flow_runs(types=("PENDING", "RUNNING"))
+            # A run that a worker had just taken has no process yet, and will have none.
+            active = [run for run in active if run["id"] in here or (_is_pending(run) and _worker_of(run) in names)]
+            for run in active:
+                with suppress(MissingError):
+                    self._api().cancel(run["id"])
+                    announced.append(run)
+        except NightbeamError as error:
+            logger.error("the server cannot be told of the runs that end: %s", error.what)
+        return announced
+
+    def _hand_over(self, run: dict[str, Any]) -> None:
+        """Close a run that has ended here; a service begins again on another machine.
+
+        The groups of other runs are in the queue again, from which any machine takes them.
+        """
+        with suppress(MissingError):
+            if self._api().flow_run(run["id"])["state_type"] not in FINAL:
+                self._api().set_state(run["id"], "CANCELLED", "Cancelled", "its machine was stopped")
+            if "service" in run["tags"] and run["deployment_id"]:
+                self._api().run_again(run)
 
     def _pause_pools(self) -> None:
         ours = self._settings.platform.pools
@@ -578,6 +685,7 @@ class Supervisor:
             parts=(*(part.status() for part in self._parts()), *([self._no_monitor] if self._no_monitor else [])),
             ray=address_of(self._ray_port) if self._ray_port is not None else "",
             monitor=self._monitor_address(),
+            shares_pools=self._shares,
         )
         write_report(self._layout, report)
 
@@ -586,6 +694,14 @@ def _port_of(address: str) -> int | None:
     """Return the port of an address of ours; None for none."""
     last = address.rpartition(":")[2]
     return int(last) if last.isdigit() else None
+
+
+def _is_pending(run: dict[str, Any]) -> bool:
+    return bool(run["state_type"] == "PENDING")
+
+
+def _worker_of(run: dict[str, Any]) -> object:
+    return (run.get("labels") or {}).get("prefect.worker.name")
 
 
 def _online(workers: list[dict[str, object]]) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
 from nightbeam.core.errors import MissingError, RejectedError, StorageError, ToolError
-from nightbeam.core.files import part_path, remove, replace_path, scratch_directory, sha256, storage_errors
+from nightbeam.core.files import part_path, put_back, remove, replace_path, scratch_directory, sha256, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.rfi.files import hard_link, merge_flags, read_report, twin, write_report
 from nightbeam.rfi.model import FlagOptions, FlagReport
@@ -72,10 +72,14 @@ def flag_ms(
     options = options or FlagOptions()
     check_aoflagger(options)
     ms, work_dir = Path(ms).absolute(), Path(work_dir).absolute()
-    if not ms.is_dir():
+    if not ms.parent.is_dir():
         raise MissingError(f"no Measurement Set {ms}", fix="check the name, or convert the group first")
     # The lock is that of the conversion: who makes a set new must not do so under our hands.
     with storage_errors(ms), sole_owner(ms.with_name(f".{ms.name}.lock"), what=f"the flags of {ms}"):
+        if put_back(ms):
+            logger.warning("%s is put back: somebody was killed as it was replaced", ms.name)
+        if not ms.is_dir():
+            raise MissingError(f"no Measurement Set {ms}", fix="check the name, or convert the group first")
         wanted, found = _report(options), read_report(ms)
         if found is not None and found.same_way(wanted):
             logger.info("%s was flagged before", ms.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nightbeam import __version__
 from nightbeam.core.errors import InputError, NightbeamError, UsageError
-from nightbeam.core.files import copy_tree, part_path, remove, replace_path, require_space, storage_errors
+from nightbeam.core.files import copy_tree, part_path, put_back, remove, replace_path, require_space, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.ms.files import verify_ms
 from nightbeam.ms.model import MsExpectation, MsSummary
@@ -91,6 +91,8 @@ def convert_group(
     with storage_errors(ms):
         ms.parent.mkdir(parents=True, exist_ok=True)
     with sole_owner(ms.with_name(f".{ms.name}.lock"), what=f"the conversion to {ms}"):
+        if put_back(ms):
+            _log.warning("%s is put back: somebody was killed as it was replaced", ms.name)
         _remove_leftovers(ms, (scratch_dir, tmpfs_path if stage_to_tmpfs else None))
         record = _record(observation, track, strategy)
         expect = _expectation(observation, track, max_flagged_fraction)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nightbeam.contimg import Site, Tools
-from nightbeam.contimg.canary import canary_site, fly_canary, judge_canary
+from nightbeam.contimg.canary import CanaryReport, canary_site, fly_canary, judge_canary
 from nightbeam.core.errors import BusyError, InputError, ToolError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
@@ -74,6 +74,48 @@ def test_what_is_no_canary_is_not_removed(site: Site):
     with pytest.raises(InputError, match="holds something that is no canary"):
         fly_canary(site)
     assert precious.is_dir()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_one_that_dies_leaves_nothing_that_says_right(site: Site, monkeypatch: pytest.MonkeyPatch):
+    record = site.state_dir / "canary" / "last.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"right": True, "found": "1.000 of its flux", "ended_at": 1.0}))
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("nightbeam.contimg.canary._fly", dies)
+    with pytest.raises(Killed):
+        fly_canary(site)
+    assert (last(site)["right"], last(site)["flying"]) == (False, True)
+    assert last(site)["found"] == "it has begun and not ended"
+
+
+def test_a_removal_that_is_cut_short_is_in_nobodys_way(site: Site, monkeypatch: pytest.MonkeyPatch):
+    from nightbeam.contimg import canary
+
+    def fly(place: Site, *_: object) -> CanaryReport:
+        (place.state_dir / "a-large-file").touch()
+        return CanaryReport(True, "as it should be")
+
+    monkeypatch.setattr(canary, "_fly", fly)
+    assert fly_canary(site).right
+    top = site.state_dir / "canary" / "site"
+
+    def cut_short(path: Path) -> None:
+        (path / "made-by-nightbeam-canary").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "remove", cut_short)
+        with pytest.raises(Killed):
+            fly_canary(site)
+    assert fly_canary(site).right
+    assert [path.name for path in top.parent.iterdir() if path.is_dir()] == ["site"]
 
 
 def test_two_do_not_fly_at_once(site: Site):

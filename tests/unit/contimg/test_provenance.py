@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,7 @@ from nightbeam.contimg.provenance import (
 )
 from nightbeam.core.errors import BusyError, MissingError
 from nightbeam.core.settings import Settings
+from nightbeam.rfi import FlagReport
 
 G, CAL = "2025-10-02T01:02:03", "2025-10-02T00:40:00"
 ME = Owner("flow-run-1")
@@ -145,6 +148,68 @@ def test_what_housekeeping_put_aside_is_gone_to_somewhere(site: Site, tmp_path: 
     quarantine.become(aside, "held")
     tree = verify(site, trace(site, G))
     assert (tree.standing, tree.found) == (Standing.GONE, f"put aside to {aside}")
+
+
+def test_an_old_image_does_not_show_the_history_of_a_newer_set_of_its_path(site: Site):
+    image(site, G)
+    ms = site.ms_path(G)
+    written(site.input_dir / f"{G}_sb07.hdf5", "other data")
+    with InputSums([site.input_dir / f"{G}_sb07.hdf5"]) as sums:
+        written(ms / "table.dat", "another set")
+    os.utime(ms / "table.dat", (time.time() - 5, time.time() - 5))  # after the image, which is made old for that
+    site.products().origins.change(Path(trace(site, G).path), made_at=time.time() - 60)
+    note_ms(site, G, ms, sums.result(), owner=Owner("a later run"), writer="direct-subband")
+    below = trace(site, G).inputs[0]
+    assert (below.path, below.inputs, below.run) == (str(ms), (), None)
+    assert "made again since it was used here" in below.note
+    assert [Path(one.path).name for one in trace(site, str(ms)).inputs] == [f"{G}_sb07.hdf5"]
+
+
+def test_what_is_found_finished_keeps_its_maker_and_its_time(site: Site):
+    fits = image(site, G)
+    ms = site.ms_path(G)
+    before = {path: site.products().origins.of(path) for path in (fits, ms)}
+    product = SimpleNamespace(path=fits, sha256={fits.name: ABC}, versions={})
+    inputs = site.products().origins.inputs(ms)
+    tables = [table for table in site.registry().tables() if table.set_name == f"calset_{CAL}"]
+    note_ms(site, G, ms, inputs, owner=Owner("another run"), writer="direct-subband")
+    note_image(site, G, ms, product, tables, owner=Owner("another run"))
+    assert {path: site.products().origins.of(path) for path in (fits, ms)} == before
+
+
+def test_a_set_is_dated_by_when_it_was_written(site: Site):
+    ms = convert(site, G)
+    os.utime(ms / "table.dat", (1.7e9, 1.7e9))
+    site.products().origins.change(ms, made_at=1.6e9)  # of an earlier set
+    note_ms(site, G, ms, site.products().origins.inputs(ms), owner=ME, writer="direct-subband")
+    found = site.products().origins.of(ms)
+    assert found is not None
+    assert found.made_at == 1.7e9
+
+
+def test_the_maker_of_an_image_is_who_imaged_and_not_who_recorded(site: Site):
+    fits = written(site.image_stem(G).with_suffix(".fits"))
+    ms = convert(site, G)
+    note_step(site, G, "image", owner=Owner("the run that imaged"), seconds=1.0)
+    product = SimpleNamespace(path=fits, sha256={fits.name: ABC}, made_at=datetime.now(UTC) - timedelta(seconds=30))
+    with working_as("the run that recorded"):
+        note_image(site, G, ms, product, (), owner=Owner("the run that recorded"))
+    found = site.products().origins.of(fits)
+    assert found is not None
+    assert found.run == "the run that imaged"
+    assert found.made_at == pytest.approx(product.made_at.timestamp())
+    assert found.configuration
+
+
+def test_flags_are_said_though_the_settings_name_no_flagger_any_more(site: Site, monkeypatch: pytest.MonkeyPatch):
+    report = FlagReport(
+        engine="aoflagger", version="3.1", strategy="own.lua", strategy_sha256="x", before=0.1, after=0.2, seconds=1.0
+    )
+    monkeypatch.setattr("nightbeam.contimg.provenance.read_report", lambda ms: report)
+    assert site.flag.engine == "none"
+    (site.ms_path(G) / "FIELD").mkdir(parents=True)
+    convert(site, G)
+    assert trace(site, G).programs["aoflagger"] == "3.1, strategy own.lua"
 
 
 def mosaic_of(site: Site, fits: Path) -> Path:

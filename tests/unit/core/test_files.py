@@ -2,15 +2,19 @@ import errno
 import os
 import shutil
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from nightbeam.core.errors import MissingError, StorageError
 from nightbeam.core.files import (
     directory_bytes,
+    exchange_paths,
     full_place,
     new_directory,
     no_space,
+    put_back,
     remove,
     replace_path,
     require_space,
@@ -116,3 +120,68 @@ def test_the_file_system_that_is_full_is_named_with_what_it_lacks(tmp_path, monk
     told = full_place(tmp_path / "not" / "there" / "yet")
     assert told == (f"{said} {tmp_path}" if said else "")
     assert str(no_space(tmp_path / "x").what) == f"no space left for {tmp_path / 'x'}" + (f" ({told})" if told else "")
+
+
+def test_two_directories_change_names_at_once(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    assert exchange_paths(tmp_path / "a", tmp_path / "b")
+    assert [(tmp_path / name / "is").read_text() for name in "ab"] == ["b", "a"]
+    with pytest.raises(FileNotFoundError):
+        exchange_paths(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_directory_is_replaced_whether_or_not_names_can_be_exchanged(tmp_path, monkeypatch, can):
+    if not can:
+        monkeypatch.setattr("nightbeam.core.files.exchange_paths", lambda one, other: False)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    replace_path(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "is").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cwd"] == ["b"]
+    assert put_back(tmp_path / "b") is False
+
+
+def test_what_a_kill_left_of_an_older_replacement_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("nightbeam.core.files.exchange_paths", lambda one, other: False)
+    for name in ("a", "b", ".b.12.abcd.old"):
+        (tmp_path / name).mkdir()
+    replace_path(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cwd"] == ["b"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("can", [True, False])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_one_who_is_killed_at_any_step_of_replacing_leaves_the_old_or_the_new(tmp_path, monkeypatch, can, nth):
+    from nightbeam.core import files
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    done = []
+
+    def dies_after(step):
+        def stepped(*given):
+            result = step(*given)
+            done.append(step)
+            if len(done) == nth:
+                raise Killed
+            return result
+
+        return stepped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies_after(Path.rename))
+        patch.setattr(files, "exchange_paths", dies_after(exchange_paths if can else lambda one, other: False))
+        with suppress(Killed):
+            replace_path(tmp_path / "a", tmp_path / "b")
+    put_back(tmp_path / "b")
+    assert (tmp_path / "b" / "is").read_text() in ("a", "b")
+    assert not list(tmp_path.glob(".b.*"))

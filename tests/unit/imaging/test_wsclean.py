@@ -1,6 +1,7 @@
 """WSClean's words, names and failures; a script stands for the program, and says what WSClean 3.1 said."""
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from nightbeam.core.errors import StorageError, ToolError, UsageError
+from nightbeam.casa.tables import open_table
+from nightbeam.core.errors import InputError, StorageError, ToolError, UsageError
 from nightbeam.imaging import ImageOptions, image_ms, plan_image
 from nightbeam.imaging.model import ImageRequest
 from nightbeam.imaging.remote import check_engine, imager_named
-from nightbeam.imaging.wsclean import WscleanImager, wsclean_arguments
+from nightbeam.imaging.visibilities import fingerprint, read_visibilities
+from nightbeam.imaging.wsclean import WscleanImager, with_row_flags, wsclean_arguments
 
 OPTIONS = ImageOptions(engine="wsclean", imsize=100, cell_arcsec=3.0, niter=50)
 
@@ -172,3 +175,65 @@ def test_both_engines_are_known_by_name():
     assert [imager_named(name).name for name in ("tclean", "wsclean")] == ["tclean", "wsclean"]
     with pytest.raises(UsageError, match="tclean or wsclean"):
         ImageOptions(engine="miriad")
+
+
+# -- data that WSClean would take wrongly -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ms(tiny_ms, tmp_path):
+    return Path(shutil.copytree(tiny_ms, tmp_path / "copy.ms"))
+
+
+def wrong_by_a_thousand_and_flagged_by_row(ms):
+    with open_table(ms, write=True) as table:
+        data, bad = table.getcol("DATA"), (table.getcol("ANTENNA1") == 3) | (table.getcol("ANTENNA2") == 3)
+        data[bad] *= 1e3
+        table.putcol("DATA", data)
+        table.putcol("FLAG_ROW", bad)
+    return bad
+
+
+def test_a_row_that_is_flagged_as_a_row_is_flagged_in_what_wsclean_sees_and_the_set_stays_as_it_was(ms, tmp_path):
+    bad = wrong_by_a_thousand_and_flagged_by_row(ms)
+    before = fingerprint(ms)
+    with open_table(with_row_flags(ms, tmp_path / "seen.ms")) as table:
+        assert np.array_equal(table.getcol("FLAG").all(axis=(1, 2)), bad)
+    assert fingerprint(ms) == before
+    vis = read_visibilities(ms, OPTIONS)
+    assert vis.rows_flagged
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("uvrange", ["", ">0.001klambda"])
+def test_what_is_flagged_by_row_alone_is_not_in_the_image(ms, tmp_path, uvrange):
+    wrong_by_a_thousand_and_flagged_by_row(ms)
+    options = replace(OPTIONS, uvrange=uvrange, niter=0)
+    product = image_ms(ms, tmp_path / "x.img", options=options, work_dir=tmp_path / "scratch")
+    assert product.peak_jy == pytest.approx(1.0, rel=0.01)  # of the source at the centre
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_fields_of_different_centres_are_refused_before_any_work(ms, tmp_path, program):
+    program("exit 0")
+    with open_table(ms / "FIELD", write=True) as table:
+        table.addrows(1)
+        for name in table.colnames():
+            if table.iscelldefined(name, 0):
+                table.putcell(name, 1, table.getcell(name, 0))
+        table.putcell("PHASE_DIR", 1, table.getcell("PHASE_DIR", 0) + 0.01)
+        table.putcell("NAME", 1, "aside")
+    chosen = replace(OPTIONS, field="0,1")
+    with pytest.raises(InputError, match="one centre") as caught:
+        image_ms(ms, tmp_path / "x.img", options=chosen, work_dir=tmp_path / "scratch")
+    assert "tile, aside" in caught.value.what
+    plan_image(ms, tmp_path / "x.img", options=replace(chosen, engine="tclean"))
+    plan_image(ms, tmp_path / "x.img", options=replace(chosen, field="0"))
+
+
+def test_one_hand_is_refused_before_any_work(ms, tmp_path, program):
+    program("exit 0")
+    with open_table(ms / "POLARIZATION", write=True) as table:
+        table.putcell("CORR_TYPE", 0, np.array([9, 10], np.int32))  # XX and XY: no YY
+    with pytest.raises(InputError, match="have XX, XY only"):
+        plan_image(ms, tmp_path / "x.img", options=OPTIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nightbeam.platform import alarms
-from nightbeam.platform.alarms import read_alarms, record_alarm
+from nightbeam.platform.alarms import Alarm, alarm_file, read_alarms, record_alarms
 from nightbeam.platform.files import trim_logs
 
 
@@ -30,8 +30,22 @@ def test_alarms_are_read_back_and_the_oldest_of_very_many_go(tmp_path: Path, mon
     monkeypatch.setattr(alarms, "_KEPT", 2)
     assert read_alarms(tmp_path) == []
     for n in range(5):
-        record_alarm(tmp_path, f"event {n}", "a\nb")
+        record_alarms(tmp_path / "alarms.jsonl", [Alarm(f"2026-01-01T00:00:0{n}Z", f"event {n}", "a\nb")])
     assert [(a.what, a.subject) for a in read_alarms(tmp_path)] == [("event 3", "a\nb"), ("event 4", "a\nb")]
-    with (tmp_path / "alarms.jsonl").open("a") as file:
-        file.write('{"at": "2025')
-    assert len(read_alarms(tmp_path)) == 2
+
+
+def test_a_line_that_was_cut_short_does_not_swallow_the_next(tmp_path: Path):
+    file = tmp_path / "alarms.jsonl"
+    record_alarms(file, [Alarm("2026-01-01T00:00:00Z", "first", "")])
+    with file.open("a") as torn:
+        torn.write('{"at": "2025')
+    record_alarms(file, [Alarm("2026-01-01T00:00:01Z", "second", "")])
+    assert [alarm.what for alarm in read_alarms(tmp_path)] == ["first", "second"]
+
+
+def test_alarms_of_all_machines_are_read_in_the_order_in_which_they_happened(tmp_path: Path):
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    assert alarm_file(own, None, "a") == alarm_file(own, own, "a") == own / "alarms.jsonl"
+    for second, machine in ((3, "a"), (1, "b"), (2, "a")):
+        record_alarms(alarm_file(own, shared, machine), [Alarm(f"2026-01-01T00:00:0{second}Z", machine, "")])
+    assert [alarm.what for alarm in read_alarms(own, shared, shared, None)] == ["b", "a", "a"]

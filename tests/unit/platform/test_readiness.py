@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nightbeam.catalog import FileFact, GroupFact, Queue, Registry, SetSpec, TableSpec
+from nightbeam.catalog import FileFact, GroupFact, Owner, Queue, Registry, SetSpec, TableSpec
 from nightbeam.core.errors import AuthError, InputError
 from nightbeam.core.settings import Settings
 from nightbeam.core.times import mjd_from_datetime, utc_now
@@ -80,14 +81,6 @@ def test_a_mount_point_at_which_nothing_is_mounted_fails(settings: Settings, tmp
     assert of(findings, f"mount {tmp_path}/none").found == "no such directory"
 
 
-def test_few_inodes_are_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    from types import SimpleNamespace
-
-    monkeypatch.setattr(readiness.os, "statvfs", lambda path: SimpleNamespace(f_files=100_000, f_favail=12))
-    finding = of(examine_site(settings), f"inodes {settings.state_dir}")
-    assert (finding.health, finding.found) == (Health.WARN, "12 free of 100000")
-
-
 def test_a_damaged_database_is_told_from_a_whole_one(settings: Settings):
     Queue(settings.contimg.queue_db or "")
     Registry(settings.contimg.registry_db or "")
@@ -107,6 +100,35 @@ def test_a_damaged_database_is_told_from_a_whole_one(settings: Settings):
     assert of(findings, "database registry").health is Health.OK
 
 
+def test_the_long_look_at_databases_is_made_only_where_it_is_asked_for_and_each_has_its_own_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def slow(self: Any) -> str:
+        asked.append(self.name)
+        raise TimeoutError if self.name == "queue" else AssertionError
+
+    Queue(settings.contimg.queue_db or "")
+    Registry(settings.contimg.registry_db or "")
+    monkeypatch.setattr("nightbeam.catalog.remote.Database.quick_check", slow)
+    short = examine_site(settings, thorough=False)
+    assert of(short, "database queue").found.startswith("opens, schema ")
+    assert asked == []
+    whole = examine_site(settings)
+    assert asked == ["queue", "registry"], "one that does not answer does not keep the next from being asked"
+    assert of(whole, "database queue").health is Health.FAIL
+
+
+def test_a_disk_without_room_for_a_group_of_the_size_of_the_last_fails(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    queue = Queue(settings.contimg.queue_db or "")
+    group = GroupFact("2025-10-02T00:00:00", 60950.0)
+    queue.record(group, [FileFact(0, Path("/in/a_sb00.hdf5"), size_bytes=10**15)], expected_subbands=16)
+    assert of(examine_site(settings), f"directory {settings.state_dir}").health is Health.FAIL
+
+
 # -- queue and calibration ----------------------------------------------------------------------------------------
 
 
@@ -121,29 +143,80 @@ def test_a_backlog_and_failed_groups_are_warned_of(settings: Settings):
     assert of(examine_site(settings), "queue").health is Health.OK
 
 
-def put_set(settings: Settings, tmp_path: Path, hours_left: float) -> None:
+def test_of_the_groups_that_failed_the_last_to_fail_is_named(settings: Settings):
+    queue = Queue(settings.contimg.queue_db or "")
+    now = time.time()
+    for hour, failed_ago in ((0, 500.0), (1, 100.0), (2, 300.0)):
+        group = GroupFact(f"2025-10-02T0{hour}:00:00", 60950.0 + hour / 24)
+        queue.record(group, [FileFact(0, Path(f"/in/{hour}_sb00.hdf5"))], expected_subbands=1)
+        owner = Owner("a run", "here", 1)
+        queue.claim(group.group_id, owner, now=now - failed_ago)
+        queue.fail(group.group_id, owner, f"reason {hour}", final=True, now=now - failed_ago)
+    found = of(examine_site(settings), "failed groups").found
+    assert found == "3 in the last day; the last to fail was 2025-10-02T01:00:00: reason 1"
+
+
+def put_set(
+    settings: Settings, tmp_path: Path, hours_left: float, *, dec_deg: float | None = 54.5, hours: float = 4.0
+) -> Path:
     table = tmp_path / "a_bpcal"
     table.mkdir()
+    (table / "table.dat").write_text("solutions")
     end = mjd_from_datetime(utc_now()) + hours_left / 24
-    spec = SetSpec("calset_a", (TableSpec(table, "BP", 30),), end - 1 / 24, end, calibrator="3C48")
+    tables = (TableSpec(table, "BP", 30),)
+    spec = SetSpec("calset_a", tables, end - hours / 24, end, calibrator="3C48", dec_deg=dec_deg)
     Registry(settings.contimg.registry_db or "", check=lambda path: None).register_set(spec)
+    return table
 
 
+def observe(settings: Settings, dec_deg: float) -> None:
+    group = GroupFact("2025-10-02T00:00:00", 60950.0, dec_deg=dec_deg)
+    queue = Queue(settings.contimg.queue_db or "")
+    queue.record(group, [FileFact(0, Path("/in/a_sb00.hdf5"))], expected_subbands=1)
+
+
+@pytest.fixture
+def any_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nightbeam.catalog.registry.check_table", lambda path: None)
+
+
+@pytest.mark.usefixtures("any_table")
 @pytest.mark.parametrize(
     ("hours_left", "health", "said"),
     [
-        (2.0, Health.OK, "h from now"),
-        (-3.0, Health.OK, "may be borrowed for 9.0 h more"),
-        (-13.0, Health.WARN, "13.0 h ago: groups wait"),
+        (2.0, Health.OK, "is valid; calset_a serves for 12.0 h more"),  # half a day from its middle, which is now
+        (-3.0, Health.OK, "is borrowed, 5.0 h old; calset_a serves for 7.0 h more"),
+        (-11.0, Health.WARN, "no set for the strip at Dec +54.50 serves now"),  # its end is younger than half a day
     ],
 )
 def test_the_newest_set_is_valid_or_may_be_borrowed_or_groups_wait(
     settings: Settings, tmp_path: Path, hours_left: float, health: Health, said: str
 ):
     put_set(settings, tmp_path, hours_left)
+    observe(settings, 54.5)
     finding = of(examine_site(settings), "calibration")
     assert finding.health is health
     assert said in finding.found
+
+
+@pytest.mark.usefixtures("any_table")
+@pytest.mark.parametrize("hours_left", [2.0, -3.0])
+def test_gains_of_another_strip_are_none(settings: Settings, tmp_path: Path, hours_left: float):
+    put_set(settings, tmp_path, hours_left)
+    observe(settings, 16.1)
+    finding = of(examine_site(settings), "calibration")
+    assert (finding.health, finding.found) == (
+        Health.WARN, "no set for the strip at Dec +16.10 serves now: groups wait",
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("any_table")
+def test_gains_whose_tables_have_changed_are_none(settings: Settings, tmp_path: Path):
+    table = put_set(settings, tmp_path, 2.0)
+    (table / "table.dat").write_text("others")
+    finding = of(examine_site(settings), "calibration")
+    assert finding.health is Health.WARN
+    assert "its tables are gone or have changed" in finding.found
 
 
 # -- tickets, canary ----------------------------------------------------------------------------------------------
@@ -183,6 +256,15 @@ def test_a_canary_must_have_been_right_lately(settings: Settings, age_h: float, 
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"ended_at": now - age_h * 3600, "right": right, "found": "as said"}))
     assert of(examine_site(settings, now=now), "canary").health is health
+
+
+@pytest.mark.parametrize(("age_h", "health"), [(0.1, Health.OK), (1.0, Health.FAIL)])
+def test_a_canary_that_never_ended_fails_and_one_that_flies_does_not(settings: Settings, age_h: float, health: Health):
+    file = settings.state_dir / readiness.CANARY_RECORD
+    file.parent.mkdir(parents=True)
+    told = {"ended_at": 1.8e9 - age_h * 3600, "right": False, "found": "it has begun and not ended", "flying": True}
+    file.write_text(json.dumps(told))
+    assert of(examine_site(settings, now=1.8e9), "canary").health is health
 
 
 def test_the_canary_of_several_machines_lies_where_they_all_see_it(settings: Settings, tmp_path: Path):

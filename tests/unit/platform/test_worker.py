@@ -26,7 +26,8 @@ from nightbeam.platform.files import (
     write_report,
 )
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PlatformStatus, Program, Report
-from nightbeam.platform.worker import Part
+from nightbeam.platform.serial import applying
+from nightbeam.platform.worker import Part, Supervisor
 
 
 @pytest.fixture
@@ -348,3 +349,97 @@ def test_a_pool_without_room_for_a_run_is_refused():
     with pytest.raises(ConfigError, match="pools"):
         load_settings(config=Path(os.devnull), overrides={"platform.pools": {"casa": 0}}, environ={})
     assert Settings().platform.pools["casa"] == 2  # one group is converted while another is imaged
+
+
+# -- pools that others serve, too ---------------------------------------------------------------------------------
+
+
+def _stopped(supervisor, monkeypatch):
+    """Return which way a supervisor stops, without ending anything."""
+    ways = []
+    monkeypatch.setattr(supervisor, "_leave_pools", lambda: ways.append("leaves the pools"))
+    monkeypatch.setattr(supervisor, "_pause_pools", lambda: ways.append("pauses the pools"))
+    monkeypatch.setattr(supervisor, "_drain", lambda: None)
+    supervisor.stop_everything()
+    return ways
+
+
+@pytest.mark.parametrize(("shares", "way"), [(True, "leaves the pools"), (False, "pauses the pools")])
+def test_who_stops_what_a_dead_supervisor_left_knows_from_its_report_that_pools_are_shared(
+    layout, monkeypatch, shares, way
+):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        born = psutil.Process(child.pid).create_time()
+        part = PartStatus("worker-casa", PartState.RUNNING, child.pid, born)
+        write_report(layout, Report(Phase.RUNNING, 1, "http://127.0.0.1:9/api", parts=(part,), shares_pools=shares))
+        supervisor = Supervisor(Settings.model_validate({"state_dir": layout.state_dir}))
+        supervisor.adopt_leftovers()
+        monkeypatch.setattr(supervisor, "_sees_others", lambda: False)
+        assert _stopped(supervisor, monkeypatch) == [way]
+        found = read_report(layout)
+        assert found is not None
+        assert found.shares_pools is shares
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_workers_of_other_machines_are_seen_and_those_that_are_gone_or_ours_are_not():
+    def worker(name, status="ONLINE"):
+        return {"name": name, "status": status}
+
+    assert compute.strangers({"casa": [worker("casa-here"), worker("casa-gone", "OFFLINE")], "batch": []}, "here") == []
+    there = {"casa": [worker("casa-here"), worker("casa-there")], "batch": [worker("batch-there")]}
+    assert compute.strangers(there, "here") == ["batch-there", "casa-there"]
+
+
+@pytest.mark.parametrize(("told", "others", "found"), [(None, True, True), (None, False, False), (False, True, False)])
+def test_a_server_machine_learns_from_the_workers_that_its_pools_are_shared(layout, monkeypatch, told, others, found):
+    settings = Settings.model_validate({"state_dir": layout.state_dir, "platform": {"shares_pools": told}})
+    workers = [{"name": "casa-another" if others else "none", "status": "ONLINE" if others else "OFFLINE"}]
+    monkeypatch.setattr("nightbeam.platform.remote.PrefectApi.workers", lambda self, pool: workers)
+    assert Supervisor(settings)._sees_others() is found
+
+
+def test_only_one_machine_at_a_time_applies(layout):
+    settings = Settings.model_validate({"state_dir": layout.state_dir}).resolved()
+    with applying(settings), pytest.raises(BusyError, match="deployments"), applying(settings, wait_s=0.1):
+        pytest.fail("two at once")
+    with applying(settings, wait_s=0.1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("platform", "runs", "pools"),
+    [
+        ({}, True, ("casa",)),
+        ({"api_url": "http://127.0.0.1:9/api"}, False, ()),
+        ({"api_url": "http://127.0.0.1:9/api", "watches": True}, True, ("casa",)),
+        ({"watches": False}, False, ()),
+    ],
+)
+def test_one_machine_for_each_server_watches_runs_and_pools(layout, monkeypatch, platform, runs, pools):
+    posted = {}
+    looked = threading.Event()
+
+    class Posted:
+        def __init__(self, _server, **told):
+            posted.update(told)
+
+        def look(self, _parts):
+            looked.set()
+            return []
+
+    monkeypatch.setattr("nightbeam.platform.worker.Watchman", Posted)
+    monkeypatch.setattr("nightbeam.platform.worker.LOOK_EVERY_S", 0.01)
+    told = {"state_dir": layout.state_dir, "platform": {"pools": {"casa": 1}, **platform}}
+    supervisor = Supervisor(Settings.model_validate(told).resolved())
+    supervisor._post_watchman({})
+    assert looked.wait(20.0)
+    supervisor.stop_everything()
+    assert supervisor._watch_thread is not None
+    supervisor._watch_thread.join(20.0)
+    assert not supervisor._watch_thread.is_alive()
+    assert (posted["runs"], tuple(posted["pools"])) == (runs, pools)
+    assert posted["file"] == layout.state_dir / "alarms.jsonl"

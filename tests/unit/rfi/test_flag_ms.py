@@ -143,6 +143,27 @@ def test_what_a_killed_run_left_beside_the_set_is_removed(ms, flag, program, tmp
     assert flags(ms)[:, 2].all()
 
 
+def test_a_set_that_is_found_moved_aside_is_put_back_and_flagged(ms, flag, program):
+    program(python=FLAGS_CHANNEL_2)
+    ms.rename(ms.with_name(f".own.ms.{os.getpid()}.abcd.old"))  # killed between two renames, on a network file system
+    assert flag().after == 24 / 80
+    assert not list(ms.parent.glob(".own.ms.*.old"))
+
+
+def test_the_set_is_there_at_every_moment(ms, flag, program, monkeypatch):
+    program(python=FLAGS_CHANNEL_2)
+    real, seen = Path.rename, []
+
+    def watched(self, target):
+        result = real(self, target)
+        seen.append(ms.is_dir())
+        return result
+
+    monkeypatch.setattr(Path, "rename", watched)
+    flag()
+    assert all(seen)
+
+
 def test_too_much_flagged_is_turned_down_and_the_set_is_as_it_was(ms, flag, program):
     program(python=FLAGS_CHANNEL_2)
     with pytest.raises(RejectedError, match=r"30\.0 % are flagged \(6\.2 % before"):
