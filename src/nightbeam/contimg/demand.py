@@ -23,8 +23,8 @@ _COPIES_OF_SET = 2.0
 _SCRATCH_PIXEL, _OUTPUT_PIXEL = 160, 44
 #: Bytes a pixel that the engines take, and ours take after them.
 _PIXEL_TCLEAN, _PIXEL_WSCLEAN, _PIXEL_OURS = 110, 60, 80
-#: Figures, logs, rows.
-_SMALL = 20 * _MB
+#: Logs and rows of a step; figures of a group.
+_SMALL, _FIGURES = 2 * _MB, 10 * _MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def step_demand(step: str, sizes: Sizes, *, output: Path, scratch: Path, state: 
     if step == "image":
         return image_demand(sizes, output=output, scratch=scratch, state=state)
     if step == "qa":
-        return Demand(int(0.5 * _GB + 0.1 * data + 24 * sizes.imsize**2), small)
+        return Demand(int(0.5 * _GB + 0.1 * data + 24 * sizes.imsize**2), {state: _FIGURES})
     return Demand(int(0.45 * _GB), small)
 
 
