@@ -78,7 +78,9 @@ def record_files(
     if found is None or (open_still and not _is_certain(found, row)):
         found = _majority([*there, *behind, *offered])
     assert found is not None
-    certain = not open_still or _is_certain(found, row)
+    # What comes to a group that was given up is judged as it would have been at its end.
+    over = row["state"] == State.FAILED.value and not found.tied
+    certain = not open_still or over or _is_certain(found, row)
     result: dict[Path, Recorded] = {}
     if certain and open_still:
         result = _evict(connection, row["group_id"], there, behind, found.kind, now)

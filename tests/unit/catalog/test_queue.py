@@ -177,6 +177,16 @@ def test_a_group_that_somebody_has_begun_with_stays_what_it_is(queue: Queue):
     assert len(queue.subbands(G)) == 3
 
 
+def test_a_late_file_of_a_group_that_was_given_up_is_judged_as_at_its_end(queue: Queue):
+    show(queue, G, [of(sb) for sb in range(3)])
+    assert queue.expire(queue.group(G))
+    found = show(queue, G, [of(3, dec_deg=33.3), of(4)])
+    assert found == {Path("/in/sb03.hdf5"): Recorded.ODD, Path("/in/sb04.hdf5"): Recorded.LATE}
+    later = show(queue, G, [of(sb, "other", dec_deg=33.3) for sb in range(5, 16)])
+    assert set(later.values()) == {Recorded.ODD, Recorded.FREED, Recorded.LATE}
+    assert [s.subband_idx for s in queue.subbands(G)] == list(range(5, 16))
+
+
 def test_files_that_an_older_nightbeam_recorded_are_of_the_kind_of_their_group(queue: Queue):
     fill(queue, n=9)
     with queue.database.write() as connection:

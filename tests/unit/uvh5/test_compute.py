@@ -184,3 +184,11 @@ def test_rows_are_conjugated_or_exchanged_never_both():
 
 def test_header_paths_are_kept(headers, group_files):
     assert {Path(h.path) for h in headers} == set(group_files)
+
+
+def test_all_files_of_an_observation_have_one_layout_which_names_its_stations(headers):
+    assert len({h.layout for h in headers}) == 1
+    odd = dataclasses.replace(headers[0], ant_numbers=(11, 0, 2, 1))
+    assert "4 antennas (1-3 12)," in odd.layout
+    shorter = dataclasses.replace(headers[0], times_jd=headers[0].times_jd[:-1])
+    assert shorter.layout != headers[0].layout
