@@ -303,16 +303,23 @@ class Supervisor:
                 )
 
     def _apply(self, env: dict[str, str]) -> None:
-        if self._stop.is_set():
-            return
-        run_child(
-            compute.apply_argv(schedules=self._schedules),
-            log=self._layout.log_of("apply"),
-            timeout_s=APPLY_S,
-            cwd=self._layout.state_dir,
-            env=env,
-            what="deployments.apply",
-        )
+        """Bring the server to what prefect.yaml says; again where it died meanwhile, which is not what was told it."""
+        while not self._stop.is_set():
+            try:
+                run_child(
+                    compute.apply_argv(schedules=self._schedules),
+                    log=self._layout.log_of("apply"),
+                    timeout_s=APPLY_S,
+                    cwd=self._layout.state_dir,
+                    env=env,
+                    what="deployments.apply",
+                )
+                return
+            except ToolError:
+                if self._server is None or not self._server.mend():
+                    raise
+            self._report()
+            self._await_health()
 
     def _resume_pools(self) -> None:
         for pool in read_paused(self._layout):

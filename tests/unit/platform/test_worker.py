@@ -26,7 +26,7 @@ from nightbeam.platform.files import (
     write_report,
 )
 from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, PlatformStatus, Program, Report
-from nightbeam.platform.worker import Part
+from nightbeam.platform.worker import Part, Supervisor
 
 
 @pytest.fixture
@@ -348,3 +348,33 @@ def test_a_pool_without_room_for_a_run_is_refused():
     with pytest.raises(ConfigError, match="pools"):
         load_settings(config=Path(os.devnull), overrides={"platform.pools": {"casa": 0}}, environ={})
     assert Settings().platform.pools["casa"] == 1
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_what_a_server_was_told_when_it_died_it_is_told_again_and_nothing_else_is(tmp_path, layout, monkeypatch, dies):
+    told = {"state_dir": layout.state_dir}
+    supervisor = Supervisor(load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved())
+    server = Part(Program("server", ("sleep", "60"), dict(os.environ), tmp_path / "server.log"), cwd_of=layout)
+    server.start()
+    applied = []
+
+    def run_child(argv, **_):
+        applied.append(argv)
+        if len(applied) > 1:
+            return
+        if dies:
+            server.process.stop(grace_s=0.0)
+        raise ToolError("deployments.apply ended with exit code 70")
+
+    monkeypatch.setattr("nightbeam.platform.worker.run_child", run_child)
+    monkeypatch.setattr(supervisor, "_server", server)
+    monkeypatch.setattr(supervisor, "_await_health", lambda: None)
+    try:
+        if dies:
+            supervisor._apply({})
+        else:
+            with pytest.raises(ToolError):
+                supervisor._apply({})
+        assert len(applied) == (2 if dies else 1)
+    finally:
+        server.stop(grace_s=0.0)
