@@ -166,6 +166,7 @@ class Supervisor:
         self._no_monitor: PartStatus | None = None
         self._silent_since: float | None = None
         self._next_health = 0.0
+        self._inherited: tuple[PartStatus, ...] = ()
 
     def run(self) -> None:
         """Start everything, watch it until asked to stop, stop everything.
@@ -198,6 +199,7 @@ class Supervisor:
     def _start(self) -> None:
         platform = self._settings.platform
         before = read_report(self._layout)
+        self._inherited = before.parts if before else ()
         self._layout.results.mkdir(parents=True, exist_ok=True)
         self._settle_ray(before)
         write_flow_settings(self._layout.config, self._settings)
@@ -217,6 +219,7 @@ class Supervisor:
         self._await_workers()
         self._start_ray(before)
         if not self._stop.is_set():
+            self._end_inherited()
             self._phase = Phase.RUNNING
             self._report()
             logger.info("up at %s", self._api_url)
@@ -472,12 +475,24 @@ class Supervisor:
     def adopt_leftovers(self) -> None:
         """Take over what a dead supervisor left running, to be stopped."""
         before = read_report(self._layout)
-        for known in before.parts if before else ():
-            process = Process.find(known.pid, known.created)
-            if process is None:
-                continue
+        self._inherited = before.parts if before else ()
+        self._take_over_inherited()
+        self._ray_port = ray_head.port_of(before)
+        if before and not self._api_url:
+            self._api_url = before.api_url
+
+    def _left_over(self) -> list[PartStatus]:
+        """Return the living parts of an earlier supervisor that are not ours yet.
+
+        Until then they stay in our report: whoever comes after us, should we die before, would know of no others.
+        """
+        ours = {part.program.name for part in self._parts()}
+        return [known for known in self._inherited if known.name not in ours and Process.find(known.pid, known.created)]
+
+    def _take_over_inherited(self) -> None:
+        for known in self._left_over():
             part = Part(Program(known.name, (), {}, self._layout.log_of(known.name)), cwd_of=self._layout)
-            part.process = process
+            part.process = Process.find(known.pid, known.created)
             if known.name == "server":
                 self._server = part
             elif known.name == compute.SERVICES:
@@ -488,9 +503,14 @@ class Supervisor:
                 self._monitor = part
             else:
                 self._workers.append(part)
-        self._ray_port = ray_head.port_of(before)
-        if before and not self._api_url:
-            self._api_url = before.api_url
+
+    def _end_inherited(self) -> None:
+        """End what an earlier supervisor left that nobody asks for any more, such as the worker of another pool."""
+        for known in self._left_over():
+            logger.warning("%s of an earlier supervisor is not wanted any more", known.name)
+            if (process := Process.find(known.pid, known.created)) is not None:
+                process.stop(grace_s=20.0)
+        self._inherited = ()
 
     def stop_everything(self) -> None:
         """End the runs and wait for them, then workers, stragglers, Ray and server.
@@ -498,6 +518,7 @@ class Supervisor:
         Pools of our own are paused and their runs cancelled; of shared pools only this machine's runs are ended.
         """
         failed = bool(self._problem)
+        self._take_over_inherited()
         self._phase = Phase.STOPPING
         self._report()
         if self._workers and compute.shares_pools(self._settings.platform):
@@ -582,7 +603,11 @@ class Supervisor:
             port=self._port,
             problem=self._problem,
             schedules=self._schedules,
-            parts=(*(part.status() for part in self._parts()), *([self._no_monitor] if self._no_monitor else [])),
+            parts=(
+                *(part.status() for part in self._parts()),
+                *self._left_over(),
+                *([self._no_monitor] if self._no_monitor else []),
+            ),
             ray=address_of(self._ray_port) if self._ray_port is not None else "",
             monitor=self._monitor_address(),
         )

@@ -378,3 +378,29 @@ def test_what_a_server_was_told_when_it_died_it_is_told_again_and_nothing_else_i
         assert len(applied) == (2 if dies else 1)
     finally:
         server.stop(grace_s=0.0)
+
+
+def test_a_supervisor_that_dies_while_it_starts_leaves_word_of_the_workers_that_it_had_not_taken_over(layout):
+    told = {"state_dir": layout.state_dir}
+    settings = load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved()
+    worker = Part(Program("worker-casa", ("sleep", "60"), dict(os.environ), layout.log_of("w")), cwd_of=layout)
+    worker.start()
+    try:
+        before = Report(Phase.RUNNING, 1, "http://127.0.0.1:1/api", parts=(worker.status(),))
+        second = Supervisor(settings)
+        second._inherited = before.parts
+        second._report()  # as it does when the server is up, before it looks for workers
+        said = read_report(layout)
+        assert said is not None
+        assert [(part.name, part.pid) for part in said.parts] == [("worker-casa", worker.process.pid)]
+        third = Supervisor(settings)
+        third.adopt_leftovers()
+        assert [(part.program.name, part.process.pid) for part in third._parts()] == [
+            ("worker-casa", worker.process.pid)
+        ]
+        second._end_inherited()
+        assert not worker.process.alive(), "nobody asked for it"
+        second._report()
+        assert read_report(layout).parts == ()
+    finally:
+        worker.stop(grace_s=0.0)
