@@ -395,8 +395,12 @@ class Night:
         victim, what = victims[int(self.rng.integers(len(victims)))]
         group, step = self._doing(victim) if kind in ("group", "child of a group") else ("", "")
         try:
+            if victim.status() == psutil.STATUS_ZOMBIE:
+                return None
             victim.send_signal(signal.SIGKILL)
-        except psutil.Error:
+            with suppress(psutil.TimeoutExpired):
+                victim.wait(5.0)
+        except psutil.NoSuchProcess:
             return None
         if kind == "supervisor":
             threading.Thread(target=self._up_again, args=(victim,), daemon=True).start()

@@ -184,6 +184,7 @@ class Supervisor:
         self._shares = compute.shares_pools(settings.platform)
         self._over = threading.Event()
         self._watch_thread: threading.Thread | None = None
+        self._inherited: tuple[PartStatus, ...] = ()
 
     def run(self) -> None:
         """Start everything, watch it until asked to stop, stop everything.
@@ -216,6 +217,7 @@ class Supervisor:
     def _start(self) -> None:
         platform = self._settings.platform
         before = read_report(self._layout)
+        self._inherited = before.parts if before else ()
         self._layout.results.mkdir(parents=True, exist_ok=True)
         self._settle_ray(before)
         write_flow_settings(self._layout.config, self._settings)
@@ -236,6 +238,7 @@ class Supervisor:
         self._start_ray(before)
         self._post_watchman(env)
         if not self._stop.is_set():
+            self._end_inherited()
             self._phase = Phase.RUNNING
             self._report()
             logger.info("up at %s", self._api_url)
@@ -322,16 +325,23 @@ class Supervisor:
                 )
 
     def _apply(self, env: dict[str, str]) -> None:
-        if self._stop.is_set():
-            return
-        run_child(
-            compute.apply_argv(schedules=self._schedules),
-            log=self._layout.log_of("apply"),
-            timeout_s=APPLY_S,
-            cwd=self._layout.state_dir,
-            env=env,
-            what="deployments.apply",
-        )
+        """Bring the server to what prefect.yaml says; again where it died meanwhile, which is not what was told it."""
+        while not self._stop.is_set():
+            try:
+                run_child(
+                    compute.apply_argv(schedules=self._schedules),
+                    log=self._layout.log_of("apply"),
+                    timeout_s=APPLY_S,
+                    cwd=self._layout.state_dir,
+                    env=env,
+                    what="deployments.apply",
+                )
+                return
+            except ToolError:
+                if self._server is None or not self._server.mend():
+                    raise
+            self._report()
+            self._await_health()
 
     def _resume_pools(self) -> None:
         for pool in read_paused(self._layout):
@@ -520,12 +530,26 @@ class Supervisor:
     def adopt_leftovers(self) -> None:
         """Take over what a dead supervisor left running, to be stopped."""
         before = read_report(self._layout)
-        for known in before.parts if before else ():
-            process = Process.find(known.pid, known.created)
-            if process is None:
-                continue
+        self._inherited = before.parts if before else ()
+        self._take_over_inherited()
+        self._ray_port = ray_head.port_of(before)
+        if before and not self._api_url:
+            self._api_url = before.api_url
+        # Whoever stops it may not have the settings that it was started with.
+        self._shares = self._shares or bool(before and before.shares_pools)
+
+    def _left_over(self) -> list[PartStatus]:
+        """Return the living parts of an earlier supervisor that are not ours yet.
+
+        Until then they stay in our report: whoever comes after us, should we die before, would know of no others.
+        """
+        ours = {part.program.name for part in self._parts()}
+        return [known for known in self._inherited if known.name not in ours and Process.find(known.pid, known.created)]
+
+    def _take_over_inherited(self) -> None:
+        for known in self._left_over():
             part = Part(Program(known.name, (), {}, self._layout.log_of(known.name)), cwd_of=self._layout)
-            part.process = process
+            part.process = Process.find(known.pid, known.created)
             if known.name == "server":
                 self._server = part
             elif known.name == compute.SERVICES:
@@ -536,11 +560,14 @@ class Supervisor:
                 self._monitor = part
             else:
                 self._workers.append(part)
-        self._ray_port = ray_head.port_of(before)
-        if before and not self._api_url:
-            self._api_url = before.api_url
-        # Whoever stops it may not have the settings that it was started with.
-        self._shares = self._shares or bool(before and before.shares_pools)
+
+    def _end_inherited(self) -> None:
+        """End what an earlier supervisor left that nobody asks for any more, such as the worker of another pool."""
+        for known in self._left_over():
+            logger.warning("%s of an earlier supervisor is not wanted any more", known.name)
+            if (process := Process.find(known.pid, known.created)) is not None:
+                process.stop(grace_s=20.0)
+        self._inherited = ()
 
     def stop_everything(self) -> None:
         """End the runs and wait for them, then workers, stragglers, Ray and server.
@@ -549,6 +576,7 @@ class Supervisor:
         """
         failed = bool(self._problem)
         self._over.set()
+        self._take_over_inherited()
         self._phase = Phase.STOPPING
         self._report()
         if self._workers and (self._shares or self._sees_others()):
@@ -682,7 +710,11 @@ class Supervisor:
             port=self._port,
             problem=self._problem,
             schedules=self._schedules,
-            parts=(*(part.status() for part in self._parts()), *([self._no_monitor] if self._no_monitor else [])),
+            parts=(
+                *(part.status() for part in self._parts()),
+                *self._left_over(),
+                *([self._no_monitor] if self._no_monitor else []),
+            ),
             ray=address_of(self._ray_port) if self._ray_port is not None else "",
             monitor=self._monitor_address(),
             shares_pools=self._shares,

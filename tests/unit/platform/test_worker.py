@@ -443,3 +443,59 @@ def test_one_machine_for_each_server_watches_runs_and_pools(layout, monkeypatch,
     assert not supervisor._watch_thread.is_alive()
     assert (posted["runs"], tuple(posted["pools"])) == (runs, pools)
     assert posted["file"] == layout.state_dir / "alarms.jsonl"
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_what_a_server_was_told_when_it_died_it_is_told_again_and_nothing_else_is(tmp_path, layout, monkeypatch, dies):
+    told = {"state_dir": layout.state_dir}
+    supervisor = Supervisor(load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved())
+    server = Part(Program("server", ("sleep", "60"), dict(os.environ), tmp_path / "server.log"), cwd_of=layout)
+    server.start()
+    applied = []
+
+    def run_child(argv, **_):
+        applied.append(argv)
+        if len(applied) > 1:
+            return
+        if dies:
+            server.process.stop(grace_s=0.0)
+        raise ToolError("deployments.apply ended with exit code 70")
+
+    monkeypatch.setattr("nightbeam.platform.worker.run_child", run_child)
+    monkeypatch.setattr(supervisor, "_server", server)
+    monkeypatch.setattr(supervisor, "_await_health", lambda: None)
+    try:
+        if dies:
+            supervisor._apply({})
+        else:
+            with pytest.raises(ToolError):
+                supervisor._apply({})
+        assert len(applied) == (2 if dies else 1)
+    finally:
+        server.stop(grace_s=0.0)
+
+
+def test_a_supervisor_that_dies_while_it_starts_leaves_word_of_the_workers_that_it_had_not_taken_over(layout):
+    told = {"state_dir": layout.state_dir}
+    settings = load_settings(config=Path(os.devnull), overrides=told, environ={}).resolved()
+    worker = Part(Program("worker-casa", ("sleep", "60"), dict(os.environ), layout.log_of("w")), cwd_of=layout)
+    worker.start()
+    try:
+        before = Report(Phase.RUNNING, 1, "http://127.0.0.1:1/api", parts=(worker.status(),))
+        second = Supervisor(settings)
+        second._inherited = before.parts
+        second._report()  # as it does when the server is up, before it looks for workers
+        said = read_report(layout)
+        assert said is not None
+        assert [(part.name, part.pid) for part in said.parts] == [("worker-casa", worker.process.pid)]
+        third = Supervisor(settings)
+        third.adopt_leftovers()
+        assert [(part.program.name, part.process.pid) for part in third._parts()] == [
+            ("worker-casa", worker.process.pid)
+        ]
+        second._end_inherited()
+        assert not worker.process.alive(), "nobody asked for it"
+        second._report()
+        assert read_report(layout).parts == ()
+    finally:
+        worker.stop(grace_s=0.0)
