@@ -177,7 +177,7 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     shutil.rmtree(ram, ignore_errors=True)
     wrong = [asdict(finding) for finding in findings if not finding.right]
     return {
-        "right": night.drained and not wrong and len(night.kills) + night.earlier_kills >= plan.kills,
+        "right": night.drained and not wrong and len(night.kills) >= plan.kills,
         "drained": night.drained,
         "plan": asdict(plan),
         "seconds": {"all": time.monotonic() - begin, "platform": night.seconds},
@@ -248,7 +248,6 @@ class Night:
     samples: list[tuple[float, str, int, float]] = field(default_factory=list)
     drained: bool = False
     seconds: float = 0.0
-    earlier_kills: int = 0
 
     def __post_init__(self) -> None:
         from nightbeam.contimg import Site
@@ -361,9 +360,9 @@ class Night:
 
     def _kill_at(self, moments: list[float], until: float) -> None:
         said = self.work / "kills"
-        self.earlier_kills = len(said.read_text().splitlines()) if said.exists() else 0
+        self.kills = [Kill(**json.loads(line)) for line in said.read_text().splitlines()] if said.exists() else []
         order = self._kinds(len(moments))
-        for moment, first in list(zip(moments, order, strict=True))[self.earlier_kills :]:
+        for moment, first in list(zip(moments, order, strict=True))[len(self.kills) :]:
             if self._stop.wait(max(0.0, min(self._begin + moment, until) - time.monotonic())):
                 return
             kind = first
