@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["groups"]
 
 #: What fits a terminal of 80 characters; ``--json`` has more.
-_COLUMNS = ("group", "state", "stage", "subbands", "imaging", "error")
+_COLUMNS = ("group", "state", "stage", "subbands", "error")
 STATES = ("collecting", "pending", "in_progress", "completed", "failed")
 
 
@@ -37,7 +37,13 @@ def list_groups(ctx: click.Context, state: str | None, limit: int, as_json: bool
     from nightbeam.contimg.report import group_lines
 
     lines = group_lines(_site(ctx), state=state, limit=limit)
-    show(lines if as_json else [{name: line[name] for name in _COLUMNS} for line in lines], as_json=as_json)
+    show(lines if as_json else [_short(line) for line in lines], as_json=as_json)
+
+
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what fits of a line; of a group that is completed the stage says nothing more, but how it was imaged."""
+    quick = line["state"] == "completed" and line["imaging"] == "quick"
+    return {name: line[name] for name in _COLUMNS} | ({"stage": "quick image"} if quick else {})
 
 
 @groups.command("show")

@@ -171,5 +171,7 @@ def test_a_person_says_how_a_group_is_imaged(queue: Queue, capsys: pytest.Captur
     queue.claim(G, Owner("me"))
     assert run("groups", "imaging", "full", G) == 75
     queue.complete(G, Owner("me"))
+    assert run("groups", "list") == 0
+    assert "quick image" in capsys.readouterr().out
     assert run("groups", "imaging", "full", G) == 65
     assert run("groups", "imaging", "full", "2025-10-02T09:09:09") == 66

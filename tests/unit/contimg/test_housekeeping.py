@@ -121,9 +121,9 @@ def test_an_owner_that_gives_a_sign_of_life_meanwhile_keeps_its_group(site, monk
     assert "it has changed meanwhile" in report.left[0].reason
 
 
-def test_an_incomplete_group_is_failed_after_a_day_with_the_seeds_words(site):
-    tidy.put_group(site, A, "collecting", seen_at=NOW - DAY - 1)
-    tidy.put_group(site, B, "collecting", seen_at=NOW - DAY + 60)
+def test_an_incomplete_group_is_failed_after_its_time_with_the_seeds_words(site):
+    tidy.put_group(site, A, "collecting", seen_at=NOW - 341)
+    tidy.put_group(site, B, "collecting", seen_at=NOW - 339)
     assert go(site).counts["expire"] == 1
     assert site.queue().group(A).state == "failed"
     assert site.queue().group(A).error.startswith("Collecting timeout: 3 of 16 subbands")
