@@ -33,7 +33,9 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "antennas": {"points": (16, 24, 32, 48, 64, 96), "quick": (16, 24, 32), "like": {"subbands": 4, "channels": 8}},
     "in flight": {"points": (1, 2, 4, 8), "quick": (1, 2), "like": {"antennas": 24, "channels": 8, "subbands": 8}},
 }
-IMSIZE, CELL_ARCSEC, NITER = 512, 8.0, 500
+#: Of the images: as they are, and where it is to be quick.
+IMAGE = {"imsize": 512, "cell_arcsec": 8.0, "niter": 500}
+QUICK_IMAGE = {"imsize": 128, "cell_arcsec": 32.0, "niter": 20}
 _LOOK_S = 0.05
 
 
@@ -59,7 +61,8 @@ def _sweep(name: str, sweep: dict[str, Any], options: argparse.Namespace) -> dic
         if options.quick:
             spec["integrations"] = 6
         with tempfile.TemporaryDirectory(prefix="nightbeam-bench-", dir=options.work) as work:
-            points[x] = _point({"spec": spec, "work": work, "in_flight": name == "in flight"})
+            image = QUICK_IMAGE if options.quick else IMAGE
+            points[x] = _point({"spec": spec, "image": image, "work": work, "in_flight": name == "in flight"})
     stages = list(next(iter(points.values())))
     laws = {
         stage: {cost: fit_power_law([(x, point[stage][cost]) for x, point in points.items()]) for cost in COSTS}
@@ -81,7 +84,7 @@ def _point(point: dict[str, Any]) -> dict[str, dict[str, float]]:
 def _measure(point: dict[str, Any]) -> dict[str, dict[str, float]]:
     from nightbeam import contimg
 
-    config = _prepare(Path(point["work"]), point["spec"])
+    config = _prepare(Path(point["work"]), point["spec"], point["image"])
     site = contimg.Site.from_settings(_settings(config))
     groups = [row.group_id for row in site.queue().groups()]
     stages: dict[str, dict[str, float]] = {}
@@ -103,12 +106,11 @@ def _measure(point: dict[str, Any]) -> dict[str, dict[str, float]]:
     return stages
 
 
-def _prepare(work: Path, spec: dict[str, Any]) -> Path:
+def _prepare(work: Path, spec: dict[str, Any], image: dict[str, float]) -> Path:
     """Simulate the groups in another process, for memory's sake, and put them into the queue."""
     config = work / "nightbeam.yaml"
     ingest = f"{{settle_s: 0, expected_subbands: {spec.get('subbands', 16)}}}"
-    image = f"{{imsize: {IMSIZE}, cell_arcsec: {CELL_ARCSEC}, niter: {NITER}}}"
-    config.write_text(f"state_dir: {work}/state\ncontimg:\n  ingest: {ingest}\n  image: {image}\n")
+    config.write_text(f"state_dir: {work}/state\ncontimg:\n  ingest: {ingest}\n  image: {json.dumps(image)}\n")
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom nightbeam import contimg\n"
         "from nightbeam.core.settings import load_settings\n"
