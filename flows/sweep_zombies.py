@@ -13,7 +13,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed
 
+from nightbeam.core.settings import load_settings
 from nightbeam.platform.compute import worker_name
+from nightbeam.platform.files import read_report
+from nightbeam.platform.model import Layout
 from nightbeam.platform.processes import process_lives
 
 logger = logging.getLogger("nightbeam.sweep")
@@ -36,12 +39,16 @@ def sweep_zombies(grace_s: float = 5.0, pending_s: float = 600.0) -> list[str]:
     Notes
     -----
     A process number means something only on the machine that gave it. It is looked at where the run's worker is one
-    of this machine, which its name tells; otherwise only `pending_s` counts, and Prefect's own watch.
+    of this machine, which its name tells; otherwise only `pending_s` counts, and Prefect's own watch. A run that was
+    not started yet died with its worker, where that is one of ours and a younger one is in its place.
     """
     swept = []
+    births = _worker_births()
     with get_client(sync_client=True) as api:
         for run in _active_runs(api):
-            why = _why_dead(run, here=_is_of_this_machine(run), grace_s=grace_s, pending_s=pending_s)
+            born = births.get(run.work_pool_name or "")
+            here = _is_of_this_machine(run)
+            why = _why_dead(run, here=here, worker_born=born, grace_s=grace_s, pending_s=pending_s)
             if why and _still_active(api, run):
                 logger.warning("run %s: %s", run.name, why)
                 api.set_flow_run_state(run.id, Crashed(message=why), force=True)
@@ -56,7 +63,16 @@ def _active_runs(api: SyncPrefectClient) -> list[FlowRun]:
     return [run for run in found if run.deployment_id is not None and str(run.id) != this_run.id]
 
 
-def _why_dead(run: FlowRun, *, here: bool, grace_s: float, pending_s: float) -> str:
+def _worker_births() -> dict[str, float]:
+    """Return when the worker of each pool that this machine alone serves was born; seconds since 1970."""
+    report = read_report(Layout(load_settings().resolved().state_dir))
+    if report is None or report.shares_pools:
+        return {}
+    workers = [part for part in report.parts if part.name.startswith("worker-") and part.created]
+    return {part.name.removeprefix("worker-"): part.created or 0.0 for part in workers}
+
+
+def _why_dead(run: FlowRun, *, here: bool, worker_born: float | None, grace_s: float, pending_s: float) -> str:
     now = datetime.now(UTC)
     since = run.state.timestamp if run.state is not None else now
     age_s = (now - since).total_seconds()
@@ -69,8 +85,13 @@ def _why_dead(run: FlowRun, *, here: bool, grace_s: float, pending_s: float) -> 
         if not process_lives(pid, born_before=began.timestamp() + 1.0):
             return f"its process {pid} is gone"
         return ""
-    if pid is None and run.state is not None and run.state.is_pending() and age_s > pending_s:
-        return f"it has been about to start for {age_s:.0f} s"
+    if pid is None and run.state is not None and run.state.is_pending():
+        # Between taking a run and starting its process a worker keeps the only place of a deployment; a new one does
+        # not know of it, and until it is ended every other run of the deployment is refused.
+        if worker_born is not None and worker_born > since.timestamp() + grace_s:
+            return "the worker that was about to start it is gone"
+        if age_s > pending_s:
+            return f"it has been about to start for {age_s:.0f} s"
     return ""
 
 

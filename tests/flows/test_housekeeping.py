@@ -22,6 +22,8 @@ from flows._service import MOST_CRASHES, _count_unhappy
 from flows.clean_results import remove_runs
 from flows.flight_check import flight_check
 from nightbeam.core.errors import AuthError, ToolError
+from nightbeam.platform.files import write_report
+from nightbeam.platform.model import Layout, PartState, PartStatus, Phase, Report
 from tasks.elog import renew_ticket
 from tasks.shell import ask_version, run_shell
 
@@ -47,7 +49,8 @@ def _run(state, pid=None, age_s=100.0):
 
 
 def _why(run, **more):
-    return sweeping._why_dead(run, here=more.pop("here", True), grace_s=5.0, pending_s=600.0)
+    here, born = more.pop("here", True), more.pop("worker_born", None)
+    return sweeping._why_dead(run, here=here, worker_born=born, grace_s=5.0, pending_s=600.0)
 
 
 def test_a_run_is_a_zombie_when_its_process_is_gone_and_only_where_processes_are_known():
@@ -77,6 +80,23 @@ def test_a_run_that_never_started_is_given_up_after_ten_minutes():
     assert not _why(_run(Pending(), age_s=500.0))
     assert "about to start" in _why(_run(Pending(), age_s=700.0))
     assert not _why(_run(Running(), age_s=700.0)), "a run without a process number may be anywhere"
+
+
+def test_a_run_that_its_worker_had_only_taken_dies_with_the_worker():
+    now = time.time()
+    assert "worker that was about to start it is gone" in _why(_run(Pending(), age_s=60.0), worker_born=now - 30.0)
+    assert not _why(_run(Pending(), age_s=60.0), worker_born=now - 90.0), "its worker lives"
+    assert not _why(_run(Running(), age_s=60.0), worker_born=now - 30.0), "what runs outlives its worker"
+
+
+def test_workers_are_known_by_the_report_unless_others_serve_their_pools(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path / "state"))
+    layout = Layout(tmp_path / "state")
+    assert sweeping._worker_births() == {}
+    parts = (PartStatus("server", PartState.RUNNING, 1, 5.0), PartStatus("worker-casa", PartState.RUNNING, 2, 7.0))
+    for shared, found in ((False, {"casa": 7.0}), (True, {})):
+        write_report(layout, Report(Phase.RUNNING, 1, "http://127.0.0.1:9/api", parts=parts, shares_pools=shared))
+        assert sweeping._worker_births() == found
 
 
 @flow(name="short-lived")

@@ -65,6 +65,7 @@ def test_a_full_table_of_inodes_fails_and_a_filling_one_is_warned_of(tmp_path: P
 def test_a_site_of_small_groups_needs_little_and_one_that_has_seen_none_is_only_warned(settings: Settings):
     c = settings.contimg
     assert (c.input_dir, c.output_dir, c.scratch_dir) != (None, None, None)
+    settings.platform.pools["casa"] = 1
     # One group at a time: 2.33 GB come, 7.5 GB are asked for before it is converted, 5.1 GB are staged meanwhile.
     full = needs_of(settings, 2.33 * GB)
     assert sum(need.next for need in full.values()) == pytest.approx(14.9 * GB, rel=0.01)
