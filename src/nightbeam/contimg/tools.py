@@ -53,10 +53,12 @@ def _flag(site: Site, ms: Path, *, work: Path, log: Path) -> FlagReport:
     return flag_ms(ms, options=options, work_dir=work, log=log, timeout_s=c.timeout_s, threads=site.threads)
 
 
-def _verify_ms(site: Site, ms: Path, rows: int) -> None:
+def _verify_ms(site: Site, ms: Path, rows: int, *, applied: bool = False) -> None:
     from nightbeam.ms import MsExpectation, verify_ms
 
-    verify_ms(ms, MsExpectation(rows=rows, max_flagged_fraction=site.convert.max_flagged_fraction))
+    found = verify_ms(ms, MsExpectation(rows=rows, max_flagged_fraction=site.convert.max_flagged_fraction))
+    if applied and not found.has_corrected:
+        raise InputError(f"{ms.name} has no CORRECTED_DATA", fix="apply the calibration again")
 
 
 def _read_ms(ms: Path, *, prove: bool = False) -> MsSummary:

@@ -254,7 +254,7 @@ class Bench:
         return Tools(
             read_header=read_header,
             convert=convert,
-            verify_ms=lambda site, ms, rows: None,
+            verify_ms=lambda site, ms, rows, applied=False: None,
             match=lambda site, ra_deg, dec_deg: [],
             apply=apply,
             image=image,

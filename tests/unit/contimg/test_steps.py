@@ -54,6 +54,7 @@ class Fakes:
     calls: list[str] = field(default_factory=list)
     calibrator: bool = True
     good: bool = True
+    taken_back: bool = False
     expected_subbands: int = 0
 
     def _called(self, name: str) -> None:
@@ -90,9 +91,11 @@ class Fakes:
             seconds=2.0,
         )
 
-    def verify_ms(self, site: Site, ms: Path, rows: int) -> None:
+    def verify_ms(self, site: Site, ms: Path, rows: int, *, applied: bool = False) -> None:
         if not (ms / "table.dat").is_file():
             raise MissingError(f"no Measurement Set {ms}")
+        if applied and self.taken_back:
+            raise InputError(f"{ms.name} has no CORRECTED_DATA")
 
     def read_ms(self, ms: Path, *, prove: bool = False) -> Any:
         self._called("read_ms")
@@ -470,6 +473,17 @@ def test_a_retry_goes_on_after_the_last_finished_step(site: Site, fakes: Fakes):
     assert site.queue().group(G).processing_stage == "resuming"
     run_group(site, G, tools=fakes.tools())
     assert fakes.calls == ["image", "qa"]
+
+
+def test_gains_that_somebody_took_back_are_applied_again(site: Site, fakes: Fakes):
+    fakes.fail["qa"] = ToolError("no fonts")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    fakes.calls.clear()
+    fakes.fail.clear()
+    fakes.taken_back = True
+    run_group(site, G, tools=fakes.tools())
+    assert fakes.calls == ["apply", "image", "qa"]
 
 
 def test_what_was_finished_and_is_gone_is_done_again_with_all_after_it(site: Site, fakes: Fakes):
