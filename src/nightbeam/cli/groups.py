@@ -132,7 +132,7 @@ def scan(ctx: click.Context, wait: float, as_json: bool, dry_run: bool) -> None:
 @json_option
 @click.pass_context
 def bad(ctx: click.Context, every: bool, as_json: bool) -> None:
-    """List the files that are no readable subbands: why, and where each of them is now."""
+    """List the files that are no readable subbands, or contradict their group: why, and where each of them is now."""
     from nightbeam.contimg.set_aside import bad_lines
 
     show(bad_lines(_site(ctx), every=every), as_json=as_json)

@@ -62,6 +62,7 @@ def down(ctx: click.Context, state_dir: Path | None, dry_run: bool) -> None:
     """Stop the platform in the order that loses nothing.
 
     Pools are paused, runs cancelled and waited for; then workers, server and supervisor end.
+    Where other machines serve the pools too, the runs of this one alone end.
     """
     from nightbeam import platform
 

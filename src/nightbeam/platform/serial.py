@@ -16,7 +16,7 @@ __all__ = ["applying"]
 def applying(settings: Settings, *, wait_s: float = 240.0) -> Iterator[None]:
     """Be the only machine of a site that brings its Prefect server up to date, for the block.
 
-    By the database that all machines of a site have in common, or, where that is a file, by a file beside it.
+    By the database that all machines of a site have in common, or, where that is a file, by a file in ``locks``.
 
     Raises
     ------

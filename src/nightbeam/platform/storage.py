@@ -17,7 +17,7 @@ __all__ = ["GROUP_BYTES", "Needs", "directories_of", "examine_storage", "needs_o
 #: Subbands of one group of DSA-110, for a site that has seen none yet.
 GROUP_BYTES = 2.33e9
 #: Of a group's subbands, in bytes: the Measurement Set with all columns, as much again in scratch while it is staged,
-#: and what the step `convert` asks to be free before it begins (2.33 GB become 5.1 GB; DSA-110).
+#: and what is asked to be free before a group is begun (contimg.room; 2.33 GB become 5.1 GB; DSA-110).
 _STAYS, _STAGED, _ASKED = 2.2, 2.2, 3.2
 #: Less than this stops databases, logs and locks, whatever the groups are like.
 _FLOOR_BYTES, _LOW_BYTES = 0.2e9, 2e9
