@@ -184,6 +184,10 @@ def calibrate_or_find(site: Site, group_id: str, *, owner: Owner, tools: Tools =
         queue.set_calibrators(group_id, [m.stored() for m in matches])
         worth = [m for m in matches if m.weighted_flux >= site.calibrate.min_flux_jy]
         solved, rejected = False, None
+        if worth and converted.missing_subbands:
+            # Its set would be the nearest of all that follow, and have no solutions for some of their windows.
+            logger.warning("group %s lacks subbands: no set is solved on %s", group_id, worth[0].name)
+            worth = []
         if worth:
             try:
                 registered = _solve_and_register(site, registry, row, converted, worth[0], tools)

@@ -335,8 +335,9 @@ def average_for_solving(
         with open_table(out, write=True) as small:
             for first, last in _runs(ddid[rows[begins]]):
                 part = rows[int(begins[first]) : int(ends[last - 1])]
-                window = int(ddid[part[0]])
-                prior = _PriorGains(gains, window, layout.channel_hz[window], ant1[part], ant2[part], times[part])
+                prior = _PriorGains(
+                    gains, layout, layout.window_of_ddid[int(ddid[part[0]])], ant1[part], ant2[part], times[part]
+                )
                 _average_window(table, small, part, begins[first:last] - begins[first], first, prior, weighted)
             mean = np.add.reduceat(times[rows], begins) / (ends - begins)
             for column in ("TIME", "TIME_CENTROID"):
@@ -349,25 +350,30 @@ class _PriorGains:
     """What is known of the rows of one window already."""
 
     solutions: Sequence[CalSolutions]
+    layout: MsLayout
     window: int
-    freqs_hz: NDArray[np.float64]
     antenna1: NDArray[np.int64]
     antenna2: NDArray[np.int64]
     time_s: NDArray[np.float64]
 
     def onto(self, model: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return the model of each row with the gains in it, and what is still good; (row, chan, pol)."""
+        """Return the model of each row with the gains in it, and what is still good; (row, chan, pol).
+
+        Cross hands stay as they are: gains are known of receptors, and are solved from the parallel hands.
+        """
         if not self.solutions:
             return model, good
         model, good = model.astype(np.complex128), good.copy()
+        freqs_hz = self.layout.channel_hz[self.window]
         times, which = np.unique(self.time_s, return_inverse=True)
         for number, time in enumerate(times):
             mine = np.flatnonzero(which == number)
             i, j = self.antenna1[mine], self.antenna2[mine]
             for found in self.solutions:
-                values, bad = gain_cube(found, self.window, self.freqs_hz, float(time) / SECONDS_PER_DAY)
-                model[mine] *= values[i] * np.conj(values[j])
-                good[mine] &= ~(bad[i] | bad[j])
+                values, bad = gain_cube(found, self.window, freqs_hz, float(time) / SECONDS_PER_DAY)
+                for receptor, hand in enumerate(self.layout.parallel):
+                    model[mine, :, hand] *= values[i, :, receptor] * np.conj(values[j, :, receptor])
+                    good[mine, :, hand] &= ~(bad[i, :, receptor] | bad[j, :, receptor])
         return model, good
 
 

@@ -55,6 +55,7 @@ class Fakes:
     calibrator: bool = True
     good: bool = True
     taken_back: bool = False
+    missing: tuple[int, ...] = ()
     expected_subbands: int = 0
 
     def _called(self, name: str) -> None:
@@ -73,7 +74,8 @@ class Fakes:
         ms.mkdir(parents=True, exist_ok=True)
         (ms / "table.dat").write_text("ms")
         return SimpleNamespace(
-            ms=ms, writer_type="direct-subband", rows=48, n_spw=len(files), missing_subbands=(), start_mjd=MID - 0.0018,
+            ms=ms, writer_type="direct-subband", rows=48, n_spw=len(files), missing_subbands=self.missing,
+            start_mjd=MID - 0.0018,
             mid_mjd=MID, end_mjd=MID + 0.0018, ra_deg=71.0, dec_deg=33.1, flagged_fraction=0.01,
             load_s=1.0, phase_s=2.0, write_s=3.0, total_s=6.5,
         )  # fmt: skip
@@ -473,6 +475,13 @@ def test_a_retry_goes_on_after_the_last_finished_step(site: Site, fakes: Fakes):
     assert site.queue().group(G).processing_stage == "resuming"
     run_group(site, G, tools=fakes.tools())
     assert fakes.calls == ["image", "qa"]
+
+
+def test_no_set_is_solved_on_a_group_that_lacks_subbands(site: Site, fakes: Fakes):
+    fakes.missing = (7,)
+    assert run_group(site, G, tools=fakes.tools()).state == "waiting_for_gains"
+    assert fakes.calls == ["convert", "match"]
+    assert site.registry().sets() == []
 
 
 def test_gains_that_somebody_took_back_are_applied_again(site: Site, fakes: Fakes):

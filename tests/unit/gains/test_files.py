@@ -1,5 +1,7 @@
 """What calibration reads from and writes to a Measurement Set."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from nightbeam.core.errors import InputError, MissingError
 from nightbeam.gains import ModelSource, SolveOptions, flag_bad_data, read_caltable, write_model
 from nightbeam.gains.files import (
     KEPT_FLAGS,
+    _PriorGains,
     average_for_solving,
     fill_model,
     read_layout,
@@ -209,6 +212,28 @@ def test_phases_that_are_known_are_divided_out_before_times_are_averaged(made, s
     touched = (i == 5) | (j == 5)
     assert weight[touched][..., 1].mean() == pytest.approx(weight[~touched].mean() / 3, rel=1e-2)
     assert weight[touched][..., 0].mean() == pytest.approx(weight[~touched].mean(), rel=1e-2)
+
+
+def test_gains_are_those_of_the_window_that_a_description_names_and_leave_cross_hands_alone(made, sky, tmp_path):
+    write_model(made.path, [ModelSource("s", *sky.offset, sky.flux)], options=SolveOptions(drift=False))
+    with open_table(made.path / "DATA_DESCRIPTION", write=True) as table:
+        table.putcol("SPECTRAL_WINDOW_ID", np.array([1, 0], np.int32))
+    average_for_solving(made.path, tmp_path / "before.ms", field=0, interval_s=np.inf)
+    with open_table(made.path) as table:
+        raw, of_first = table.getcol("DATA"), table.getcol("DATA_DESC_ID") == 1
+    phases = _turning(made, at_time=read_times(made.path))
+    phases.values[phases.spw == 1] = 1.0
+    edit(made.path, "DATA", lambda turned: np.where(of_first[:, None, None], turned, raw))
+    average_for_solving(made.path, tmp_path / "after.ms", field=0, interval_s=np.inf, gains=[phases])
+    with open_table(tmp_path / "before.ms") as one, open_table(tmp_path / "after.ms") as two:
+        assert np.allclose(one.getcol("DATA"), two.getcol("DATA"), rtol=1e-4)
+
+    layout = replace(read_layout(made.path), corr_types=(9, 10, 11, 12))
+    pair = np.array([0]), np.array([1]), read_times(made.path)[:1] * 86400.0
+    model, good = _PriorGains([phases], layout, 0, *pair).onto(np.ones((1, 8, 4), complex), np.ones((1, 8, 4), bool))
+    assert good.all()
+    assert np.all(model[..., 1:3] == 1.0)
+    assert np.abs(model[0, 0, [0, 3]] - 1.0).min() > 1e-3
 
 
 def test_averaged_twice_is_averaged_once(made, sky, tmp_path):
