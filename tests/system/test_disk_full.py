@@ -71,7 +71,7 @@ CASES = {
     "flag, output fills": ("convert", "out", {"bytes": 5_000_000}, FLAG),
     "calibrate, output full": ("calibrate", "out", {"bytes": 0}, {}),
     "calibrate, output fills": ("calibrate", "out", {"bytes": 4_500_000}, {}),
-    "calibrate, scratch fills": ("calibrate", "scratch", {"bytes": 100_000}, {}),
+    "calibrate, scratch fills": ("calibrate", "scratch", {"bytes": 20_000}, {}),
     "calibrate, no inode in output": ("calibrate", "out", {"inodes": 70}, {}),
     "apply, output full": ("apply", "out", {"bytes": 0}, {}),
     "apply, scratch full": ("apply", "scratch", {"bytes": 0}, {}),
