@@ -1,5 +1,6 @@
 """What a step is asked before it begins: room on disks, scratch in memory, its turn; two groups on one machine."""
 
+import logging
 import os
 import shutil
 import signal
@@ -117,7 +118,8 @@ def test_scratch_in_memory_counts_as_memory(tmp_path):
 
 @pytest.mark.parametrize("why", ["full", "over budget", "somebody else's", "a link", "no such place"])
 def test_without_room_in_memory_scratch_is_on_disk_and_the_log_says_why(why, tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="nightbeam")
+    monkeypatch.setattr(logging.getLogger("nightbeam"), "propagate", True)  # a command may have set up its own
     ram = tmp_path / "ram"
     site = site_of(tmp_path, **{"contimg.scratch_ram": ram})
     assert site.scratch_ram is not None
