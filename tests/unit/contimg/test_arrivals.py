@@ -295,6 +295,23 @@ def test_a_group_is_not_given_up_while_the_file_that_it_lacks_is_still_written(s
     assert scan_arrivals(slow, tools=TOOLS, now=first + 376.0).became_pending == (G,)
 
 
+def test_no_group_is_decided_on_while_the_mount_of_the_input_is_missing(site: Site):
+    ingest = site.ingest.model_copy(update={"min_subbands": 1})
+    site = replace(site, ingest=ingest)
+    put(site, 0)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    site.input_dir.mkdir()
+    report = scan_arrivals(site, tools=TOOLS, now=9000.0)
+    assert (report.partial, report.expired, site.queue().group(G).state) == ((), (), "collecting")
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    for sb in range(16):
+        put(site, sb)
+    assert scan_arrivals(site, tools=TOOLS, now=9030.0).became_pending == (G,)
+
+
 def test_a_site_that_gives_partial_groups_longer_gives_the_others_as_long(site: Site):
     patient = of_14(site)
     ingest = patient.ingest.model_copy(update={"partial_after_s": 600.0})
