@@ -46,7 +46,7 @@ from nightbeam.core.errors import (
     UnavailableError,
     UsageError,
 )
-from nightbeam.core.files import directory_bytes
+from nightbeam.core.files import directory_bytes, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z
 
@@ -128,7 +128,8 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
     def work(queue: Queue, scratch_dir: Path) -> ConvertReceipt:
         row, files = queue.group(group_id), _files(queue, group_id)
         ms = site.ms_path(group_id)
-        site.output_dir.mkdir(parents=True, exist_ok=True)
+        with storage_errors(site.output_dir):
+            site.output_dir.mkdir(parents=True, exist_ok=True)
         expected = row.expected_subbands or site.ingest.expected_subbands
         sums = InputSums(files)
         with owned_scratch(scratch_dir, group_id, "convert") as scratch:
@@ -310,7 +311,8 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
         return replace(_imaged(group_id, product), quick=quick)
 
     def work(queue: Queue, scratch_dir: Path) -> ImageReceipt:
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors(stem.parent):
+            stem.parent.mkdir(parents=True, exist_ok=True)
         owed = queue.group(group_id).owed
         wanted = wanted_imaging(site, owed=owed)
         decided = queue.arrears.decide(group_id, owner, wanted)
@@ -603,7 +605,8 @@ def _solve_and_register(
 ) -> list[CalTableRow]:
     group_id, ms = row.group_id, Path(converted.ms)
     prefix = site.caltable_prefix(group_id)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(prefix.parent):
+        prefix.parent.mkdir(parents=True, exist_ok=True)
     with owned_scratch(site.scratch_dir, group_id, "calibrate") as scratch:
         solved = tools.solve(
             site, ms, calibrator, prefix, dec_deg=row.dec_deg, work=scratch, log=site.log(group_id, "calibrate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -476,6 +477,22 @@ def test_a_full_disk_is_asked_for_before_any_database(
     limit, why = may_dispatch(site, 4)
     assert limit == 0
     assert what in why
+
+
+def test_a_directory_that_cannot_be_made_is_a_matter_of_the_disk(
+    site: Site, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+):
+    real = Path.mkdir
+
+    def broken(path: Path, *args: Any, **told: Any) -> None:
+        if path == site.output_dir:
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(path, *args, **told)
+
+    monkeypatch.setattr(Path, "mkdir", broken)
+    with pytest.raises(StorageError, match="Read-only"):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).retry_count == 0
 
 
 def test_after_a_disk_has_stopped_a_group_one_at_a_time_is_tried(site: Site, fakes: Fakes):
