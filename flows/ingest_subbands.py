@@ -74,7 +74,7 @@ def recover_lost(place: contimg.Site) -> list[str]:
     queue = place.queue()
     elsewhere = [row for row in queue.groups(state=State.IN_PROGRESS) if row.owner_host != socket.gethostname()]
     over = {row.owner for row in elsewhere if _is_over(row)}
-    return queue.recover(lambda row: row.owner in over) if over else []
+    return queue.recover(lambda row: row.owner in over, full=contimg.full_disk(place)) if over else []
 
 
 def _is_over(row: GroupRow) -> bool:

@@ -85,6 +85,9 @@ def put_group(site: Site, group_id: str, state: str, *, seen_at: float, held_by:
     queue = site.queue()
     start = datetime.fromisoformat(group_id).replace(tzinfo=UTC)
     files = [FileFact(sb, site.input_dir / f"{group_id}_sb{sb:02d}.hdf5") for sb in range(3)]
+    if state == "collecting":  # what is written without them is an input directory whose mount is missing
+        for file in files:
+            file.path.write_text("data")
     fact = GroupFact(group_id, mjd_from_datetime(start), dec_deg=33.0)
     queue.record(fact, files, expected_subbands=16 if state == "collecting" else 3, now=seen_at)
     who = owner(held_by)

@@ -89,3 +89,12 @@ def test_on_this_machine_the_process_is_the_witness_and_prefect_is_not_asked(mon
     here = module.socket.gethostname()
     queue = SimpleNamespace(groups=lambda state: [_row(str(uuid4()), here)], recover=pytest.fail)
     assert module.recover_lost(SimpleNamespace(queue=lambda: queue)) == []
+
+
+def test_a_run_elsewhere_that_ended_on_a_full_disk_costs_its_group_no_attempt(monkeypatch):
+    asked = []
+    queue = SimpleNamespace(groups=lambda state: [_row("run")], recover=lambda _dead, full: asked.append(full) or [])
+    monkeypatch.setattr(module, "_is_over", lambda _row: True)
+    monkeypatch.setattr(module.contimg, "full_disk", lambda _place: "0.00 GB free in /data")
+    module.recover_lost(SimpleNamespace(queue=lambda: queue))
+    assert asked == ["0.00 GB free in /data"]

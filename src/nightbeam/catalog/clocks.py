@@ -63,10 +63,14 @@ class Clocks:
                 return ClockStep(stepped=bool(row["stepped"]), beats=beats)
             step = wall - row["wall"] - elapsed
             step = step if abs(step) > least_step_s else 0.0
-            moved = _keep_ages(connection, step, wall, elapsed) if step else 0
+            moved = _keep_ages(connection, step, wall, elapsed, self._alone(connection, boot)) if step else 0
             stepped = bool(row["stepped"]) or step != 0.0
             connection.execute(sa.update(_T).where(_T.boot == boot).values(**now, stepped=int(stepped)))
         return ClockStep(step, elapsed, stepped, beats, moved)
+
+    def _alone(self, connection: Connection, boot: str) -> bool:
+        others = sa.select(sa.func.count()).select_from(_T).where(_T.boot != boot)
+        return connection.execute(others).scalar_one() == 0
 
     def keep_beats(self, boot: str, beats: Mapping[str, tuple[float, float]]) -> None:
         """Keep what a machine knows of the signs of life of others."""
@@ -75,9 +79,15 @@ class Clocks:
             connection.execute(sa.update(_T).where(_T.boot == boot).values(beats=text))
 
 
-def _keep_ages(connection: Connection, step_s: float, wall: float, elapsed_s: float) -> int:
-    """Move the times of the groups that are collecting; those of the last moments are by the clock as it is now."""
+def _keep_ages(connection: Connection, step_s: float, wall: float, elapsed_s: float, alone: bool) -> int:
+    """Move the times of the groups that are collecting; those of the last moments are by the clock as it is now.
+
+    Which machine received a group is not known. Where others scan too, only those are moved that grow no older by it
+    and do not come to lie in the future: one that another machine received is then given more time, never less.
+    """
     other = sa.or_(_Q.received_at < wall - elapsed_s - _SLACK_S, _Q.received_at > wall + _SLACK_S)
+    if not alone:
+        other = _Q.received_at <= wall - step_s + _SLACK_S if step_s > 0.0 else _Q.received_at > wall + _SLACK_S
     change = sa.update(_Q).where(_Q.state == State.COLLECTING.value, other)
     values = {"received_at": _Q.received_at + step_s, "last_update": _Q.last_update + step_s}
     return connection.execute(change.values(**values)).rowcount

@@ -43,6 +43,7 @@ from nightbeam.catalog.recording import (
     contradicting,
     decide,
     free_duplicates,
+    is_of_one_mind,
     make_group,
     note_bad,
     record_files,
@@ -310,9 +311,11 @@ class Queue:
     # -- dispatch -----------------------------------------------------------------------------------------------
 
     def take_dispatchable(
-        self, limit: int, *, resend_after_s: float | None = None, now: float | None = None
+        self, limit: int, *, converted: bool = False, resend_after_s: float | None = None, now: float | None = None
     ) -> list[Dispatch]:
         """Take pending groups, to be started by somebody else: oldest data first, and last those only owed something.
+
+        With ``converted`` only those that have their Measurement Set.
 
         Each is taken once. With ``resend_after_s`` one that was taken that long ago and never claimed
         is given again **with the same key**, for the taker may have died before it sent it. Groups that
@@ -321,7 +324,7 @@ class Queue:
         now = _now(now)
         fresh = _Q.dispatched_at.is_(None)
         due = fresh if resend_after_s is None else sa.or_(fresh, _Q.dispatched_at < now - resend_after_s)
-        wanted = (_Q.state == State.PENDING.value, _NOT_WAITING, due)
+        wanted = (_Q.state == State.PENDING.value, _NOT_WAITING, due, *((_CONVERTED,) if converted else ()))
         columns = sa.select(_Q.group_id, _Q.dispatches, _Q.dispatched_at, _Q.dispatch_key)
         taken = []
         with self.database.write() as connection:
@@ -515,9 +518,14 @@ class Queue:
             )
             return {str(group_id): int(n) for group_id, n in found}
 
-    def next_pending(self) -> str | None:
-        """Return the pending group with the oldest data that does not wait for gains."""
+    def next_pending(self, *, converted: bool | None = None) -> str | None:
+        """Return the pending group with the oldest data that does not wait for gains.
+
+        With ``converted`` given, only among those that have their Measurement Set, or that have not.
+        """
         query = sa.select(_Q.group_id).where(_Q.state == State.PENDING.value, _NOT_WAITING).order_by(*_CHRONOLOGICAL)
+        if converted is not None:
+            query = query.where(_CONVERTED if converted else ~_CONVERTED)
         with self.database.read() as connection:
             return connection.execute(query.limit(1)).scalar()
 
@@ -782,7 +790,8 @@ class Queue:
     def let_partial_go(self, min_subbands: int, older_than_s: float, *, now: float | None = None) -> list[str]:
         """Make groups pending that have been incomplete for longer than this and have so many subbands.
 
-        Their products are partial. One that is filled before somebody takes it is whole again.
+        Their products are partial. One that is filled before somebody takes it is whole again. One whose files
+        contradict each other waits until that is decided (`decide_contradictions`).
         """
         now = _now(now)
         gone = []
@@ -792,6 +801,8 @@ class Queue:
             values = {"state": State.PENDING.value, "processing_stage": Stage.FRESH.value, "partial": 1}
             here = (_Q.group_id == row.group_id, _Q.state == State.COLLECTING.value)
             with self.database.write() as connection:
+                if not is_of_one_mind(connection, row.group_id):
+                    continue
                 if connection.execute(sa.update(_Q).where(*here).values(**values, last_update=now)).rowcount:
                     gone.append(row.group_id)
         return gone
@@ -932,6 +943,12 @@ class Queue:
 _DATA_TIME = sa.func.coalesce(_Q.start_mjd, _Q.received_at / 86400.0 + 40587.0)
 _CHRONOLOGICAL = (_DATA_TIME, _Q.group_id)
 _TURN = (sa.case((_Q.owed.is_(None), 0), else_=1), *_CHRONOLOGICAL)
+_CONVERTED = (
+    sa.select(ReceiptTable.step)
+    .where(ReceiptTable.group_id == _Q.group_id, ReceiptTable.step == "convert")
+    .correlate(_Q)
+    .exists()
+)
 _NOT_WAITING = sa.func.coalesce(_Q.processing_stage, "") != Stage.WAITING_FOR_GAINS.value
 
 

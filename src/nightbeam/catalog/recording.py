@@ -19,7 +19,7 @@ from nightbeam.catalog.schema import BadFileTable, DuplicateTable, QueueTable, S
 from nightbeam.ingest.compute import difference, is_alike, majority
 from nightbeam.ingest.model import Kind, Majority
 
-__all__ = ["contradicting", "decide", "free_duplicates", "make_group", "note_bad", "record_files"]
+__all__ = ["contradicting", "decide", "free_duplicates", "is_of_one_mind", "make_group", "note_bad", "record_files"]
 
 _Q = QueueTable
 _ROW = (_Q.group_id, _Q.state, _Q.processing_stage, _Q.expected_subbands, _Q.start_mjd, _Q.start_source, _Q.mid_mjd,
@@ -137,6 +137,14 @@ def decide(connection: Connection, group_id: str, now: float) -> dict[Path, Reco
     result = _evict(connection, group_id, there, behind, found.kind, now)
     _keep_facts(connection, row, there, found.kind)
     return result
+
+
+def is_of_one_mind(connection: Connection, group_id: str) -> bool:
+    """Return whether no file of a group contradicts most of them; its row is locked."""
+    row = connection.execute(sa.select(*_ROW).where(_Q.group_id == group_id).with_for_update()).mappings().first()
+    there = [] if row is None else _recorded(connection, row)
+    found = _majority([*there, *_duplicates(connection, group_id)])
+    return found is None or all(is_alike(file.kind, found.kind) for file in there)
 
 
 def free_duplicates(connection: Connection, group_id: str, subbands: Iterable[int]) -> list[Path]:

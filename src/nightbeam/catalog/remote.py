@@ -42,6 +42,8 @@ _WRITE = "nightbeam_write"
 _ONE_STATE = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 #: Held while a PostgreSQL database is migrated; any number that nobody else uses.
 _ADVISORY_LOCK = 0x6E62_0001
+#: What PostgreSQL calls a full disk (its appendix A).
+_DISK_FULL = "53100"
 #: Tables that the logbook's mirrors of the tool in use before have, and that are views in ours.
 _OLDER_MIRROR = frozenset({"Experiment", "Logbook", "Run"})
 #: How a database that is not there is made.
@@ -415,6 +417,8 @@ class Database:
         text = said.lower()
         if isinstance(original, sqlite3.Error):
             return _sqlite_error(self.file, self.busy_timeout_s, said)
+        if getattr(original, "sqlstate", None) == _DISK_FULL:
+            return StorageError(f"the server of {self.shown} has no room: {said}", fix="free some space on its disk")
         if "lock" in text and ("timeout" in text or "deadlock" in text):
             return BusyError(f"{self.shown} is locked: {said}", fix="try again")
         if isinstance(error, exc.OperationalError | exc.InterfaceError):

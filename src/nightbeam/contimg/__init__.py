@@ -32,6 +32,7 @@ from nightbeam.contimg.model import (
 from nightbeam.contimg.owners import this_process
 from nightbeam.contimg.pressure import Backlog, Level, Pressure, stand_back, weigh
 from nightbeam.contimg.quality import make_quality, quality_of
+from nightbeam.contimg.room import full_disk
 from nightbeam.contimg.run import run_group
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.steps import (
@@ -77,6 +78,7 @@ __all__ = [
     "fail_group",
     "find_unimaged",
     "finish",
+    "full_disk",
     "image_step",
     "make_quality",
     "parse_night",

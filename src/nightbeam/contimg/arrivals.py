@@ -16,7 +16,7 @@ from nightbeam.contimg.guard import remove_dead_ram
 from nightbeam.contimg.model import ArrivalReport
 from nightbeam.contimg.owners import is_alive, is_dead, remove_dead_scratch
 from nightbeam.contimg.pressure import take_up_owed
-from nightbeam.contimg.room import full_disk, may_dispatch
+from nightbeam.contimg.room import full_disk, may_dispatch, no_input, why_none_converted
 from nightbeam.contimg.set_aside import move_bad_files
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
@@ -44,7 +44,8 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
 
     New ready files are recorded in their groups, unreadable ones with the reason and later moved aside; groups of
     dead workers come back, those incomplete for too long are imaged as partial or failed, and those that wait for
-    gains are woken where there is a set now. Two who scan at once do no harm.
+    gains are woken where there is a set now. While the input directory is empty, as it is where a mount is missing, no
+    group is decided on that still collects. Two who scan at once do no harm.
 
     Raises
     ------
@@ -61,12 +62,17 @@ def scan_arrivals(site: Site, *, tools: Tools = TOOLS, now: float | None = None)
     recovered = _recover(site, queue, now, clock)
     names = list_names(site.input_dir)
     changed = _note_changed(site, queue, now)
-    contradicting = _odd_ones(queue, queue.decide_contradictions(ingest.partial_after_s, now=now))
+    away = no_input(site)  # what a group lacks may have come, and cannot be seen
+    contradicting = {}
+    if not away:
+        contradicting = _odd_ones(queue, queue.decide_contradictions(ingest.partial_after_s, now=now))
     report = take_in(site, names, tools=tools, now=now)
     aside = move_bad_files(site, queue, names=names, now=now)
-    partial = _let_partial_go(site, queue, now)
-    # The file that makes a group whole may be one of those that still change.
-    expired = queue.expire_collecting(ingest.give_up_s + (_UNREADY_S if report.unready else 0.0), now=now)
+    partial, expired = [], []
+    if not away:
+        partial = _let_partial_go(site, queue, now)
+        # The file that makes a group whole may be one of those that still change.
+        expired = queue.expire_collecting(ingest.give_up_s + (_UNREADY_S if report.unready else 0.0), now=now)
     report = replace(
         report,
         changed=tuple(changed),
@@ -240,14 +246,20 @@ def take_dispatchable(site: Site, limit: int, *, resend_after_s: float | None = 
     Where there are none, a group is taken up again that is owed its full image or its figures (`pressure`).
 
     Each attempt at a group has one idempotency key: a group is given again, ``resend_after_s`` after it was
-    taken and not claimed, with the same key. None is taken while there is no room for it (`may_dispatch`).
+    taken and not claimed, with the same key. None is taken while there is no room for it (`may_dispatch`), and only
+    those that have their Measurement Set while no other can be converted.
     """
     wake_waiting(site)
     take_up_owed(site)
     limit, why = may_dispatch(site, limit)
     if why:
         logger.warning("%s: %s", "one group is tried" if limit else "no group is begun", why)
-    return site.queue().take_dispatchable(limit, resend_after_s=resend_after_s) if limit else []
+    if not limit:
+        return []
+    held_up = why_none_converted(site)
+    if held_up:
+        logger.warning("only groups that are converted are begun: %s", held_up)
+    return site.queue().take_dispatchable(limit, converted=bool(held_up), resend_after_s=resend_after_s)
 
 
 def wake_waiting(site: Site) -> tuple[str, ...]:

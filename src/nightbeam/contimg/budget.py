@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 SHARE_OF_MEMORY = 0.75
 #: Between two looks of one that waits, and how long one may be silent that others wait for.
 _LOOK_S, _SILENT_S = 1.0, 60.0
+#: How often one that waits asks whether it is to wait still.
+_ASK_S = 30.0
 _LOCK_WAIT_S = 30.0
 _WAITS, _WORKS = ".waits", ".works"
 
@@ -55,6 +57,8 @@ class Place:
         Whether it has begun.
     reason
         What it waits for.
+    same_step
+        Steps of its kind at a time, as its own process counts them; None where that is not said.
     """
 
     ident: str
@@ -65,6 +69,7 @@ class Place:
     birth: str | None = None
     works: bool = False
     reason: str = ""
+    same_step: int | None = None
 
     @property
     def turn(self) -> tuple[str, str]:
@@ -128,7 +133,7 @@ def why_not(
     budget_bytes
         What all may take together.
     same_step
-        Steps of a kind at a time.
+        Steps of this kind at a time; of others, their own number counts.
     available_bytes
         What the machine has free now.
     """
@@ -137,7 +142,7 @@ def why_not(
     if same := _too_many(mine, working, same_step):
         return Refusal("step", f"{mine.step} of {', '.join(same)} is at work")
     for older in sorted((p for p in others if not p.works and p.turn < mine.turn), key=lambda place: place.turn):
-        if not _too_many(older, working, same_step):
+        if not _too_many(older, working, older.same_step or same_step):
             return Refusal("order", f"{older.step} of {older.order} is before it")
     used = sum(place.memory_bytes for place in working)
     if working and used + mine.memory_bytes > budget_bytes:
@@ -195,6 +200,7 @@ class Ledger:
         budget: Budget,
         same_step: int = 1,
         lower: str = "",
+        still: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Wait until a step may begin, and hold its memory for the block.
 
@@ -208,6 +214,8 @@ class Ledger:
             Steps of this kind at a time, where the budget does not say it.
         lower
             Settings that make this step smaller, for the error.
+        still
+            Called every half minute while it waits; an error of it ends the wait.
 
         Raises
         ------
@@ -230,11 +238,12 @@ class Ledger:
             )
         if memory_bytes > total:
             logger.warning("%s takes %s, more than the budget of %s: alone", what, _gb(memory_bytes), _gb(total))
-        place = Place(uuid.uuid4().hex, order, step, memory_bytes, os.getpid(), process_birth(os.getpid()))
+        pid, most = os.getpid(), budget.same_step or same_step
+        place = Place(uuid.uuid4().hex, order, step, memory_bytes, pid, process_birth(pid), same_step=most)
         _ours.add(place.ident)
         try:
             self._join(place)
-            self._wait(place, budget, total, budget.same_step or same_step, fix)
+            self._wait(place, budget, total, most, fix, still)
             yield
         finally:
             self._leave(place)
@@ -247,8 +256,10 @@ class Ledger:
         with self._locked():
             write_text(self._path(place, _WAITS), json.dumps(asdict(place)))
 
-    def _wait(self, place: Place, budget: Budget, total: int, same_step: int, fix: str) -> None:
-        begin = free_since = self._clock()
+    def _wait(
+        self, place: Place, budget: Budget, total: int, same_step: int, fix: str, still: Callable[[], None]
+    ) -> None:
+        begin = free_since = asked = self._clock()
         told = ""
         while refusal := self._try(place, total, same_step):
             now = self._clock()
@@ -262,6 +273,9 @@ class Ledger:
                     f"{place.step} of {place.order}: {refusal.text}, for {now - free_since:.0f} s now",
                     fix=f"{fix}end what else takes memory; it is tried again",
                 )
+            if now - asked >= _ASK_S:
+                asked = now
+                still()
             self._sleep(_LOOK_S)
         if told:
             logger.info("%s of %s waited %.0f s", place.step, place.order, self._clock() - begin)
@@ -345,5 +359,10 @@ def _read_place(path: Path) -> Place | None:
         place = Place(**{**json.loads(path.read_text()), "works": path.suffix == _WORKS})
     except (OSError, ValueError, TypeError):
         return None
-    kinds: tuple[tuple[Any, type], ...] = ((place.memory_bytes, int), (place.pid, int), (place.order, str))
+    kinds: tuple[tuple[Any, Any], ...] = (
+        (place.memory_bytes, int),
+        (place.pid, int),
+        (place.order, str),
+        (place.same_step, int | None),
+    )
     return place if all(isinstance(value, kind) for value, kind in kinds) else None

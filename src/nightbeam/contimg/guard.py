@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,8 +86,12 @@ def plan_mosaic(site: Site, tiles: int) -> Plan:
 
 
 @contextmanager
-def at_work(site: Site, order: str, step: str, plan: Plan) -> Iterator[None]:
+def at_work(
+    site: Site, order: str, step: str, plan: Plan, *, still: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Refuse where there is no room, wait for a turn on this machine's memory, and hold that for the block.
+
+    While it waits it calls ``still`` now and then, an error of which ends the wait.
 
     Raises
     ------
@@ -103,7 +107,9 @@ def at_work(site: Site, order: str, step: str, plan: Plan) -> Iterator[None]:
     most = same_step(
         step, cores=len(os.sched_getaffinity(0)), threads=site.threads, converters=site.convert.max_workers
     )
-    with site.ledger().turn(order, step, demand.memory_bytes, budget=budget, same_step=most, lower=demand.lower):
+    with site.ledger().turn(
+        order, step, demand.memory_bytes, budget=budget, same_step=most, lower=demand.lower, still=still
+    ):
         require_room(demand.writes, what=what)  # others have written while we waited
         yield
 

@@ -2,7 +2,9 @@
 
 It looks, decides (`retention.decide`) and carries out; each thing is looked at again when its turn comes. What the
 ingest does every half minute on its own account is done here by the same functions, as a second net where no ingest
-runs: taking back the leases of dead owners, giving up groups that stay incomplete, removing the scratch of dead runs.
+runs: taking back the leases of dead owners, giving up groups that stay incomplete (an hour later than a scan does, and
+not while the input directory is empty), removing the scratch of dead runs. On a machine whose clock was set nothing is
+taken back or given up for its age.
 Only housekeeping knows the rest: scratch of other makers, retention, and the quarantine.
 """
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nightbeam.catalog.model import GroupRow, QuarantineRow, State
+from nightbeam.contimg.clock import ClockLook, look_at_clock
 from nightbeam.contimg.databases import Databases, open_existing
 from nightbeam.contimg.mosaics import hold_plan, output_stem
 from nightbeam.contimg.owners import is_alive, is_dead, places_in_use, scratch_maker
@@ -53,6 +56,7 @@ from nightbeam.contimg.retention import (
     decide,
     is_older,
 )
+from nightbeam.contimg.room import full_disk, no_input
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -70,6 +74,9 @@ from nightbeam.core.times import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
     from nightbeam.catalog import ImageRow, MosaicRow, MsRow, Products, Registry
+
+#: So much longer a group collects than the scan lets it, which looks at the directory before it gives one up.
+_AFTER_SCAN_S = 3600.0
 
 __all__ = ["TidyReport", "held_in_quarantine", "put_back", "require_queue", "tidy_up"]
 
@@ -146,13 +153,16 @@ def tidy_up(
     BusyError
         If somebody else is at it.
     """
-    clock = time.time if now is None else partial(float, now)  # by the real one, a long copy takes its time
-    now = clock()
+    real = now is None
+    present = time.time if now is None else partial(float, now)  # by the real one, a long copy takes its time
+    now = present()
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(_alone(site))
         databases = open_existing(site, migrate=not dry_run)
+        clock = look_at_clock(databases.queue) if real and databases.queue is not None and not dry_run else None
         look = _Look(site, databases, tools, now)
+        look.limits = _as_sure(look.limits, site, clock)
         facts = look.facts()
         notes = [*databases.notes, *look.notes]
         actions = decide(facts, look.limits, now)
@@ -167,7 +177,7 @@ def tidy_up(
         wanted = [a for a in actions if a.verb is not Verb.LEAVE]
         if dry_run:
             return TidyReport(tuple(wanted), tuple(left), notes=tuple(notes))
-        report = _carry_out(_Hand(look, clock), wanted, left)
+        report = _carry_out(_Hand(look, present), wanted, left)
         report = replace(report, notes=tuple(notes))
         try:
             write_text(_record(site), json.dumps({"ended_at": now, "counts": report.counts}) + "\n")
@@ -296,11 +306,20 @@ def _limits(site: Site) -> Limits:
     days["leftover"] = h.leftover_days
     return Limits(
         lease_s=site.ingest.in_progress_timeout_s,
-        collecting_s=site.ingest.give_up_s,
+        collecting_s=site.ingest.give_up_s + _AFTER_SCAN_S,
         scratch_s=h.scratch_age_s,
         quarantine_days=h.quarantine_days,
         days=days,
     )
+
+
+def _as_sure(limits: Limits, site: Site, clock: ClockLook | None) -> Limits:
+    """Return the limits without those of ages that nobody can tell now."""
+    if clock is not None and clock.step_s:
+        logger.warning("the clock was set by %+.0f s; %d groups that collect keep their age", clock.step_s, clock.moved)
+    if clock is not None and clock.stepped:  # the scan knows what to make of it
+        limits = replace(limits, lease_s=math.inf, collecting_s=math.inf)
+    return replace(limits, collecting_s=math.inf) if no_input(site) else limits
 
 
 class _Look:
@@ -741,7 +760,9 @@ class _Hand:
     def _take_back(self, action: Action) -> bool:
         assert self.look.queue is not None
         row = self.look.groups[action.subject]
-        return self.look.queue.take_back(row, action.reason, now=self.look.now)
+        full = full_disk(self.look.site)  # which has ended its owner
+        why = f"{action.reason}; no space left ({full})" if full else action.reason
+        return self.look.queue.take_back(row, why, counted=not full, now=self.look.now)
 
     def _remove_scratch(self, path: Path) -> bool:
         maker, changed = scratch_maker(path.name), _newest_change(path)

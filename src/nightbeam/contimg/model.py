@@ -122,7 +122,10 @@ class ApplyReceipt(Receipt):
 
 @dataclass(frozen=True, slots=True)
 class ImageReceipt(Receipt):
-    """A verified image; ``quick`` where it was made so because the site was behind."""
+    """A verified image; ``quick`` where it was made so because the site was behind.
+
+    ``turned_down`` says why the full image that was owed was not good: then the quick one stands.
+    """
 
     stem: str
     path: str
@@ -133,6 +136,7 @@ class ImageReceipt(Receipt):
     beam_major_arcsec: float
     seconds: float
     quick: bool = False
+    turned_down: str = ""
 
 
 @dataclass(frozen=True, slots=True)

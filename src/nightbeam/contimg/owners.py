@@ -18,7 +18,7 @@ import psutil
 
 from nightbeam.catalog.model import GroupRow, Owner
 from nightbeam.core.errors import NightbeamError
-from nightbeam.core.files import remove, scratch_directory
+from nightbeam.core.files import remove, scratch_directory, storage_errors
 from nightbeam.core.locks import is_held
 
 if TYPE_CHECKING:
@@ -157,18 +157,26 @@ def keeping_lease(queue: Queue, group_id: str, owner: Owner, *, every_s: float) 
 
 @contextmanager
 def owned_scratch(root: Path, group_id: str, step: str) -> Iterator[Path]:
-    """Yield a scratch directory that is removed at the end, or by `remove_dead_scratch` if we die."""
+    """Yield a scratch directory that is removed at the end, or by `remove_dead_scratch` if we die.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or cannot be written.
+    """
     path = scratch_directory(root, owner=f"{socket.gethostname()}.{group_id}.{step}")
     try:
         yield path
     finally:
-        remove(path)
+        with storage_errors(path):
+            remove(path)
 
 
 def remove_dead_scratch(*roots: Path, keep: Collection[str] = ()) -> list[Path]:
     """Remove what processes of this machine left half-written when they died; returns what was removed.
 
-    Only names that say which process made them are touched, and only where that process is gone.
+    What cannot be removed is said and stays: it keeps nobody from the rest. Only names that say which process made them
+    are touched, and only where that process is gone.
 
     Parameters
     ----------
@@ -179,13 +187,29 @@ def remove_dead_scratch(*roots: Path, keep: Collection[str] = ()) -> list[Path]:
     """
     removed = []
     for root in roots:
-        for path in sorted(root.iterdir()) if root.is_dir() else []:
+        for path in _children(root):
             pid = _maker(path.name)
             if pid is None or any(group_id in path.name for group_id in keep) or _alive(pid, None):
                 continue
-            remove(path)
+            try:
+                remove(path)
+            except FileNotFoundError:  # somebody else removes it too
+                continue
+            except OSError as error:
+                logger.warning("%s, left behind by a process that is gone, stays: %s", path, error.strerror or error)
+                continue
             removed.append(path)
     return removed
+
+
+def _children(root: Path) -> list[Path]:
+    try:
+        return sorted(root.iterdir()) if root.is_dir() else []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        logger.warning("cannot look into %s: %s", root, error.strerror or error)
+        return []
 
 
 @dataclass(frozen=True, slots=True)

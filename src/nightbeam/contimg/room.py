@@ -15,7 +15,7 @@ from nightbeam.core.files import full_place, require_space
 if TYPE_CHECKING:
     from nightbeam.catalog import Queue
 
-__all__ = ["SPACE_OF_INPUT", "full_disk", "may_dispatch"]
+__all__ = ["SPACE_OF_INPUT", "full_disk", "may_dispatch", "no_input", "why_none_converted"]
 
 #: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
 SPACE_OF_INPUT = 3.2
@@ -31,19 +31,17 @@ def full_disk(site: Site) -> str:
 def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[int, str]:
     """Return how many groups may be begun now, and why not more.
 
-    None while there is no room for the conversion of the next one, or while the input directory is gone or empty, as it
-    is where a mount is missing: each attempt would only find that its files are not there. Where the disk has stopped
-    groups although there seems to be room, one is tried a minute later; when none is left that was stopped so, as many
-    as before.
+    None while a disk is full, or while none can be converted (`why_none_converted`) and all that wait are to be. Where
+    the disk has stopped groups although there seems to be room, one is tried a minute later; when none is left that was
+    stopped so, as many as before.
     """
     now = time.time() if now is None else now
     if full := full_disk(site):  # asked first: on a full disk SQLite can not even be read
         return 0, f"no space left ({full})"
     queue = site.queue()
-    group_id = queue.next_pending()
-    if group_id is None:
+    if queue.next_pending() is None:
         return limit, ""
-    if why := _no_input(site) or _too_little(site, queue, group_id):
+    if queue.next_pending(converted=True) is None and (why := why_none_converted(site)):
         return 0, why
     stopped = queue.stopped_by_disk()
     if not stopped:
@@ -54,7 +52,19 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
     return (0 if 0 <= since < _PAUSE_S else min(1, limit)), why
 
 
-def _no_input(site: Site) -> str:
+def why_none_converted(site: Site) -> str:
+    """Return why no other group can be converted now; ``""`` if the next one can, or if none waits for it.
+
+    There is no room for it, or the input directory is gone or empty: each attempt would only find that its files are
+    not there. A group that has its Measurement Set needs neither.
+    """
+    queue = site.queue()
+    group_id = queue.next_pending(converted=False)
+    return "" if group_id is None else no_input(site) or _too_little(site, queue, group_id)
+
+
+def no_input(site: Site) -> str:
+    """Return what is wrong with the input directory where it is gone, or empty as it is where a mount is missing."""
     try:
         with os.scandir(site.input_dir) as entries:
             if next(entries, None) is not None:

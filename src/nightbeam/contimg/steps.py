@@ -7,6 +7,7 @@ that step and all after it are.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,7 +33,7 @@ from nightbeam.contimg.owners import is_dead, keeping_lease, owned_scratch
 from nightbeam.contimg.pressure import as_quick, is_smaller, owed_by, stand_back, wanted_imaging
 from nightbeam.contimg.provenance import note_image, note_ms, note_ms_state, note_step, note_tables
 from nightbeam.contimg.quality import calibration_use, forget_quality, record_quality, tables_or_reason
-from nightbeam.contimg.room import full_disk
+from nightbeam.contimg.room import full_disk, no_input
 from nightbeam.contimg.site import Site
 from nightbeam.contimg.tools import TOOLS, Tools
 from nightbeam.core.errors import (
@@ -42,9 +43,10 @@ from nightbeam.core.errors import (
     NightbeamError,
     RejectedError,
     StorageError,
+    UnavailableError,
     UsageError,
 )
-from nightbeam.core.files import directory_bytes
+from nightbeam.core.files import directory_bytes, storage_errors
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd, iso_z
 
@@ -82,7 +84,8 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
     """Take a group, unless somebody living has it or there is nothing to take.
 
     A group whose owner is a dead process of this machine is taken back first, which counts as a
-    retry; an owner of the same name takes up its own group where it was.
+    retry; an owner of the same name takes up its own group where it was. One that is to be converted is not taken on a
+    machine that does not see the input directory, which another one may: no attempt is spent.
 
     Returns
     -------
@@ -98,6 +101,9 @@ def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
     row, lock = queue.group(group_id), site.group_lock(group_id)
     if row.state == State.IN_PROGRESS and row.owner != owner.name and is_dead(row, lock=lock):
         queue.recover(lambda r: r.group_id == group_id and is_dead(r, lock=lock), full=full_disk(site))
+        row = queue.group(group_id)
+    if row.state == State.PENDING and (why := _why_not_here(site, queue, group_id)):
+        return Claim(group_id, owner.name, False, row.state, row.attempts, why)
     try:
         row = queue.claim(group_id, owner)
     except (BusyError, InputError) as error:
@@ -122,7 +128,8 @@ def convert_group_step(site: Site, group_id: str, *, owner: Owner, tools: Tools 
     def work(queue: Queue, scratch_dir: Path) -> ConvertReceipt:
         row, files = queue.group(group_id), _files(queue, group_id)
         ms = site.ms_path(group_id)
-        site.output_dir.mkdir(parents=True, exist_ok=True)
+        with storage_errors(site.output_dir):
+            site.output_dir.mkdir(parents=True, exist_ok=True)
         expected = row.expected_subbands or site.ingest.expected_subbands
         sums = InputSums(files)
         with owned_scratch(scratch_dir, group_id, "convert") as scratch:
@@ -279,7 +286,7 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
     """Make the image and judge it; a quick one where the site is far behind (`pressure`).
 
     That is decided once, before anything is made, and holds for every other attempt. A quick image that is not good
-    is made in full at once.
+    is made in full at once. Where a full image that was owed is not good, the quick one is made again: it was good.
 
     Raises
     ------
@@ -308,8 +315,10 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
         return replace(_imaged(group_id, product), quick=quick)
 
     def work(queue: Queue, scratch_dir: Path) -> ImageReceipt:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        wanted = wanted_imaging(site, owed=queue.group(group_id).owed)
+        with storage_errors(stem.parent):
+            stem.parent.mkdir(parents=True, exist_ok=True)
+        owed = queue.group(group_id).owed
+        wanted = wanted_imaging(site, owed=owed)
         decided = queue.arrears.decide(group_id, owner, wanted)
         if decided is Imaging.QUICK and is_smaller(site):
             try:
@@ -317,7 +326,14 @@ def image_step(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS)
             except RejectedError as error:
                 logger.warning("group %s is imaged in full at once: %s", group_id, error.what)
                 queue.arrears.decide(group_id, owner, Imaging.FULL, change=True)
-        return make(scratch_dir, quick=False)
+        try:
+            return make(scratch_dir, quick=False)
+        except RejectedError as error:
+            if owed != Owed.IMAGE or not is_smaller(site):
+                raise
+            logger.warning("group %s keeps its quick image: %s", group_id, error.what)
+            queue.arrears.decide(group_id, owner, Imaging.QUICK, change=True)
+            return replace(make(scratch_dir, quick=True), turned_down=error.what)
 
     def good(receipt: ImageReceipt) -> None:
         decided = site.queue().group(group_id).imaging
@@ -428,7 +444,7 @@ def finish(site: Site, group_id: str, *, owner: Owner, tools: Tools = TOOLS) -> 
     tools.finished_image(Path(imaged.stem))
     seconds = sum(receipt.seconds or 0.0 for receipt in queue.receipts(group_id))
     queue.put_performance(group_id, group_time=seconds)
-    owed = owed_by(quick=imaged.quick, figures=judged.figures)
+    owed = owed_by(quick=imaged.quick and not imaged.turned_down, figures=judged.figures)
     queue.complete(group_id, owner, owed=owed)
     later = {Owed.IMAGE: "; quickly, the full image follows", Owed.FIGURES: "; its figures follow", None: ""}[owed]
     logger.info("group %s is completed: %s%s", group_id, imaged.path, later)
@@ -454,6 +470,16 @@ def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner)
 # -- inside -----------------------------------------------------------------------------------------------------
 
 
+def _why_not_here(site: Site, queue: Queue, group_id: str) -> str:
+    """Return why a group cannot be converted on this machine, where its files lie in the input directory."""
+    if queue.receipt(group_id, "convert") is not None or site.input_dir not in {
+        f.parent for f in _files(queue, group_id)
+    }:
+        return ""
+    why = no_input(site)
+    return f"group {group_id} cannot be converted on {socket.gethostname()}: {why}" if why else ""
+
+
 def _step(
     site: Site,
     group_id: str,
@@ -477,7 +503,7 @@ def _step(
             logger.info("group %s: %s was done before", group_id, name)
             return found
         plan = _plan(site, queue, group_id, name)
-        with at_work(site, group_id, name, plan):
+        with at_work(site, group_id, name, plan, still=lambda: _still_ours(queue, group_id, owner)):
             queue.heartbeat(group_id, owner)  # while we waited it may have become somebody else's
             if name in _JUDGED:
                 forget_quality(site, group_id)
@@ -489,6 +515,17 @@ def _step(
         queue.put_receipt(group_id, owner, name, receipt.to_json(), seconds=seconds)
     logger.info("group %s: %s took %.1f s", group_id, name, seconds)
     return receipt
+
+
+def _still_ours(queue: Queue, group_id: str, owner: Owner) -> None:
+    """Raise BusyError where the group of a step that waits has become somebody else's, who needs its lock."""
+    try:
+        row = queue.group(group_id)
+    except (BusyError, StorageError, UnavailableError) as error:  # of the database; the lease is asked for at the end
+        logger.warning("whether group %s is still ours cannot be read: %s", group_id, error.what)
+        return
+    if (row.state, row.owner) != (State.IN_PROGRESS, owner.name):
+        queue.heartbeat(group_id, owner)
 
 
 def _finished(queue: Queue, group_id: str, name: str, kind: type[R], good: Callable[[R], None]) -> R | None:
@@ -572,7 +609,8 @@ def _solve_and_register(
 ) -> list[CalTableRow]:
     group_id, ms = row.group_id, Path(converted.ms)
     prefix = site.caltable_prefix(group_id)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(prefix.parent):
+        prefix.parent.mkdir(parents=True, exist_ok=True)
     with owned_scratch(site.scratch_dir, group_id, "calibrate") as scratch:
         solved = tools.solve(
             site, ms, calibrator, prefix, dec_deg=row.dec_deg, work=scratch, log=site.log(group_id, "calibrate")

@@ -333,6 +333,13 @@ def _feed(digest: hashlib._Hash, path: Path) -> None:
 
 
 def scratch_directory(root: Path, *, owner: str) -> Path:
-    """Return a new directory under ``root`` whose name says who made it, so that it can be cleaned up."""
-    root.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f"{owner}.pid{os.getpid()}.", dir=root))
+    """Return a new directory under ``root`` whose name says who made it, so that it can be cleaned up.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or cannot be written.
+    """
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{owner}.pid{os.getpid()}.", dir=root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError
+from nightbeam.core.errors import InputError, MissingError, NightbeamError, StorageError, UnavailableError
 from nightbeam.core.keys import SubbandName
 from nightbeam.uvh5.model import TELESCOPE, SubbandHeader
 
@@ -23,6 +24,8 @@ __all__ = ["DataBlock", "SubbandData", "check_subband", "open_data", "read_heade
 
 # Longest stretch of rows that chunks of all three datasets must begin together in; more is read by h5py.
 _MOST_ALIGNED_ROWS = 16384
+#: What is said of a disk that somebody writes to.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _DATASETS = ("visdata", "flags", "nsamples")
 _EARLIEST_JD, _LATEST_JD = 2433282.5, 2488069.5  # 1950 and 2100
 _ON_MERIDIAN_RAD = 1e-6
@@ -253,7 +256,10 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno:
             reason = os.strerror(error.errno)
-            raise StorageError(f"cannot read {path}: {reason}", fix="check the mount and its owner") from error
+            # Whoever has the file open may write meanwhile. A file that cannot be read is one group's trouble and not
+            # that of the disk on which all are worked on, for which every other group would wait.
+            kind = StorageError if error.errno in _UNWRITABLE else UnavailableError
+            raise kind(f"cannot read {path}: {reason}", fix="check the mount and its owner") from error
         reason = str(error)
         if "signature not found" in reason:
             raise InputError(f"{path} is not an HDF5 file", fix="give subband files (*_sbNN.hdf5)") from error

@@ -136,6 +136,14 @@ def test_when_its_time_is_up_the_most_of_a_group_are_right_and_in_a_tie_it_fails
     assert "Dec 38.0000 deg" in (queue.group("tie").error or "")
 
 
+def test_a_group_whose_files_contradict_each_other_does_not_go_on_as_partial_before_that_is_decided(queue: Queue):
+    queue.record(GroupFact(G, MJD, dec_deg=33.0), [of(4), *(of(sb, dec_deg=33.3) for sb in (5, 6))], now=1000.0)
+    assert queue.let_partial_go(2, 340.0, now=1341.0) == []
+    queue.decide_contradictions(340.0, now=1341.0)
+    assert queue.let_partial_go(2, 340.0, now=1341.0) == [G]
+    assert [s.subband_idx for s in queue.subbands(G)] == [5, 6]
+
+
 def test_those_who_were_called_odd_too_early_are_looked_at_again(queue: Queue):
     fact = GroupFact(G, MJD, dec_deg=33.0)
     queue.record(fact, [of(4), *(of(sb, dec_deg=33.3) for sb in (5, 6))], now=1000.0)

@@ -438,3 +438,14 @@ def test_sqlite_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytes
     full["now"] = ""
     with pytest.raises(StorageError, match="cannot write"), sqlite_errors(file):
         raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_server_on_a_full_disk_is_told_as_one(tmp_path: Path):
+    class DiskFullError(Exception):
+        sqlstate = "53100"
+
+    database = Database(f"sqlite:///{tmp_path}/q.sqlite3", "queue")
+    with pytest.raises(StorageError, match="has no room: could not extend file"), database.errors():
+        raise sa.exc.OperationalError(
+            "UPDATE", {}, DiskFullError('could not extend file "base/1": No space left on device')
+        )

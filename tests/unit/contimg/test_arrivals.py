@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from nightbeam.catalog import Owner
 from nightbeam.contimg import Site, Tools, arrivals, scan_arrivals, scan_until_ready, take_dispatchable
 from nightbeam.contimg.owners import is_dead, owned_scratch, remove_dead_scratch, scratch_maker, this_process
 from nightbeam.contimg.report import group_report
-from nightbeam.core.errors import InputError, MissingError
+from nightbeam.core.errors import InputError, MissingError, StorageError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.settings import Settings
 from nightbeam.ingest import list_names
@@ -292,6 +295,23 @@ def test_a_group_is_not_given_up_while_the_file_that_it_lacks_is_still_written(s
     assert scan_arrivals(slow, tools=TOOLS, now=first + 376.0).became_pending == (G,)
 
 
+def test_no_group_is_decided_on_while_the_mount_of_the_input_is_missing(site: Site):
+    ingest = site.ingest.model_copy(update={"min_subbands": 1})
+    site = replace(site, ingest=ingest)
+    put(site, 0)
+    scan_arrivals(site, tools=TOOLS, now=1000.0)
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    site.input_dir.mkdir()
+    report = scan_arrivals(site, tools=TOOLS, now=9000.0)
+    assert (report.partial, report.expired, site.queue().group(G).state) == ((), (), "collecting")
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    for sb in range(16):
+        put(site, sb)
+    assert scan_arrivals(site, tools=TOOLS, now=9030.0).became_pending == (G,)
+
+
 def test_a_site_that_gives_partial_groups_longer_gives_the_others_as_long(site: Site):
     patient = of_14(site)
     ingest = patient.ingest.model_copy(update={"partial_after_s": 600.0})
@@ -436,6 +456,44 @@ def test_scratch_is_gone_after_the_step(tmp_path: Path):
     with owned_scratch(tmp_path / "scratch", G, "image") as path:
         (path / "x").write_text("x")
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_scratch_on_a_disk_that_cannot_be_written_is_a_matter_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", broken)
+        with pytest.raises(StorageError), owned_scratch(tmp_path, G, "image"):
+            pass
+    with pytest.raises(StorageError), owned_scratch(tmp_path, G, "image"):
+        monkeypatch.setattr(shutil, "rmtree", broken)
+
+
+def test_scratch_that_cannot_be_removed_keeps_nobody_from_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f"{socket.gethostname()}.{G}.image.pid{dead.pid}.abc1234{n}" for n in range(3)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    real, errors = (
+        shutil.rmtree,
+        dict(zip(names, (PermissionError(13, "Permission denied"), FileNotFoundError(2, "gone")), strict=False)),
+    )
+
+    def broken(path: Path) -> None:
+        if error := errors.get(path.name):
+            raise error
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", broken)
+    assert remove_dead_scratch(tmp_path) == [tmp_path / names[2]]
+    assert "Permission denied" in caplog.text
 
 
 def test_a_missing_input_directory_is_named(site: Site):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightbeam.contimg.budget import Budget, Ledger, Place, why_not, why_waiting
-from nightbeam.core.errors import ConfigError, ResourceError
+from nightbeam.core.errors import BusyError, ConfigError, ResourceError
 from nightbeam.core.files import write_text
 from nightbeam.core.memory import Memory
 
@@ -78,6 +79,13 @@ def test_nobody_passes_older_data_that_wait_for_memory():
     assert refused(waits, imaging) == "budget"
     assert refused(place(NEWEST, "convert", 1), imaging, waits) == "order"
     assert refused(place(OLD, "qa", 1), imaging, waits) is None  # the older may
+
+
+def test_an_older_step_that_waits_only_for_its_kind_is_passed_whatever_number_of_its_own_kind_the_asker_bears():
+    waits = replace(place(OLD, "image", 5), same_step=1)
+    assert refused(place(NEWEST, "convert", 5), waits, place(NEW, "image", 5, works=True), same_step=3) is None
+    several = replace(waits, same_step=3)
+    assert refused(place(NEWEST, "convert", 5), several, place(NEW, "image", 5, works=True), same_step=1) == "order"
 
 
 def test_what_is_larger_than_the_budget_works_alone():
@@ -178,6 +186,21 @@ def test_a_step_that_is_interrupted_while_it_waits_leaves_nothing(world, tmp_pat
         with pytest.raises(KeyboardInterrupt), at_work(ledger, NEW, "image", 15):
             pass
         assert [p.order for p in ledger.places()] == [OLD]
+
+
+def test_a_step_that_waits_asks_every_half_minute_whether_it_is_to(world, tmp_path):
+    ledger, asked = world.ledger(tmp_path), []
+
+    def still():
+        asked.append(world.now)
+        if len(asked) == 3:
+            raise BusyError("it is somebody else's")
+
+    with at_work(ledger, OLD, "image", 15):
+        with pytest.raises(BusyError), ledger.turn(NEW, "image", 15 * GB, budget=Budget(), still=still):
+            pass
+        assert [p.order for p in ledger.places()] == [OLD]
+    assert asked == [30.0, 60.0, 90.0]
 
 
 def test_what_no_memory_of_the_machine_can_hold_is_refused_with_what_to_lower(world, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightbeam.catalog import Owner, clocks
+from nightbeam.catalog import FileFact, GroupFact, Owner, clocks
 from nightbeam.catalog.schema import ClockTable
 from nightbeam.contimg import Site, Tools, arrivals, scan_arrivals
 from nightbeam.contimg.clock import ClockLook, Instant, look_at_clock
@@ -208,3 +208,21 @@ def test_two_containers_of_one_machine_have_one_clock(site: Site, clock: Clock, 
         scan(site)
         clock.go_on(1.0)
     assert site.queue().group(G).received_at == pytest.approx(before + 30 * HOUR)
+
+
+@pytest.mark.parametrize("step", [30 * HOUR, -30 * HOUR], ids=["forward", "back"])
+def test_a_clock_that_is_set_right_ages_no_group_that_another_machine_received(site: Site, clock: Clock, step: float):
+    queue = site.queue()
+
+    def come(group: str, received_at: float) -> None:
+        queue.record(GroupFact(group, 60950.0), [FileFact(0, site.input_dir / group)], now=received_at)
+
+    queue.clocks.follow("other boot", "other", wall=clock.at.wall + step, since_boot=5.0, least_step_s=60.0)
+    scan(site)
+    come("mine", clock.at.wall)
+    clock.go_on(30.0, step=step)
+    come("theirs", clock.at.wall - 25.0)
+    come("older", clock.at.wall - 300.0)
+    assert look_at_clock(queue, clock.at).moved == 1
+    ages = {row.group_id: clock.at.wall - row.received_at for row in queue.groups()}
+    assert ages == {"mine": pytest.approx(30.0), "theirs": pytest.approx(25.0), "older": pytest.approx(300.0)}

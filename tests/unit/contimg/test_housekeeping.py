@@ -22,6 +22,7 @@ from nightbeam.catalog.products import Products
 from nightbeam.catalog.quarantine import Quarantine
 from nightbeam.catalog.schema import MosaicTable
 from nightbeam.contimg import Site, housekeeping, quarantine
+from nightbeam.contimg.clock import ClockLook, Instant
 from nightbeam.contimg.housekeeping import held_in_quarantine, put_back, tidy_up
 from nightbeam.core.errors import BusyError, InputError, MissingError, PartialError, StorageError
 from nightbeam.core.locks import sole_owner
@@ -122,12 +123,39 @@ def test_an_owner_that_gives_a_sign_of_life_meanwhile_keeps_its_group(site, monk
 
 
 def test_an_incomplete_group_is_failed_after_its_time_with_the_seeds_words(site):
-    tidy.put_group(site, A, "collecting", seen_at=NOW - 341)
-    tidy.put_group(site, B, "collecting", seen_at=NOW - 339)
+    tidy.put_group(site, A, "collecting", seen_at=NOW - 3941)
+    tidy.put_group(site, B, "collecting", seen_at=NOW - 3939)
     assert go(site).counts["expire"] == 1
     assert site.queue().group(A).state == "failed"
     assert site.queue().group(A).error.startswith("Collecting timeout: 3 of 16 subbands")
     assert site.queue().group(B).state == "collecting"
+
+
+def test_no_group_is_given_up_for_its_age_where_the_input_directory_is_empty_or_the_clock_was_set(site, monkeypatch):
+    tidy.put_group(site, A, "collecting", seen_at=NOW - 4000)
+    tidy.put_group(site, B, "in_progress", seen_at=NOW - 4000, held_by="elsewhere")
+    tidy.put_group(site, C, "in_progress", seen_at=NOW - 10, held_by="dead")
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    site.input_dir.mkdir()
+    assert "expire" not in {action.verb for action in go(site, dry_run=True).done}
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    monkeypatch.setattr(housekeeping, "look_at_clock", lambda _queue: ClockLook(Instant.now(), 0.0, True, 0, {}))
+    monkeypatch.setattr(housekeeping.time, "time", lambda: NOW)
+    done = tidy_up(site, tools=TOOLS).done
+    assert [(action.verb, action.subject) for action in done] == [("take back", C)], "its process is gone"
+    assert site.queue().group(A).state == "collecting"
+    assert {(action.verb, action.subject) for action in go(site).done} == {("take back", B), ("expire", A)}
+
+
+def test_whoever_died_on_a_full_disk_costs_its_group_no_attempt(site, monkeypatch):
+    tidy.put_group(site, A, "in_progress", seen_at=NOW - 10, held_by="dead")
+    monkeypatch.setattr(housekeeping, "full_disk", lambda _site: "0.00 GB free in /data")
+    go(site)
+    row = site.queue().group(A)
+    assert (row.state, row.retry_count) == ("pending", 0)
+    assert "no space left (0.00 GB free in /data)" in row.error
 
 
 # -- scratch ----------------------------------------------------------------------------------------------------

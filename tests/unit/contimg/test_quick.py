@@ -167,3 +167,16 @@ def test_a_group_that_is_done_again_from_the_beginning_is_decided_anew(site: Sit
     scan_arrivals(site, tools=tools)
     run_group(site, G, tools=tools)
     assert (fakes.asked, told(site)[:3]) == ([True, False], ("completed", "full", None))
+
+
+def test_a_full_image_that_is_owed_and_not_good_leaves_the_quick_one_standing(site: Site, fakes: Any, tools: Any):
+    come(site, 21)
+    run_group(site, G, tools=tools)
+    go(site, 21)
+    fakes.bad.add(False)
+    assert [d.group_id for d in take_dispatchable(site, 9)] == [G]
+    run_group(site, G, tools=tools)
+    assert told(site) == ("completed", "quick", None, 1, "quick")
+    assert (fakes.asked, fakes.drawn) == ([True, False, True], [False, True])
+    assert "peak 2.0 times the noise" in (site.queue().receipt(G, "image") or {})["turned_down"]
+    assert take_dispatchable(site, 9) == [], "it is owed no longer"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nightbeam.catalog import Owner, Registry, SetSpec, State, TableSpec
+from nightbeam.catalog import FileFact, GroupFact, Owner, Registry, SetSpec, State, TableSpec
 from nightbeam.contimg import (
     Site,
     Tools,
@@ -36,6 +39,7 @@ from nightbeam.core.errors import (
     StorageError,
     ToolError,
 )
+from nightbeam.core.locks import sole_owner
 from nightbeam.qa import Grade, Score
 from nightbeam.rfi import FlagReport
 
@@ -414,8 +418,44 @@ def test_no_group_is_begun_and_none_is_lost_while_the_input_directory_is_away(si
     assert len(site.queue().subbands(G)) == 16
 
 
+def test_a_machine_that_does_not_see_the_input_directory_spends_no_attempt(site: Site, fakes: Fakes):
+    away = site.input_dir.with_name("away")
+    site.input_dir.rename(away)
+    site.input_dir.mkdir()
+    with pytest.raises(BusyError, match=r"cannot be converted on .* is empty; is it mounted"):
+        run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.attempts, row.retry_count) == ("pending", 0, 0)
+    site.input_dir.rmdir()
+    away.rename(site.input_dir)
+    fakes.fail["image"] = ToolError("it died")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    fakes.fail.clear()
+    site.input_dir.rename(away)
+    assert run_group(site, G, tools=fakes.tools()).state == "completed", "its Measurement Set is there"
+
+
+def test_groups_that_are_converted_wait_neither_for_input_nor_for_room(
+    site: Site, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+):
+    other = "2025-10-01T00:00:00"
+    files = [FileFact(0, site.input_dir / f"{other}_sb00.hdf5", size_bytes=10**9)]
+    site.queue().record(GroupFact(other, 60949.0), files, expected_subbands=1)
+    fakes.fail["image"] = ToolError("it died")
+    with pytest.raises(ToolError):
+        run_group(site, G, tools=fakes.tools())
+    with monkeypatch.context() as patched:
+        patched.setattr("nightbeam.core.files.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        assert [d.group_id for d in take_dispatchable(site, 4)] == [G], "the older one is to be converted"
+    for path in site.input_dir.iterdir():
+        path.unlink()
+    assert [d.group_id for d in take_dispatchable(site, 4, resend_after_s=-1.0)] == [G]
+
+
 def test_an_input_directory_that_goes_while_it_is_read_costs_no_more_than_an_attempt(site: Site, fakes: Fakes):
     away = site.input_dir.with_name("away")
+    assert claim_group(site, G, owner=me()).claimed
     site.input_dir.rename(away)
     with pytest.raises(MissingError, match="cannot find"):
         run_group(site, G, tools=fakes.tools())
@@ -439,6 +479,22 @@ def test_a_full_disk_is_asked_for_before_any_database(
     limit, why = may_dispatch(site, 4)
     assert limit == 0
     assert what in why
+
+
+def test_a_directory_that_cannot_be_made_is_a_matter_of_the_disk(
+    site: Site, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+):
+    real = Path.mkdir
+
+    def broken(path: Path, *args: Any, **told: Any) -> None:
+        if path == site.output_dir:
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(path, *args, **told)
+
+    monkeypatch.setattr(Path, "mkdir", broken)
+    with pytest.raises(StorageError, match="Read-only"):
+        run_group(site, G, tools=fakes.tools())
+    assert site.queue().group(G).retry_count == 0
 
 
 def test_after_a_disk_has_stopped_a_group_one_at_a_time_is_tried(site: Site, fakes: Fakes):
@@ -660,6 +716,33 @@ def test_an_interrupted_group_goes_back_without_a_retry(site: Site, fakes: Fakes
         run_group(site, G, tools=fakes.tools())
     row = site.queue().group(G)
     assert (row.state, row.retry_count, row.owner) == ("pending", 0, None)
+
+
+def test_a_step_that_waits_for_its_turn_leaves_when_its_group_is_somebody_elses(
+    site: Site, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+):
+    class Busy:
+        def group(self, _group: str) -> Any:
+            raise BusyError("the database is locked")
+
+    @contextmanager
+    def waiting(site: Site, *_: Any, still: Callable[[], None]) -> Iterator[None]:
+        still()
+        with monkeypatch.context() as patched:
+            patched.setattr(site.queue().__class__, "group", Busy.group)
+            still()  # that says nothing of whose it is
+        site.queue().reprocess(G, force=True)
+        site.queue().claim(G, Owner("other"))
+        still()
+        pytest.fail("it waits still")
+        yield
+
+    monkeypatch.setattr("nightbeam.contimg.steps.at_work", waiting)
+    with pytest.raises(BusyError, match="no longer held"):
+        run_group(site, G, tools=fakes.tools())
+    assert (fakes.calls, site.queue().group(G).owner) == ([], "other")
+    with sole_owner(site.group_lock(G)):
+        pass
 
 
 def test_two_processes_of_one_machine_never_work_on_one_group_at_once(site: Site, fakes: Fakes):

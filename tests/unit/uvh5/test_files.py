@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from nightbeam.core.errors import InputError, MissingError, StorageError
+from nightbeam.core.errors import InputError, MissingError, StorageError, UnavailableError
 from nightbeam.uvh5 import check_subband, read_header
 from nightbeam.uvh5.files import open_data
 
@@ -70,7 +71,7 @@ def test_whatever_part_of_a_file_was_lost_the_error_is_ours(own_files):
         own_files[0].write_bytes(whole[:at] + bytes(min(4096, len(whole) - at)) + whole[at + 4096 :])
         try:
             check_subband(own_files[0])
-        except (InputError, StorageError):
+        except (InputError, StorageError, UnavailableError):
             spoilt += 1
     assert spoilt > 30
 
@@ -191,7 +192,6 @@ def test_compressed_plain_and_flat_files_read_the_same(own_files, options):
 
 
 def test_a_disk_that_fails_is_worth_another_try(own_files, monkeypatch):
-    import errno
     import os
 
     def broken(*_):
@@ -199,5 +199,10 @@ def test_a_disk_that_fails_is_worth_another_try(own_files, monkeypatch):
 
     header = check_subband(own_files[0])
     monkeypatch.setattr(os, "preadv", broken)
-    with open_data(header) as data, pytest.raises(StorageError, match=r"cannot read .*: Input/output error"):
+    with open_data(header) as data, pytest.raises(UnavailableError, match=r"cannot read .*: Input/output error"):
         next(iter(data.blocks()))
+
+
+def test_whoever_has_a_file_open_and_fills_a_disk_is_told_of_the_disk(own_files):
+    with pytest.raises(StorageError), open_data(check_subband(own_files[0])):
+        raise OSError(errno.ENOSPC, "No space left on device")
