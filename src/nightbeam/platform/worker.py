@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from nightbeam.core.children import run_child
-from nightbeam.core.errors import MissingError, NightbeamError, ToolError, UnavailableError
+from nightbeam.core.errors import MissingError, NightbeamError, StorageError, ToolError, UnavailableError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.log import set_up_logging
 from nightbeam.core.settings import Settings
@@ -719,7 +719,10 @@ class Supervisor:
             monitor=self._monitor_address(),
             shares_pools=self._shares,
         )
-        write_report(self._layout, report)
+        try:
+            write_report(self._layout, report)
+        except StorageError as error:  # on a full disk, too, what dies is mended; the next report tells of it
+            logger.error("what runs is not written down: %s", error.what)
 
 
 def _port_of(address: str) -> int | None:
