@@ -456,9 +456,12 @@ class Supervisor:
             log, what = layout.log_of("notify"), "deployments.notify"
             run_child(argv, log=log, timeout_s=NOTIFY_S, cwd=layout.state_dir, env=env, what=what)
 
+        own = alarm_file(layout.state_dir, None, socket.gethostname())
+        shared = alarm_file(layout.state_dir, settings.contimg.state_dir, socket.gethostname())
         watchman = Watchman(
             self._api(),
-            file=alarm_file(layout.state_dir, settings.contimg.state_dir, socket.gethostname()),
+            file=own,
+            shared=None if shared == own else shared,
             memory=layout.watched,
             machine=socket.gethostname(),
             pools=platform.pools if watches else (),
