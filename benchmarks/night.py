@@ -47,6 +47,8 @@ WEIGHTS: Final = {
 LEAST_AGE_S: Final = 25.0
 #: How long a victim of the kind that was drawn is waited for.
 PATIENCE_S: Final = 20.0
+#: How often somebody of a kind is asked for before those who are there, if nobody ever is.
+MOST_ASKED: Final = 5
 SAMPLE_EVERY_S: Final = 5.0
 
 
@@ -131,9 +133,11 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     """Simulate a night, let a platform live through it, and return what is to be said of it."""
     from nightbeam.simulate import read_truth, simulate_subbands
     from nightbeam.testing.audit import (
+        Finding,
         audit_memory,
         audit_night,
         audit_processes,
+        audit_runs,
         checksums,
         compare_nights,
         not_imaged,
@@ -159,12 +163,17 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     night.live_through(sky, until=begin + 60.0 * minutes)
     findings: list[Any] = []
     try:
-        findings += audit_night(night.site, truth, sums, policy=plan.policy(), mounts=[ram])
+        findings += audit_night(night.site, truth, sums, policy=plan.policy(), mounts=[night.site.scratch_ram or ram])
         findings.append(audit_processes(night.layout.prefect_home, night.roots()))
         runs = night.runs()
+        findings.append(audit_runs(runs))
     finally:
         night.stop()
     findings.append(audit_processes(night.layout.prefect_home, ()))
+    met = Counter(kill.kind for kill in night.kills)
+    # Of fewer kills some are spent before one of every kind was there to be killed.
+    if plan.kills >= 2 * len(WEIGHTS):
+        findings += [Finding("killed at least once", kind, "yes", "yes" if met[kind] else "never") for kind in WEIGHTS]
     memory, slopes = audit_memory(night.samples)
     findings += memory
     worst = None
@@ -187,11 +196,12 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
         "looked_at": dict(Counter(finding.what for finding in findings)),
         "wrong": wrong,
         "kills": [asdict(kill) for kill in night.kills],
-        "killed": dict(Counter(kill.kind for kill in night.kills)),
+        "killed": dict(met),
+        "never_killed": [kind for kind in WEIGHTS if not met[kind]] if plan.kills else [],
         "killed_in": dict(Counter(kill.step for kill in night.kills if kill.step)),
         "not_imaged": not_imaged(night.site, truth),
         "attempts": night.attempts(),
-        "runs": runs,
+        "runs": dict(Counter(str(run["state_type"]) for run in runs)),
         "memory": slopes,
         "worst_pixel": worst,
     }
@@ -280,7 +290,7 @@ class Night:
         self.api = platform.PrefectApi(started.api_url)
         self.site.input_dir.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sky / TRUTH_NAME, self.site.input_dir / TRUTH_NAME)
-        self.api.run_deployment("watch-subbands/default")
+        self._watch_arrivals()
         threads = [threading.Thread(target=work, daemon=True) for work in (lambda: self._feed(sky), self._sample)]
         self._begin = time.monotonic()
         for thread in threads:
@@ -295,6 +305,15 @@ class Night:
             for thread in threads:
                 thread.join(30.0)
             self.seconds = time.monotonic() - self._begin
+
+    def _watch_arrivals(self) -> None:
+        """Start the watcher, and have it started again whatever becomes of it, as a site does."""
+        name = "watch-subbands/default"
+        watcher = self.api.deployment(name)
+        for schedule in watcher["schedules"]:
+            path = f"/deployments/{watcher['id']}/schedules/{schedule['id']}"
+            self.api._call("PATCH", path, {"active": True})
+        self.api.run_deployment(name)
 
     def _feed(self, sky: Path) -> None:
         from nightbeam.testing.rehearsal import deliver
@@ -330,12 +349,13 @@ class Night:
         return False
 
     def _groups_run(self) -> bool:
-        return any(_flow_of(process) == "group" for process in self._processes())
+        from nightbeam.testing.audit import audit_runs
 
-    def runs(self) -> dict[str, int]:
-        """Return how the runs of groups ended, as the server knows it."""
-        wanted = {"flows": {"name": {"any_": ["group-imaging"]}}}
-        return dict(Counter(str(run["state_type"]) for run in self.api.flow_runs(**wanted)))
+        return any(_flow_of(process) == "group" for process in self._processes()) or not audit_runs(self.runs()).right
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the runs of groups, as the server knows them."""
+        return list(self.api.flow_runs(flows={"name": {"any_": ["group-imaging"]}}))
 
     def attempts(self) -> dict[str, int]:
         """Return how the attempts at all groups ended."""
@@ -362,10 +382,14 @@ class Night:
         said = self.work / "kills"
         self.kills = [Kill(**json.loads(line)) for line in said.read_text().splitlines()] if said.exists() else []
         order = self._kinds(len(moments))
+        asked: Counter[str] = Counter()
         for moment, first in list(zip(moments, order, strict=True))[len(self.kills) :]:
             if self._stop.wait(max(0.0, min(self._begin + moment, until) - time.monotonic())):
                 return
-            kind = first
+            # Whoever was not there when it was asked for is asked for again, before all others.
+            met = {kill.kind for kill in self.kills}
+            kind = next((one for one in order[: len(self.kills)] if one not in met and asked[one] < MOST_ASKED), first)
+            asked[kind] += 1
             while time.monotonic() < until:
                 if (kill := self._kill_one(kind)) is not None:
                     self.kills.append(kill)
@@ -442,18 +466,23 @@ class Night:
 
         report = read_report(self.layout)
         if report is not None and kind == "supervisor":
-            with suppress(psutil.Error):
-                yield psutil.Process(report.pid)
+            with suppress(psutil.Error, OSError):
+                process = psutil.Process(report.pid)
+                # Whoever got the number of one that died was born after the last word of it.
+                if process.create_time() <= self.layout.report.stat().st_mtime + 0.05:
+                    yield process
 
     def _old_parts(self, kind: str) -> Iterator[tuple[psutil.Process, str]]:
         from nightbeam.platform.files import read_report
+        from nightbeam.platform.processes import Process
 
         report = read_report(self.layout)
         for part in report.parts if report is not None else ():
             named = {"monitor": "page"}.get(part.name, part.name.split("-")[0])
             with suppress(psutil.Error):
-                if named == kind and part.pid and time.time() - (part.created or 0.0) > LEAST_AGE_S:
-                    yield psutil.Process(part.pid), part.name
+                found = Process.find(part.pid, part.created) if named == kind else None
+                if found is not None and found.lived_s() > LEAST_AGE_S:
+                    yield psutil.Process(found.pid), part.name
 
     def roots(self) -> set[int]:
         """Return the processes that should always run."""
@@ -565,7 +594,8 @@ def table(report: dict[str, Any]) -> str:
         f"  faults: {_counted(report['faults'])}",
         f"  platform: {report['seconds']['platform']:.0f} s; all: {report['seconds']['all']:.0f} s; "
         f"{'drained' if report['drained'] else 'NOT DRAINED'}",
-        f"  killed: {len(report['kills'])} ({_counted(report['killed'])})",
+        f"  killed: {len(report['kills'])} ({_counted(report['killed'])}); "
+        f"never: {', '.join(report['never_killed']) or 'none'}",
         f"  of groups, in: {_counted(report['killed_in'])}",
         f"  attempts: {_counted(report['attempts'])}; runs: {_counted(report['runs'])}",
     ]

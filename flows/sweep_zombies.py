@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -17,7 +19,7 @@ from nightbeam.core.settings import load_settings
 from nightbeam.platform.compute import worker_name
 from nightbeam.platform.files import read_report
 from nightbeam.platform.model import Layout
-from nightbeam.platform.processes import process_lives
+from nightbeam.platform.processes import flow_processes, process_lives, runs_of
 
 logger = logging.getLogger("nightbeam.sweep")
 
@@ -40,16 +42,22 @@ def sweep_zombies(grace_s: float = 5.0, pending_s: float = 600.0) -> list[str]:
     -----
     A process number means something only on the machine that gave it. It is looked at where the run's worker is one
     of this machine, which its name tells; otherwise only `pending_s` counts, and Prefect's own watch. A run that was
-    not started yet died with its worker, where that is one of ours and a younger one is in its place.
+    not started yet died with its worker, where that is one of ours and a younger one is in its place; one whose
+    process lives here although nobody was told its number is not dead.
     """
     swept = []
-    births = _worker_births()
+    layout = Layout(load_settings().resolved().state_dir)
+    births = _worker_births(layout)
     with get_client(sync_client=True) as api:
-        for run in _active_runs(api):
-            born = births.get(run.work_pool_name or "")
+        runs = _active_runs(api)
+        living = runs_of(flow_processes(layout.prefect_home))
+        for run in runs:
+            if not run.infrastructure_pid and str(run.id) in living:
+                continue
             here = _is_of_this_machine(run)
+            born = births.born(run, here=here)
             why = _why_dead(run, here=here, worker_born=born, grace_s=grace_s, pending_s=pending_s)
-            if why and _still_active(api, run):
+            if why and _is_as_it_was(api, run):
                 logger.warning("run %s: %s", run.name, why)
                 api.set_flow_run_state(run.id, Crashed(message=why), force=True)
                 swept.append(run.name)
@@ -63,13 +71,29 @@ def _active_runs(api: SyncPrefectClient) -> list[FlowRun]:
     return [run for run in found if run.deployment_id is not None and str(run.id) != this_run.id]
 
 
-def _worker_births() -> dict[str, float]:
-    """Return when the worker of each pool that this machine alone serves was born; seconds since 1970."""
-    report = read_report(Layout(load_settings().resolved().state_dir))
-    if report is None or report.shares_pools:
-        return {}
+@dataclass(frozen=True)
+class _Births:
+    """When the worker of each pool that is served here was born, in seconds since 1970, and whether others serve it."""
+
+    workers: dict[str, float]
+    shared: bool = False
+
+    def born(self, run: FlowRun, *, here: bool) -> float | None:
+        """Return when the worker was born that is now in the place of the one that took a run; None for another's."""
+        # A run that was only just taken does not name its worker yet: where nobody else serves the pool it is ours.
+        ours = here or (not self.shared and "prefect.worker.name" not in run.labels)
+        return self.workers.get(run.work_pool_name or "") if ours else None
+
+
+def _worker_births(layout: Layout) -> _Births:
+    report = read_report(layout)
+    if report is None:
+        return _Births({})
+    # A birth in the future is one of a clock that has been set back since.
+    now = time.time()
     workers = [part for part in report.parts if part.name.startswith("worker-") and part.created]
-    return {part.name.removeprefix("worker-"): part.created or 0.0 for part in workers}
+    born = {part.name.removeprefix("worker-"): part.created or 0.0 for part in workers}
+    return _Births({pool: at for pool, at in born.items() if at <= now}, report.shares_pools)
 
 
 def _why_dead(run: FlowRun, *, here: bool, worker_born: float | None, grace_s: float, pending_s: float) -> str:
@@ -88,17 +112,18 @@ def _why_dead(run: FlowRun, *, here: bool, worker_born: float | None, grace_s: f
     if pid is None and run.state is not None and run.state.is_pending():
         # Between taking a run and starting its process a worker keeps the only place of a deployment; a new one does
         # not know of it, and until it is ended every other run of the deployment is refused.
-        if worker_born is not None and worker_born > since.timestamp() + grace_s:
+        if worker_born is not None and worker_born > since.timestamp():
             return "the worker that was about to start it is gone"
         if age_s > pending_s:
             return f"it has been about to start for {age_s:.0f} s"
     return ""
 
 
-def _still_active(api: SyncPrefectClient, run: FlowRun) -> bool:
-    # A process reports the end of its run before it ends: asked after we saw it dead, the answer is final.
+def _is_as_it_was(api: SyncPrefectClient, run: FlowRun) -> bool:
+    # A process reports the end of its run before it ends: asked after we saw it dead, the answer is final. And what
+    # was about to start may have started since.
     state = api.read_flow_run(run.id).state
-    return state is not None and not state.is_final()
+    return state is not None and run.state is not None and state.id == run.state.id
 
 
 def _is_of_this_machine(run: FlowRun) -> bool:

@@ -89,6 +89,8 @@ def test_containers_name_only_what_is_there_and_listen_on_loopback_alone():
     assert sites[0] == sites[1] == sites[2]
     places = ("state_dir", "input_dir", "output_dir", "scratch_dir")
     assert all(getattr(sites[0], place).is_relative_to("/data") for place in places)
+    for name in ("server", "worker"):  # who writes there: the server's supervisor its alarms
+        assert any(volume.endswith(":/data") for volume in services[name]["volumes"]), name
     parses(services["monitor"]["command"])
     made = {f"nightbeam_{name}" for name in ("queue", "registry", "products")}
     assert made == set(re.findall(r"CREATE DATABASE (\w+);", COMPOSE["configs"]["databases"]["content"]))

@@ -84,24 +84,70 @@ def test_a_run_that_never_started_is_given_up_after_ten_minutes():
 
 def test_a_run_that_its_worker_had_only_taken_dies_with_the_worker():
     now = time.time()
-    assert "worker that was about to start it is gone" in _why(_run(Pending(), age_s=60.0), worker_born=now - 30.0)
+    gone = "worker that was about to start it is gone"
+    assert gone in _why(_run(Pending(), age_s=60.0), worker_born=now - 30.0)
+    assert gone in _why(_run(Pending(), age_s=60.0), worker_born=now - 58.5), "it is born again in no time"
     assert not _why(_run(Pending(), age_s=60.0), worker_born=now - 90.0), "its worker lives"
+    assert not _why(_run(Pending(), age_s=2.0), worker_born=now - 1.0), "within its grace"
     assert not _why(_run(Running(), age_s=60.0), worker_born=now - 30.0), "what runs outlives its worker"
 
 
-def test_workers_are_known_by_the_report_unless_others_serve_their_pools(tmp_path, monkeypatch):
-    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(tmp_path / "state"))
+@pytest.mark.parametrize("shared", [False, True])
+def test_workers_are_known_by_the_report_and_take_no_run_of_another_machine(tmp_path, shared):
     layout = Layout(tmp_path / "state")
-    assert sweeping._worker_births() == {}
-    parts = (PartStatus("server", PartState.RUNNING, 1, 5.0), PartStatus("worker-casa", PartState.RUNNING, 2, 7.0))
-    for shared, found in ((False, {"casa": 7.0}), (True, {})):
-        write_report(layout, Report(Phase.RUNNING, 1, "http://127.0.0.1:9/api", parts=parts, shares_pools=shared))
-        assert sweeping._worker_births() == found
+    here = f"casa-{socket.gethostname()}"
+
+    def born(worker, pool="casa"):
+        labels = {"prefect.worker.name": worker, "prefect.work-pool.name": pool} if worker else {}
+        run = SimpleNamespace(labels=labels, work_pool_name=pool)
+        return sweeping._worker_births(layout).born(run, here=sweeping._is_of_this_machine(run))
+
+    assert born(here) is None
+    ahead = time.time() + 3600.0
+    parts = (
+        PartStatus("server", PartState.RUNNING, 1, 5.0),
+        PartStatus("worker-casa", PartState.RUNNING, 2, 7.0),
+        PartStatus("worker-batch", PartState.RUNNING, 3, ahead),
+    )
+    write_report(layout, Report(Phase.RUNNING, 1, "http://127.0.0.1:9/api", parts=parts, shares_pools=shared))
+    assert born(here) == 7.0
+    assert born("casa-another") is None
+    assert born(None) == (None if shared else 7.0), "before it says whose it is"
+    assert born(f"batch-{socket.gethostname()}", "batch") is None, "of a clock that was set back"
 
 
 @flow(name="short-lived")
 def short_lived() -> None:
     """Nothing."""
+
+
+def test_only_the_run_that_was_just_taken_and_has_no_process_dies_with_its_worker(tmp_path, monkeypatch):
+    state_dir = tmp_path / "state"
+    monkeypatch.setenv("NIGHTBEAM_STATE_DIR", str(state_dir))
+    with get_client(sync_client=True) as api:
+        flow_id = api.create_flow(short_lived)
+        deployment = api.create_deployment(flow_id=flow_id, name="taken", entrypoint="x.y")
+        taken, living, begun = (api.create_flow_run_from_deployment(deployment) for _ in range(3))
+        for run in (taken, living, begun):
+            api.set_flow_run_state(run.id, Pending(), force=True)
+        monkeypatch.setattr(sweeping._Births, "born", lambda self, run, here: time.time())
+        monkeypatch.setattr(
+            sweeping, "flow_processes", lambda home: ["process"] * (home == Layout(state_dir).prefect_home)
+        )
+        monkeypatch.setattr(sweeping, "runs_of", lambda processes: {str(living.id)} if processes else set())
+        as_it_was = sweeping._is_as_it_was
+
+        def begins(api, run):
+            if run.id == begun.id:
+                api.set_flow_run_state(run.id, Running(), force=True)
+            return as_it_was(api, run)
+
+        monkeypatch.setattr(sweeping, "_is_as_it_was", begins)
+        swept = sweeping.sweep_zombies.fn(grace_s=0.0)
+        assert taken.name in swept
+        assert not {living.name, begun.name} & set(swept)
+        ended = {run.id: api.read_flow_run(run.id).state.type.value for run in (taken, living, begun)}
+        assert ended == {taken.id: "CRASHED", living.id: "PENDING", begun.id: "RUNNING"}
 
 
 def test_runs_that_ended_long_ago_are_removed_and_others_stay():

@@ -13,7 +13,10 @@ from pathlib import Path
 from nightbeam.core.errors import ToolError
 from nightbeam.core.files import full_place, storage_errors
 
-__all__ = ["die_with_parent", "log_tail", "log_tells_of_full_disk", "run_child", "stop_child"]
+__all__ = ["die_with_parent", "log_tail", "log_tells_of_full_disk", "run_child", "stop_child", "whose"]
+
+#: A platform knows by these, of the environment, which processes are its own, and of which run.
+_WHOSE = ("PREFECT_HOME", "PREFECT__FLOW_RUN_ID")
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +38,11 @@ def die_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return ask
+
+
+def whose() -> dict[str, str]:
+    """Return what a child with an environment of its own must have of ours to be known as ours while it lives."""
+    return {name: os.environ[name] for name in _WHOSE if name in os.environ}
 
 
 def run_child(

@@ -18,7 +18,7 @@ import numpy as np
 from nightbeam.casa.model import CasaCall
 from nightbeam.casa.remote import run_casa
 from nightbeam.casa.tables import open_table
-from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
+from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child, whose
 from nightbeam.core.errors import InputError, NightbeamError, StorageError, ToolError, UsageError
 from nightbeam.core.files import remove, storage_errors
 from nightbeam.imaging.averaging import average_here, split_call
@@ -226,7 +226,7 @@ def _average(request: ImageRequest) -> tuple[Path, dict[str, Any]]:
 
 def _run(argv: list[str], request: ImageRequest, *, timeout_s: float) -> None:
     begin = request.log.stat().st_size if request.log.exists() else 0
-    env = {
+    env = whose() | {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",
         "HOME": str(request.directory),

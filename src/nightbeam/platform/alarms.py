@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nightbeam.core.files import storage_errors, write_text
+from nightbeam.core.errors import StorageError
+from nightbeam.core.files import no_space, storage_errors, write_text
 
-__all__ = ["Alarm", "alarm_file", "read_alarms", "record_alarms"]
+__all__ = ["Alarm", "AlarmBook", "alarm_file", "read_alarms", "record_alarms"]
 
 _MOST, _KEPT = 2000, 1000
+#: So long, in seconds, a file that does not answer is waited for.
+_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Alarm:
 
 
 def alarm_file(state_dir: Path, shared_dir: Path | None, machine: str) -> Path:
-    """Return where the supervisor of a machine writes alarms.
+    """Return where the supervisor of a machine writes alarms for all machines, or for itself where nothing is shared.
 
     Where several machines share a directory each has a file of its own there: of a network file system that appends
     for two nobody knows what comes out.
@@ -73,7 +77,9 @@ def record_alarms(file: Path, alarms: Sequence[Alarm]) -> None:
             size = os.fstat(out).st_size
             torn = size > 0 and os.pread(out, 1, size - 1) != b"\n"
             text = "".join(json.dumps(asdict(alarm)) + "\n" for alarm in alarms)
-            os.write(out, (b"\n" if torn else b"") + text.encode())
+            data = (b"\n" if torn else b"") + text.encode()
+            if os.write(out, data) < len(data):  # of a disk that has just become full
+                raise no_space(file)
         finally:
             os.close(out)
         lines = file.read_text(errors="replace").splitlines()
@@ -81,10 +87,52 @@ def record_alarms(file: Path, alarms: Sequence[Alarm]) -> None:
         write_text(file, "\n".join(lines[-_KEPT:]) + "\n")
 
 
+class AlarmBook:
+    """A file of alarms that a thread of its own writes: a network file system that is gone keeps nobody else.
+
+    What it could not write then it writes when the file system is back. No other process writes the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._waiting: list[Alarm] = []
+        self._thread: threading.Thread | None = None
+        self._wrong = ""
+
+    def add(self, alarms: Sequence[Alarm]) -> str:
+        """Write alarms down; return why they are not, "" if they are."""
+        with self._lock:
+            self._waiting = [*self._waiting, *alarms][-_KEPT:]
+            thread, hangs = self._thread, self._thread is not None
+            if thread is None:
+                thread = self._thread = threading.Thread(
+                    target=self._write, name=f"write-{self._file.name}", daemon=True
+                )
+                thread.start()
+        thread.join(0.0 if hangs else _WITHIN_S)  # it was waited for before
+        return f"{self._file} does not answer" if thread.is_alive() else self._wrong
+
+    def _write(self) -> None:
+        while True:
+            with self._lock:
+                alarms, self._waiting = self._waiting, []
+                if not alarms:
+                    self._thread = None
+                    return
+            try:
+                record_alarms(self._file, alarms)
+                self._wrong = ""
+            except StorageError as error:
+                self._wrong = error.what
+            except Exception as error:  # whatever it is, the thread goes on to what waits
+                self._wrong = f"{self._file}: {error}"
+
+
 def read_alarms(*directories: Path | None) -> list[Alarm]:
     """Return the alarms of all machines in some directories, in the order in which they happened.
 
-    A torn line is none; a directory that is named twice is read once.
+    A torn line is none; a directory that is named twice is read once, and so is an alarm that two files have.
     """
     found = []
     for directory in dict.fromkeys(path for path in directories if path is not None):
@@ -94,4 +142,4 @@ def read_alarms(*directories: Path | None) -> list[Alarm]:
                     found.append(Alarm(**json.loads(line)))
                 except (ValueError, TypeError):
                     continue
-    return sorted(found, key=lambda alarm: alarm.at)
+    return sorted(dict.fromkeys(found), key=lambda alarm: alarm.at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from nightbeam.core.errors import NightbeamError, StorageError, UnavailableError
 from nightbeam.core.files import write_text
 from nightbeam.core.times import iso_z
-from nightbeam.platform.alarms import Alarm, record_alarms
+from nightbeam.platform.alarms import Alarm, AlarmBook
 from nightbeam.platform.model import PartState, PartStatus
 
 __all__ = ["FAILING", "PUNCTUAL", "Watched", "Watchman"]
@@ -23,6 +24,14 @@ logger = logging.getLogger(__name__)
 #: Flows of which each run that fails or crashes is told, and those of which a run must begin when it is due.
 FAILING = ("group-imaging", "ingest-subbands", "nightly-mosaic", "housekeeping", "flight-check", "canary-group")
 PUNCTUAL = ("ingest-subbands", "nightly-mosaic", "housekeeping", "flight-check", "sweep-zombies")
+#: A run of them that began longer ago than this, in seconds, hangs; by flow.
+LONG_S = {
+    "ingest-subbands": 900.0,
+    "nightly-mosaic": 6 * 3600.0,
+    "housekeeping": 2 * 3600.0,
+    "flight-check": 1800.0,
+    "sweep-zombies": 900.0,
+}
 #: A run may wait, and a pool be without a worker, for so long: no restart of a worker takes it.
 LATE_S = 600.0
 #: A server that is started again is back sooner.
@@ -32,6 +41,8 @@ QUIET_S = 600.0
 #: Ends of runs are asked for from so long before the last that was told: one that could not reach the server tells it
 #: of its end when it can, with the time of its end.
 _OVERLAP_S = 3600.0
+#: By which the keys begin of what only the server can tell.
+_OF_THE_SERVER = ("late ", "hangs ", "pool ")
 #: More that could not be told to anybody are not kept for them; all are in the file.
 _MOST_UNTOLD = 100
 
@@ -65,12 +76,14 @@ class Watched(Protocol):
 class _Seen:
     """How far the ends of runs have been told: until when all were, and the states since some time before that.
 
-    What was before ``since``, when the first watch began, is nobody's night.
+    What was before ``since``, when the first watch began, is nobody's night. ``ready`` are the pools that have had a
+    worker: nobody waits for one in a pool that never had.
     """
 
     since: float
     until: float
     states: frozenset[str] = frozenset()
+    ready: frozenset[str] = frozenset()
 
 
 class Watchman:
@@ -80,16 +93,16 @@ class Watchman:
     ----------
     server
         Is asked.
-    file
-        Where alarms are written.
+    file, shared
+        Where alarms are written: on this machine, and beside that where all machines see them.
     memory
         Where the watchman remembers how far it has seen, so that what happened while nobody watched is told, too.
     machine
         This one's name.
     pools
-        Those that must have a worker; none where another machine's watchman looks at them.
+        Those of this machine, which must have a worker; none where another machine's watchman looks at them.
     runs
-        Whether runs are looked at: by one machine for each server.
+        Whether runs are looked at, and all pools, whosever they are: by one machine for each server.
     notify
         Tells people, or raises; None: nobody is told.
     clock, elapsed
@@ -108,8 +121,10 @@ class Watchman:
         clock: Callable[[], float],
         elapsed: Callable[[], float],
         notify: Callable[[str], None] | None = None,
+        shared: Path | None = None,
     ) -> None:
-        self._server, self._file, self._memory, self._machine = server, file, memory, machine
+        self._server, self._memory, self._machine = server, memory, machine
+        self._own, self._shared = AlarmBook(file), None if shared is None else AlarmBook(shared)
         self._pools, self._runs, self._notify = tuple(pools), runs, notify
         self._clock, self._elapsed = clock, elapsed
         self._seen: _Seen | None = None
@@ -131,13 +146,13 @@ class Watchman:
         try:
             if self._runs:
                 alarms += self._failures()
-                standing |= self._late()
+                standing |= self._late() | self._hanging()
             standing |= self._without_worker()
             self._since.pop("server", None)
         except UnavailableError as error:
             standing |= self._lasts("server", SILENT_S, "the server does not answer", "", error.what)
             # What stood before is not known to be over: it is not told again when the server is back.
-            standing |= {key: Alarm("", "", "") for key in self._standing if key.startswith(("late ", "pool "))}
+            standing |= {key: Alarm("", "", "") for key in self._standing if key.startswith(_OF_THE_SERVER)}
         except NightbeamError as error:
             standing["asking"] = Alarm(self._now(), "runs and pools cannot be looked at", "", error.what)
         alarms += [alarm for key, alarm in standing.items() if key not in self._standing]
@@ -168,8 +183,9 @@ class Watchman:
             self._told[flow] = now
         if told:  # what still waits to be told must be found again by a watchman after this one
             waits = [_ended(run) for waiting in self._waiting.values() for run in waiting]
-            until = max(seen.until, min(waits, default=max(_ended(run) for run in runs)))
-            self._next = _Seen(seen.since, until, (seen.states & {run["state_id"] for run in runs}) | told)
+            # A machine whose clock was set wrong may tell of an end to come, before which nothing more would be told.
+            until = min(self._clock(), max(seen.until, min(waits, default=max(_ended(run) for run in runs))))
+            self._next = replace(seen, until=until, states=(seen.states & {run["state_id"] for run in runs}) | told)
         return due
 
     def _late(self) -> dict[str, Alarm]:
@@ -194,15 +210,44 @@ class Watchman:
             return True
         return bool(self._server.runs_of((flow,), started_after=_iso(now - LATE_S), started=True))
 
+    def _hanging(self) -> dict[str, Alarm]:
+        """Return the flows of which a run takes longer than it ever should: what hangs fails no more than it ends."""
+        now = self._clock()
+        active = self._server.runs_of(PUNCTUAL, types=("RUNNING", "CANCELLING"))
+        names = self._server.flow_names(PUNCTUAL) if active else {}
+        found = {}
+        for run in active:
+            flow = names.get(run["flow_id"], "")
+            began = _epoch(run.get("start_time") or run["state"]["timestamp"])
+            if now - began > LONG_S.get(flow, math.inf):
+                said = f"it began at {_iso(began)} and has not ended after {LONG_S[flow] / 60:.0f} minutes"
+                found[f"hangs {run['id']}"] = Alarm(
+                    _iso(began + LONG_S[flow]), "a run hangs", f"{flow} {run['name']}", said
+                )
+        return found
+
     def _without_worker(self) -> dict[str, Alarm]:
         found: dict[str, Alarm] = {}
-        for pool in self._server.pools() if self._pools else ():
+        pools = self._server.pools() if self._pools or self._runs else []
+        wanted = {*self._pools, *self._once_ready(pools)}
+        for pool in pools:
             key, name = f"pool {pool['name']}", pool["name"]
-            if name in self._pools and pool.get("status") == "NOT_READY":
+            if name in wanted and pool.get("status") == "NOT_READY":
                 found |= self._lasts(key, LATE_S, "a pool has no worker", name, "nothing of it starts")
             else:
                 self._since.pop(key, None)
         return found
+
+    def _once_ready(self, pools: Sequence[dict[str, Any]]) -> frozenset[str]:
+        """Return the pools, whosever they are, that have had a worker since they were made."""
+        if not self._runs:
+            return frozenset()
+        seen = self._next or self._remembered()
+        ready = {pool["name"] for pool in pools if pool.get("status") == "READY"}
+        known = frozenset(ready | (seen.ready & {pool["name"] for pool in pools}))
+        if known != seen.ready:
+            self._next = replace(seen, ready=known)
+        return known
 
     def _lasts(self, key: str, for_s: float, what: str, subject: str, detail: str) -> dict[str, Alarm]:
         began, elapsed = self._since.setdefault(key, (self._clock(), self._elapsed()))
@@ -216,18 +261,22 @@ class Watchman:
         if self._seen is None:
             try:
                 told = json.loads(self._memory.read_text())
-                self._seen = _Seen(float(told["since"]), float(told["until"]), frozenset(map(str, told["states"])))
+                states, ready = (frozenset(map(str, told.get(name, ()))) for name in ("states", "ready"))
+                self._seen = _Seen(float(told["since"]), float(told["until"]), states, ready)
             except FileNotFoundError:
                 self._remember(_Seen(self._clock(), self._clock()))
             except (ValueError, TypeError, KeyError) as error:
                 logger.warning("%s says nothing (%s): the watch begins anew", self._memory, error)
                 self._remember(_Seen(self._clock(), self._clock()))
         assert self._seen is not None
+        now = self._clock()
+        if max(self._seen.since, self._seen.until) > now:  # of a clock that went ahead and was set back
+            self._remember(replace(self._seen, since=min(self._seen.since, now), until=min(self._seen.until, now)))
         return self._seen
 
     def _remember(self, seen: _Seen) -> None:
         self._seen = seen
-        told = {"since": seen.since, "until": seen.until, "states": sorted(seen.states)}
+        told = {"since": seen.since, "until": seen.until, "states": sorted(seen.states), "ready": sorted(seen.ready)}
         try:
             write_text(self._memory, json.dumps(told) + "\n")
         except StorageError as error:
@@ -237,12 +286,16 @@ class Watchman:
         for alarm in alarms:
             logger.error("alarm: %s", alarm.sentence())
         said = [alarm.sentence() for alarm in alarms]
-        if alarms:
-            try:
-                record_alarms(self._file, alarms)
-            except StorageError as error:  # a full disk is a reason to tell somebody, not to keep silent
-                logger.error("alarms are not written down: %s", error.what)
-                said = [f"{one} (not written down: {error.what})" for one in said]
+        if alarms and (wrong := self._own.add(alarms)):
+            # A full disk is a reason to tell somebody, not to keep silent.
+            logger.error("alarms are not written down: %s", wrong)
+            said = [f"{one} (not written down: {wrong})" for one in said]
+        self._tell(said)
+        # Last of all: a directory that is gone keeps whoever asks for it.
+        if alarms and self._shared is not None and (wrong := self._shared.add(alarms)):
+            logger.error("alarms are not written down where all machines see them: %s", wrong)
+
+    def _tell(self, said: Sequence[str]) -> None:
         if self._notify is None:
             return
         self._untold = [*self._untold, *said][-_MOST_UNTOLD:]

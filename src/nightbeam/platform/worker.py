@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from nightbeam.core.children import run_child
-from nightbeam.core.errors import MissingError, NightbeamError, ToolError, UnavailableError
+from nightbeam.core.errors import MissingError, NightbeamError, StorageError, ToolError, UnavailableError
 from nightbeam.core.locks import sole_owner
 from nightbeam.core.log import set_up_logging
 from nightbeam.core.settings import Settings
@@ -456,9 +456,12 @@ class Supervisor:
             log, what = layout.log_of("notify"), "deployments.notify"
             run_child(argv, log=log, timeout_s=NOTIFY_S, cwd=layout.state_dir, env=env, what=what)
 
+        own = alarm_file(layout.state_dir, None, socket.gethostname())
+        shared = alarm_file(layout.state_dir, settings.contimg.state_dir, socket.gethostname())
         watchman = Watchman(
             self._api(),
-            file=alarm_file(layout.state_dir, settings.contimg.state_dir, socket.gethostname()),
+            file=own,
+            shared=None if shared == own else shared,
             memory=layout.watched,
             machine=socket.gethostname(),
             pools=platform.pools if watches else (),
@@ -719,7 +722,10 @@ class Supervisor:
             monitor=self._monitor_address(),
             shares_pools=self._shares,
         )
-        write_report(self._layout, report)
+        try:
+            write_report(self._layout, report)
+        except StorageError as error:  # on a full disk, too, what dies is mended; the next report tells of it
+            logger.error("what runs is not written down: %s", error.what)
 
 
 def _port_of(address: str) -> int | None:

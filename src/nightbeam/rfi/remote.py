@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child
+from nightbeam.core.children import log_tail, log_tells_of_full_disk, run_child, whose
 from nightbeam.core.errors import MissingError, RejectedError, StorageError, ToolError
 from nightbeam.core.files import part_path, put_back, remove, replace_path, scratch_directory, sha256, storage_errors
 from nightbeam.core.locks import sole_owner
@@ -160,6 +160,7 @@ def _run(ms: Path, options: FlagOptions, scratch: Path, log: Path, timeout_s: fl
     strategy = ["-strategy", str(options.strategy.absolute())] if options.strategy else []
     argv = [PROGRAM, "-j", str(threads), "-column", "DATA", *strategy, str(ms)]
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": str(scratch), "OMP_NUM_THREADS": "1"}
+    env |= whose()
     begin = log.stat().st_size if log.exists() else 0
     try:
         run_child(argv, log=log, timeout_s=timeout_s, cwd=scratch, env=env, what="AOFlagger")

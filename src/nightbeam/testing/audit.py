@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import psutil
 
-from nightbeam.catalog.model import GroupRow, State
+from nightbeam.catalog.model import AttemptRow, GroupRow, State
 from nightbeam.contimg import STEPS, Site
 from nightbeam.core.errors import MissingError, NightbeamError
 from nightbeam.core.files import sha256
@@ -36,6 +37,7 @@ __all__ = [
     "audit_memory",
     "audit_night",
     "audit_processes",
+    "audit_runs",
     "checksums",
     "compare_nights",
     "judge_image_of",
@@ -53,10 +55,14 @@ MOST_PIXEL_ERROR: Final = 1e-5
 LEAST_LIFE_S: Final = 600.0
 MOST_GROWTH: Final = 0.15
 MOST_GROWTH_BYTES: Final = 30e6
+#: Whoever takes a group notes the time before its turn to write comes.
+_SAME_MOMENT_S: Final = 1.0
 #: Of what is said of an image these tell when, where and in which order it was made, not what it is.
 _NOT_OF_THE_SKY: Final = frozenset({"id", "path", "ms_path", "created_at", "files", "sha256"})
 #: They name the scratch in which they ran.
 _COMMANDS: Final = frozenset({"command", "restore"})
+#: Types of state of a run that has, or may have, a process.
+_AT_WORK: Final = frozenset({"PENDING", "RUNNING", "CANCELLING"})
 _NOT_OF_THE_DATA: Final = frozenset({"path", "processed_at", "stage_updated_at", "imagename"})
 
 
@@ -206,6 +212,7 @@ def audit_groups(site: Site, truth: Truth, *, policy: Policy, judge: JudgeImage 
             continue
         used = tuple(file.subband_idx for file in site.queue().subbands(group.group_id) if not file.late)
         yield Finding("subbands", group.group_id, _numbers(stated.used), _numbers(used))
+        yield Finding("attempts at once", group.group_id, "", _at_once(site.queue().attempts(group.group_id)))
         if row.state == State.COMPLETED:
             yield from _completed(site, truth, group, judge)
         else:
@@ -296,6 +303,15 @@ def _completed(site: Site, truth: Truth, group: TruthGroup, judge: JudgeImage | 
         yield Finding("image", name, "", judge(site, truth, group))
 
 
+def _at_once(attempts: Sequence[AttemptRow]) -> str:
+    """Return which attempts of a group began before the last had ended."""
+    return ", ".join(
+        f"{one.attempt} and {other.attempt}"
+        for one, other in pairwise(sorted(attempts, key=lambda attempt: attempt.attempt))
+        if one.ended_at is None or other.started_at < one.ended_at - _SAME_MOMENT_S
+    )
+
+
 def _last(outcome: str) -> str:
     return "the last" if outcome == "completed" else f"the last {outcome}"
 
@@ -332,6 +348,12 @@ def audit_leftovers(site: Site, truth: Truth, *, mounts: Collection[Path] = ()) 
     yield Finding("tables registered twice", "registry", "", ", ".join(doubled))
     gone = [row.path for row in rows if not Path(row.path).is_dir()]
     yield Finding("tables that are gone", "registry", "", ", ".join(gone))
+
+
+def audit_runs(runs: Iterable[Mapping[str, Any]]) -> Finding:
+    """Return which runs of groups, as the server gives them, are at work although none should be."""
+    active = sorted(f"{run['name']} {run['state_type']}" for run in runs if run["state_type"] in _AT_WORK)
+    return Finding("runs that are at work", "group-imaging", "", ", ".join(active))
 
 
 def audit_processes(prefect_home: Path, roots: Collection[int]) -> Finding:

@@ -128,6 +128,14 @@ def test_each_failure_says_what_why_and_whether_to_try_again(program, request_of
     assert caught.value.fix
 
 
+def test_what_runs_for_a_flow_is_known_by_whose_it_is(program, request_of, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "/state/prefect")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "run 7")
+    program('echo "of $PREFECT_HOME, $PREFECT__FLOW_RUN_ID"; exit 1')
+    with pytest.raises(ToolError, match="of /state/prefect, run 7"):
+        WscleanImager().make(request_of())
+
+
 @pytest.fixture
 def painted(tmp_path, program, header, gaussian):
     """Stand for a run that left images, as WSClean names and writes them."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from nightbeam.core.errors import StorageError
 from nightbeam.platform import alarms
 from nightbeam.platform.alarms import Alarm, alarm_file, read_alarms, record_alarms
 from nightbeam.platform.files import trim_logs
@@ -41,6 +45,13 @@ def test_a_line_that_was_cut_short_does_not_swallow_the_next(tmp_path: Path):
         torn.write('{"at": "2025')
     record_alarms(file, [Alarm("2026-01-01T00:00:01Z", "second", "")])
     assert [alarm.what for alarm in read_alarms(tmp_path)] == ["first", "second"]
+
+
+def test_a_disk_that_takes_half_of_a_line_is_full(tmp_path: Path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda out, data: write(out, data[:7]))
+    with pytest.raises(StorageError, match="no space left"):
+        record_alarms(tmp_path / "alarms.jsonl", [Alarm("2026-01-01T00:00:00Z", "first", "")])
 
 
 def test_alarms_of_all_machines_are_read_in_the_order_in_which_they_happened(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from nightbeam.core.errors import StorageError, ToolError, UnavailableError
 from nightbeam.core.times import iso_z
-from nightbeam.platform.alarms import Alarm, read_alarms
+from nightbeam.platform.alarms import Alarm, read_alarms, record_alarms
 from nightbeam.platform.model import PartState, PartStatus
 from nightbeam.platform.watchman import LATE_S, QUIET_S, SILENT_S, Watchman
 
@@ -165,6 +166,77 @@ def test_a_pool_without_a_worker_is_told_once_though_nothing_of_it_runs(world: W
     assert len(world.look(at=200_000.0)) == 1, "another time is another alarm"
 
 
+def test_where_runs_are_watched_every_pool_is_that_has_had_a_worker(world: World):
+    world.watchman = world.new(pools=())
+    world.server.ready["spare"] = False
+    world.look(at=0.0)
+    world.server.ready["casa"] = False
+    world.watchman = world.new(pools=())  # which has never seen it ready
+    world.look(at=15.0)
+    (alarm,) = world.look(at=15.0 + LATE_S)
+    assert (alarm.what, alarm.subject) == ("a pool has no worker", "casa")
+    del world.server.ready["casa"]
+    world.look()
+    world.server.ready["casa"] = False  # made anew, and nobody has served it yet
+    world.look()
+    assert world.look(at=99_999.0) == []
+
+
+def test_a_clock_that_went_ahead_and_was_set_back_loses_no_alarm(world: World):
+    world.look(at=0.0)
+    world.ends("group-imaging", "g0", at=10.0)
+    assert len(world.look(at=15.0)) == 1
+    world.ends("housekeeping", "h0", at=90_000.0)  # another machine's clock
+    assert len(world.look(at=20.0)) == 1
+    world.ends("flight-check", "f0", at=80_000.0)
+    assert len(world.look(at=80_015.0)) == 1  # ours
+    world.ends("ingest-subbands", "i0", at=30.0)
+    assert [alarm.subject for alarm in world.look(at=40.0)] == ["ingest-subbands i0"]
+
+
+def test_a_watch_that_began_with_a_clock_ahead_tells_what_happens_once_it_is_right(world: World):
+    world.look(at=50_000.0)
+    world.look(at=0.0)
+    world.ends("group-imaging", "g0", at=10.0)
+    assert len(world.look(at=15.0)) == 1
+
+
+def test_a_shared_directory_that_hangs_keeps_nobody_from_being_told_and_has_all_when_it_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    back, written = threading.Event(), record_alarms
+    shared = world.place / "shared" / "alarms-here.jsonl"
+
+    def hang(file: Path, alarms: Any) -> None:
+        if file == shared:
+            back.wait(60.0)
+        written(file, alarms)
+
+    monkeypatch.setattr("nightbeam.platform.alarms.record_alarms", hang)
+    monkeypatch.setattr("nightbeam.platform.alarms._WITHIN_S", 1.0)
+    world.watchman = world.new(shared=shared)
+    world.look(at=0.0)
+    for flow in ("group-imaging", "housekeeping", "flight-check"):
+        world.ends(flow, f"one {flow}", at=world.now_s + 1)
+        world.look()
+    assert len(world.told) == len(read_alarms(world.place)) == 3
+    assert not shared.exists()
+    (thread,) = [one for one in threading.enumerate() if one.name == "write-alarms-here.jsonl"]
+    back.set()
+    thread.join(60.0)
+    assert read_alarms(shared.parent) == read_alarms(world.place) == read_alarms(world.place, shared.parent)
+
+
+def test_a_shared_directory_that_cannot_be_written_leaves_the_alarm_on_this_machine(world: World):
+    (world.place / "file").write_text("")
+    world.watchman = world.new(shared=world.place / "file" / "alarms-here.jsonl")
+    world.look(at=0.0)
+    world.ends("group-imaging", "g0", at=1.0)
+    (alarm,) = world.look()
+    assert read_alarms(world.place) == [alarm]
+    assert world.told == [alarm.sentence()]
+
+
 def test_pools_that_are_not_served_here_and_runs_of_anothers_server_are_looked_at_by_others(world: World):
     world.watchman = world.new(pools=(), runs=False)
     world.look(at=0.0)
@@ -199,7 +271,21 @@ def test_runs_that_do_not_begin_are_told_and_those_that_wait_behind_one_that_run
     other = World(world.place / "other")
     late(other, due=100.0)
     other.ends("ingest-subbands", "long one", at=105.0, kind="RUNNING")
-    assert other.look(at=2000.0) == []
+    assert other.look(at=900.0) == []
+
+
+def test_a_run_that_does_not_end_is_told_once_and_one_that_may_take_hours_is_not(world: World):
+    world.look(at=0.0)
+    world.ends("ingest-subbands", "a scan", at=105.0, kind="RUNNING")
+    world.ends("nightly-mosaic", "a mosaic", at=105.0, kind="RUNNING")
+    assert world.look(at=1000.0) == []
+    (alarm,) = world.look(at=1001.0)
+    assert (alarm.what, alarm.subject, alarm.at) == ("a run hangs", "ingest-subbands a scan", world.at(1000.0))
+    world.server.away = True
+    world.look(at=1100.0)
+    world.server.away = False
+    assert world.look(at=1200.0) == []
+    assert [one.subject for one in world.look(at=30_000.0)] == ["nightly-mosaic a mosaic"]
 
 
 def test_a_part_that_was_given_up_is_told_though_the_server_is_away(world: World):
@@ -217,7 +303,7 @@ def test_whom_nobody_could_tell_is_told_later_and_a_full_disk_is_told_all_the_mo
     world.look(at=0.0)
     world.deaf = True
     world.ends("group-imaging", "g0", at=1.0)
-    monkeypatch.setattr("nightbeam.platform.watchman.record_alarms", full)
+    monkeypatch.setattr("nightbeam.platform.alarms.record_alarms", full)
     (alarm,) = world.look()
     assert world.told == []
     world.deaf = False

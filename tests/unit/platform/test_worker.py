@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nightbeam.core.errors import BusyError, InputError, ToolError, UsageError
+from nightbeam.core.errors import BusyError, InputError, StorageError, ToolError, UsageError
 from nightbeam.core.settings import PlatformSettings, Settings, load_settings
 from nightbeam.platform import compute, processes
 from nightbeam.platform.counter import count_up, read_count
@@ -408,6 +408,33 @@ def test_only_one_machine_at_a_time_applies(layout):
         pytest.fail("two at once")
     with applying(settings, wait_s=0.1):
         pass
+
+
+def test_a_part_that_dies_on_a_full_disk_is_started_again_and_the_supervisor_lives(layout, monkeypatch, caplog):
+    def full(*_):
+        raise StorageError("no space left")
+
+    supervisor = Supervisor(Settings.model_validate({"state_dir": layout.state_dir}).resolved())
+    worker = Part(Program("worker-casa", ("sleep", "60"), dict(os.environ), layout.log_of("w")), cwd_of=layout)
+    worker.start()
+    try:
+        mended = []
+
+        def mend():
+            mended.append(worker.process.pid)
+            supervisor.ask_to_stop()
+            return True
+
+        monkeypatch.setattr(worker, "mend", mend)
+        monkeypatch.setattr(supervisor, "_workers", [worker])
+        monkeypatch.setattr(supervisor, "_sweep", lambda: None)
+        monkeypatch.setattr(supervisor, "_check_health", lambda: None)
+        monkeypatch.setattr("nightbeam.platform.worker.write_report", full)
+        supervisor._watch()
+        assert mended
+        assert "not written down: no space left" in caplog.text
+    finally:
+        worker.stop(grace_s=0.0)
 
 
 @pytest.mark.parametrize(

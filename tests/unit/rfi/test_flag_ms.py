@@ -97,6 +97,14 @@ def test_what_is_found_is_added_to_what_was_flagged(ms, flag, program, tmp_path)
     assert [p.stat().st_nlink for p in ms.iterdir() if p.is_file()] == [1] * sum(p.is_file() for p in ms.iterdir())
 
 
+def test_what_runs_for_a_flow_is_known_by_whose_it_is(flag, program, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "/state/prefect")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "run 7")
+    program('echo "of $PREFECT_HOME, $PREFECT__FLOW_RUN_ID"; exit 1')
+    with pytest.raises(ToolError, match="of /state/prefect, run 7"):
+        flag()
+
+
 def test_a_set_is_flagged_once_by_each_strategy(ms, flag, program, tmp_path):
     program(python=FLAGS_CHANNEL_2)
     first = flag()

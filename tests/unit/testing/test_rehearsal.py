@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from nightbeam.testing.audit import (
     audit_memory,
     audit_night,
     audit_processes,
+    audit_runs,
     checksums,
     not_imaged,
 )
@@ -207,6 +210,14 @@ def test_the_audit_finds_what_is_lost_changed_doubled_or_left(tmp_path: Path):
     image.write_text(image.name.removesuffix(".image.pbcor.fits"))
     site.queue().drop_receipts(partial.group_id, ["qa"])
     only("steps with a receipt", partial.group_id)
+    (attempt,) = site.queue().attempts(partial.group_id)
+    columns = "group_id, attempt, started_at, ended_at, outcome"
+    for ended_at, wrong in ((None, True), (attempt.started_at + 5.0, True), (attempt.started_at - 5.0, False)):
+        begin = attempt.started_at - 60.0
+        with closing(sqlite3.connect(site.queue_url.removeprefix("sqlite:///"))) as base, base:
+            values = (partial.group_id, attempt.attempt - 1, begin, ended_at, "lost")
+            base.execute(f"INSERT OR REPLACE INTO attempts ({columns}) VALUES (?, ?, ?, ?, ?)", values)
+        assert (f"attempts at once {partial.group_id}" in night.wrong()) is wrong
     strict = audit_groups(site, night.truth, policy=Policy(None, POLICY.timeout_s))
     assert {(one.subject, one.expected, one.found) for one in strict if one.what == "group" and not one.right} == {
         (partial.group_id, "failed", "partial")
@@ -225,6 +236,12 @@ def test_memory_is_flat_or_grows_and_a_short_life_says_nothing():
     assert {one.subject: one.right for one in findings} == {"server (1)": True, "worker (2)": False}
     assert slopes[1]["mb_an_hour"] == pytest.approx(3e4 * 3600.0 / 1e6, rel=1e-6)
     assert abs(slopes[0]["mb_an_hour"]) < 0.5
+
+
+def test_a_run_of_a_group_that_is_at_work_when_all_is_over_is_wrong():
+    runs = [{"name": f"run {n}", "state_type": state} for n, state in enumerate(("COMPLETED", "CRASHED", "PENDING"))]
+    assert audit_runs(runs[:2]).right
+    assert audit_runs(runs).found == "run 2 PENDING"
 
 
 def test_a_process_of_a_platform_without_an_ancestor_there_is_an_orphan(tmp_path: Path):
