@@ -164,7 +164,7 @@ def run_night(plan: Plan, work: Path, *, minutes: float, reference: bool, say: C
     findings: list[Any] = []
     try:
         findings += audit_night(night.site, truth, sums, policy=plan.policy(), mounts=[night.site.scratch_ram or ram])
-        findings.append(audit_processes(night.layout.prefect_home, night.roots()))
+        findings.append(audit_processes(night.layout.prefect_home, night.roots(), at_work=night.at_work()))
         runs = night.runs()
         findings.append(audit_runs(runs))
     finally:
@@ -356,6 +356,11 @@ class Night:
     def runs(self) -> list[dict[str, Any]]:
         """Return the runs of groups, as the server knows them."""
         return list(self.api.flow_runs(flows={"name": {"any_": ["group-imaging"]}}))
+
+    def at_work(self) -> list[str]:
+        """Return the ids of all runs that the server calls running."""
+        found = self.api.flow_runs(types=("RUNNING",))
+        return [str(run["id"]) for run in found]
 
     def attempts(self) -> dict[str, int]:
         """Return how the attempts at all groups ended."""

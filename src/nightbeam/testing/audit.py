@@ -356,7 +356,7 @@ def audit_runs(runs: Iterable[Mapping[str, Any]]) -> Finding:
     return Finding("runs that are at work", "group-imaging", "", ", ".join(active))
 
 
-def audit_processes(prefect_home: Path, roots: Collection[int]) -> Finding:
+def audit_processes(prefect_home: Path, roots: Collection[int], *, at_work: Collection[str] = ()) -> Finding:
     """Return which processes of a platform have no living ancestor among those that should always run.
 
     Parameters
@@ -365,11 +365,14 @@ def audit_processes(prefect_home: Path, roots: Collection[int]) -> Finding:
         By which its processes are known: it is in the environment of each.
     roots
         Supervisor, server, workers and page; empty for a platform that was stopped.
+    at_work
+        Flow runs that the server calls running: a run outlives the worker that started it, as it should.
     """
     orphans = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get("PREFECT_HOME") != str(prefect_home):
+            told = process.environ()
+            if told.get("PREFECT_HOME") != str(prefect_home) or told.get("PREFECT__FLOW_RUN_ID") in at_work:
                 continue
             if process.status() == psutil.STATUS_ZOMBIE or process.pid in roots:
                 continue

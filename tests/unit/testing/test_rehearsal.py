@@ -248,7 +248,7 @@ def test_a_process_of_a_platform_without_an_ancestor_there_is_an_orphan(tmp_path
     script = "import sys; print('up', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", script],
-        env={**os.environ, "PREFECT_HOME": str(tmp_path)},
+        env={**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT__FLOW_RUN_ID": "a-run"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
@@ -257,6 +257,7 @@ def test_a_process_of_a_platform_without_an_ancestor_there_is_an_orphan(tmp_path
         assert audit_processes(tmp_path, {os.getpid()}).right
         assert audit_processes(tmp_path, {process.pid}).right
         assert audit_processes(tmp_path, ()).found.startswith(f"{process.pid} ")
+        assert audit_processes(tmp_path, (), at_work=["a-run"]).right
         assert process.stdin is not None
         process.stdin.close()
     assert audit_processes(tmp_path, ()).right
