@@ -39,7 +39,7 @@ def split_call(request: ImageRequest, averaged: Path) -> CasaCall:
 
 
 def average_here(request: ImageRequest, averaged: Path) -> dict[str, Any] | None:
-    """Write the same set as `split_call` does, in this process and for a seventh of the work.
+    """Write what `split_call` would, in this process and for a third of the work; rows of which all is flagged stay.
 
     Returns
     -------
