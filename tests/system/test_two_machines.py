@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,13 @@ def test_one_machine_is_killed_and_the_other_cut_off_and_every_group_is_made_onc
             group: (State.COMPLETED, rows[group].error) for group in groups
         }
         assert rows[killed].retry_count >= 1
+        for group in groups:
+            attempts = here.queue.attempts(group)
+            assert [a.outcome == "completed" for a in attempts] == [False] * (len(attempts) - 1) + [True]
+            assert all(new.started_at >= (old.ended_at or np.inf) for old, new in pairwise(attempts)), (
+                "never two at once"
+            )
+            assert sorted(r.step for r in here.queue.receipts(group)) == sorted(STEPS)
         assert len(here.site.products().images(limit=100)) == len(groups)
         assert len(here.site.products().ms_index(limit=100)) == len(groups)
         until(lambda: not list(here.site.scratch_dir.iterdir()), 60.0)

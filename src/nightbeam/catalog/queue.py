@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -462,7 +462,7 @@ class Queue:
         error: str,
         *,
         final: bool = False,
-        counted: bool = True,
+        short_of: Literal["disk", "memory"] | None = None,
         now: float | None = None,
     ) -> GroupRow:
         """End an attempt with an error: the group is pending again, or failed after the last attempt.
@@ -475,15 +475,15 @@ class Queue:
             What went wrong; kept with the attempt and with the group.
         final
             No other attempt can end differently: the data themselves are at fault.
-        counted
-            Whether it is one of the attempts that a group has. One that a full disk has ended is not, or all groups of
-            a night would be failed by it; `stopped_by_disk` has them.
+        short_of
+            What the machine had too little of. Such an attempt is none of those that a group has, or all groups of a
+            night would be failed by a full disk; `stopped` has them.
         now
             Epoch seconds.
         """
         now = _now(now)
-        if not (counted or final):
-            return self._stopped(group_id, owner, error, now)
+        if short_of is not None and not final:
+            return self._stopped(group_id, owner, short_of, error, now)
         with self.database.write() as connection:
             row = self._mine(connection, group_id, owner)
             over = final or self._is_over(connection, row, "failed")
@@ -491,20 +491,20 @@ class Queue:
             self._change_mine(connection, group_id, owner, self._after_failure(row, error, over, now))
         return self.group(group_id)
 
-    def _stopped(self, group_id: str, owner: Owner, error: str, now: float) -> GroupRow:
+    def _stopped(self, group_id: str, owner: Owner, short_of: str, error: str, now: float) -> GroupRow:
         with self.database.write() as connection:
             step = self._mine(connection, group_id, owner)["current_step"]
-            self._end_attempt(connection, group_id, "disk", error, now)
+            self._end_attempt(connection, group_id, short_of, error, now)
             values = {**_FREE, "state": State.PENDING.value, "processing_stage": Stage.RESUMING.value, "error": error}
             self._change_mine(connection, group_id, owner, {**values, "last_update": now, "current_step": step})
         return self.group(group_id)
 
-    def stopped_by_disk(self) -> list[AttemptRow]:
-        """Return the last attempts at pending groups that a full or failing disk ended, oldest data first."""
+    def stopped(self) -> list[AttemptRow]:
+        """Return the last attempts at pending groups that a bad disk or want of memory ended, oldest data first."""
         query = (
             sa.select(AttemptTable)
             .join(_Q, sa.and_(_Q.group_id == AttemptTable.group_id, _Q.attempts == AttemptTable.attempt))
-            .where(_Q.state == State.PENDING.value, AttemptTable.outcome == "disk")
+            .where(_Q.state == State.PENDING.value, AttemptTable.outcome.in_(("disk", "memory")))
         )
         return self._rows(AttemptRow, query.order_by(*_CHRONOLOGICAL))
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from nightbeam.contimg.mosaics import LEFT_BEHIND, output_stem
 from nightbeam.contimg.site import Site
 from nightbeam.core.errors import InputError, MissingError, StorageError
-from nightbeam.core.files import directory_bytes, part_path, remove, require_space, sha256, storage_errors
+from nightbeam.core.files import directory_bytes, part_path, remove, rename_new, require_space, sha256, storage_errors
 from nightbeam.core.times import SECONDS_PER_DAY, datetime_from_mjd
 from nightbeam.imaging.model import KINDS, product_path
 from nightbeam.mosaic.files import mosaic_sidecar_path
@@ -394,7 +394,7 @@ def _carry(moves: Iterable[tuple[Path, Path]]) -> None:
         elif is_same(here, there):
             _drop(here)
         else:
-            raise InputError(f"something lies at {there} already", fix="move it away first")
+            raise _taken(there)
 
 
 def _move_back(moves: list[tuple[Path, Path]]) -> None:
@@ -405,7 +405,7 @@ def _move_back(moves: list[tuple[Path, Path]]) -> None:
                 move(there, here)
             elif is_there(there) and is_same(here, there):
                 _drop(there)
-        except OSError as error:
+        except (InputError, OSError) as error:
             logger.warning("%s could not be moved back: %s", there, error)
 
 
@@ -433,11 +433,19 @@ def _contents(path: Path) -> list[str]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give something another name, on another file system by a copy that is compared before the source goes."""
+    """Give something another name, on another file system by a copy that is compared before the source goes.
+
+    Raises
+    ------
+    InputError
+        If something has that name: both stay.
+    """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            source.rename(target)
+            rename_new(source, target)
+        except FileExistsError as error:
+            raise _taken(target) from error
         except OSError as error:
             if error.errno != EXDEV:
                 raise
@@ -451,10 +459,16 @@ def _move_by_copy(source: Path, target: Path) -> None:
         _copy(source, part)
         if sha256(part) != sha256(source):
             raise StorageError(f"the copy of {source} differs from it", fix="check the disk, or try again")
-        part.rename(target)
+        rename_new(part, target)
+    except FileExistsError as error:
+        raise _taken(target) from error
     finally:
         remove(part)
     _drop(source)
+
+
+def _taken(target: Path) -> InputError:
+    return InputError(f"something lies at {target} already", fix="move it away first")
 
 
 def _drop(path: Path) -> None:

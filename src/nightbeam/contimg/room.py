@@ -19,7 +19,7 @@ __all__ = ["SPACE_OF_INPUT", "full_disk", "may_dispatch", "no_input", "why_none_
 
 #: Of the input's bytes: the Measurement Set with all three data columns, and as much again while staging.
 SPACE_OF_INPUT = 3.2
-#: How long after a group was stopped by a disk on which there is room the next one is tried.
+#: How long after a group was stopped by a disk on which there is room, or by want of memory, the next one is tried.
 _PAUSE_S = 60.0
 
 
@@ -32,8 +32,8 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
     """Return how many groups may be begun now, and why not more.
 
     None while a disk is full, or while none can be converted (`why_none_converted`) and all that wait are to be. Where
-    the disk has stopped groups although there seems to be room, one is tried a minute later; when none is left that was
-    stopped so, as many as before.
+    a disk has stopped groups although there seems to be room, or want of memory has, one is tried a minute later; when
+    none is left that was stopped so, as many as before.
     """
     now = time.time() if now is None else now
     if full := full_disk(site):  # asked first: on a full disk SQLite can not even be read
@@ -43,7 +43,7 @@ def may_dispatch(site: Site, limit: int, *, now: float | None = None) -> tuple[i
         return limit, ""
     if queue.next_pending(converted=True) is None and (why := why_none_converted(site)):
         return 0, why
-    stopped = queue.stopped_by_disk()
+    stopped = queue.stopped()
     if not stopped:
         return limit, ""
     last = max(stopped, key=lambda attempt: attempt.ended_at or 0.0)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nightbeam import __version__
 from nightbeam.catalog.model import CalSet, CalTableRow, GroupRow, Imaging, Owed, Owner, SetSpec, State, TableSpec
@@ -42,6 +42,7 @@ from nightbeam.core.errors import (
     MissingError,
     NightbeamError,
     RejectedError,
+    ResourceError,
     StorageError,
     UnavailableError,
     UsageError,
@@ -78,6 +79,8 @@ _LOCK_WAIT_S = 20.0
 _JUDGED = ("convert", "calibrate", "apply", "image")
 #: The data are at fault, not the moment: no other attempt can end differently.
 _FINAL = (InputError, RejectedError, UsageError)
+#: What the machine had too little of: no fault of the group's.
+_SHORT: dict[type[NightbeamError], Literal["disk", "memory"]] = {StorageError: "disk", ResourceError: "memory"}
 
 
 def claim_group(site: Site, group_id: str, *, owner: Owner) -> Claim:
@@ -454,12 +457,12 @@ def fail_group(site: Site, group_id: str, error: BaseException, *, owner: Owner)
     """End an attempt with its error, in the queue and in the index of Measurement Sets.
 
     Malformed or rejected data are failed at once; anything else is tried again while attempts are left. What a full or
-    failing disk ends is no attempt: the group waits until there is room (`nightbeam.contimg.room`).
+    failing disk or other programs' memory ends is no attempt: the group waits for room (`nightbeam.contimg.room`).
     """
     queue = site.queue()
     text = error.what if isinstance(error, NightbeamError) else f"{type(error).__name__}: {error}"
-    counted = not isinstance(error, StorageError)
-    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL), counted=counted)
+    short = next((what for kind, what in _SHORT.items() if isinstance(error, kind)), None)
+    row = queue.fail(group_id, owner, text, final=isinstance(error, _FINAL), short_of=short)
     products = site.products()
     if row.state == State.FAILED and products.ms(site.ms_path(group_id)) is not None:
         products.upsert_ms(site.ms_path(group_id), status="failed")

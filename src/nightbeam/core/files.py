@@ -26,6 +26,7 @@ __all__ = [
     "put_back",
     "remove",
     "remove_parts",
+    "rename_new",
     "replace_path",
     "require_room",
     "require_space",
@@ -38,7 +39,7 @@ __all__ = [
 
 #: What was moved aside to be replaced, on a file system that cannot exchange two names (rename(2), linux/fs.h).
 _OLD = ".old"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: A Measurement Set has about two hundred files.
@@ -216,10 +217,32 @@ def put_back(target: Path) -> bool:
 
 def exchange_paths(one: Path, other: Path) -> bool:
     """Give each of two things the name of the other at once; return False where the file system cannot."""
+    return _renameat2(one, other, _RENAME_EXCHANGE)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give ``source`` the name ``target``, which nothing has; two who do so at once cannot replace one another's.
+
+    Where the file system cannot do that in one step it is looked first.
+
+    Raises
+    ------
+    FileExistsError
+        If something has that name, be it a symbolic link to nothing.
+    """
+    if _renameat2(source, target, _RENAME_NOREPLACE):
+        return
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))
+    source.rename(target)
+
+
+def _renameat2(one: Path, other: Path, flag: int) -> bool:
+    """Rename as renameat2(2) does with a flag; return False where the system or the file system does not know it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flag) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):

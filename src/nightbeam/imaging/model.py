@@ -49,6 +49,10 @@ _IN_JY = {"": 1.0, "Jy": 1.0, "mJy": 1e-3, "uJy": 1e-6}
 #: The imagers there are.
 ENGINES: tuple[str, ...] = ("tclean", "wsclean")
 
+#: How much of the peak a round of cleaning takes away before the model is subtracted from the visibilities (the advice
+#: of WSClean's author).
+MAJOR_GAIN = 0.8
+
 QUICK_IMSIZE = 512
 QUICK_NITER = 300
 

@@ -24,7 +24,7 @@ from nightbeam.core.files import remove, storage_errors
 from nightbeam.imaging.averaging import average_here, split_call
 from nightbeam.imaging.compute import fit_beam
 from nightbeam.imaging.files import open_image
-from nightbeam.imaging.model import EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
+from nightbeam.imaging.model import MAJOR_GAIN, EngineImages, ImageKind, ImageOptions, ImageRequest, product_path
 from nightbeam.imaging.visibilities import Visibilities
 from nightbeam.rfi.files import twin
 
@@ -34,8 +34,6 @@ PROGRAM = "wsclean"
 #: Names of minor cycles that both engines know, and what makes WSClean do them. Its own is Hogbom's, with Clark's way
 #: of looking only at the brightest pixels between two rounds through the visibilities.
 _DECONVOLVERS: dict[str, tuple[str, ...]] = {"hogbom": (), "clark": (), "multiscale": ("-multiscale",)}
-#: How far a round of cleaning goes before the model is subtracted from the visibilities (the author's advice).
-_MAJOR_GAIN = 0.8
 #: Any of these sets of correlations makes a Stokes I.
 _STOKES_I = ({"I"}, {"XX", "YY"}, {"RR", "LL"})
 _BLOCK_ROWS = 32768
@@ -172,7 +170,7 @@ def wsclean_arguments(request: ImageRequest, prefix: Path, averaged: Path | None
     weight = ["briggs", f"{options.robust:g}"] if options.weighting == "briggs" else [options.weighting]
     clean: list[str] = []
     if options.niter:
-        clean = ["-niter", str(options.niter), "-mgain", f"{_MAJOR_GAIN:g}", "-threshold", f"{options.threshold_jy!r}"]
+        clean = ["-niter", str(options.niter), "-mgain", f"{MAJOR_GAIN:g}", "-threshold", f"{options.threshold_jy!r}"]
         clean += _DECONVOLVERS[options.deconvolver]
     selection = [
         *("-data-column", {"corrected": "CORRECTED_DATA", "data": "DATA"}[request.datacolumn]),

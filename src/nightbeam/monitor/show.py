@@ -86,7 +86,7 @@ _BY_TONE: Final[Mapping[Tone, tuple[str, ...]]] = {
     Tone.WARN: (
         "waiting_for_gains", "waiting", "warn", "borrowed", "stale", "late", "partial", "duplicate", "no access",
         "gone", "skipped_no_caltables", "degraded", "incomplete", "behind", "paused", "applycal_failed", "unhealthy",
-        "held", "waiting to restart", "quick", "disk",
+        "held", "waiting to restart", "quick", "disk", "memory",
     ),
     Tone.WORK: ("in_progress", "running", "writing", "busy", "syncing", "starting", "stopping", "restarting"),
     Tone.WAIT: ("pending", "collecting", "planned", "queued", "scheduled", "idle", "open"),
@@ -100,6 +100,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "waiting_for_gains": "waits for gains",
     "waiting": "waiting",
     "disk": "stopped by the disk",
+    "memory": "stopped for want of memory",
     "open": "not yet",
     "in_progress": "in progress",
     "skipped_no_caltables": "no calibration",

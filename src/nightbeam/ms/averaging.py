@@ -94,6 +94,11 @@ def write_averaged(ms: Path, out: Path, *, column: str, width: int, fields: Iter
     return written
 
 
+def _has_spectrum(table: Any) -> bool:
+    # Sets of others have the column and nothing in it, as the standard allows: WEIGHT holds then.
+    return "WEIGHT_SPECTRUM" in table.colnames() and bool(table.iscelldefined("WEIGHT_SPECTRUM", 0))
+
+
 def _copy_tables(ms: Path, out: Path, fields: list[int]) -> None:
     for name in _TABLES:
         remove(out / name)
@@ -137,8 +142,8 @@ def _average_block(
         return found if keep.all() else found[keep]
 
     of_block = rows_of(table, block.rows)
-    data, weighted = read(column), "WEIGHT_SPECTRUM" in table.colnames()
-    weights = read("WEIGHT_SPECTRUM") if weighted else read("WEIGHT")[:, None, :]
+    data = read(column)
+    weights = read("WEIGHT_SPECTRUM") if _has_spectrum(table) else read("WEIGHT")[:, None, :]
     shape = (len(data), data.shape[1] // width, data.shape[2])
     mean, weight = np.empty(shape, np.complex64), np.empty(shape, np.float32)
     average_channels(

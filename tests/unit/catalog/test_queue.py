@@ -295,15 +295,15 @@ def test_attempts_that_a_disk_has_ended_use_no_group_up_and_are_known(queue: Que
     for number in range(5):
         queue.claim(G, ME)
         queue.heartbeat(G, ME, step="image")
-        row = queue.fail(G, ME, "no space left for x", counted=False, now=100.0 + number)
+        row = queue.fail(G, ME, "no space left for x", short_of="disk", now=100.0 + number)
     assert (row.state, row.retry_count, row.processing_stage) == ("pending", 0, "resuming")
     assert (row.error, row.current_step, row.owner) == ("no space left for x", "image", None)
     assert [a.outcome for a in queue.attempts(G)] == ["disk"] * 5
-    (stopped,) = queue.stopped_by_disk()
+    (stopped,) = queue.stopped()
     assert (stopped.attempt, stopped.ended_at, stopped.error) == (5, 104.0, "no space left for x")
     for n in (1, 2, 3):  # what fails otherwise afterwards has all its attempts still
         queue.claim(G, ME)
-        assert queue.stopped_by_disk() == []
+        assert queue.stopped() == []
         assert queue.fail(G, ME, "broken").state == ("failed" if n == 3 else "pending")
 
 

@@ -561,7 +561,11 @@ def _no_rename(monkeypatch, quarantine: Path) -> None:
             raise OSError(18, "Invalid cross-device link")
         return real(self, target)
 
+    def rename_new(source: Path, target: Path) -> None:
+        rename(source, target)
+
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr("nightbeam.contimg.quarantine.rename_new", rename_new)
 
 
 def test_a_quarantine_on_another_file_system_is_filled_by_copies(site, monkeypatch):
@@ -687,6 +691,7 @@ def test_being_killed_between_any_two_steps_leaves_the_truth_and_the_next_run_en
             (quarantine, "remove"),
             (quarantine, "sha256"),
             (Path, "rename"),
+            (quarantine, "rename_new"),
         ):
             patched.setattr(owner, name, dying(getattr(owner, name)))
         with suppress(Killed):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EXDEV
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +22,9 @@ from nightbeam.contimg import Site, housekeeping, quarantine
 from nightbeam.contimg.backfill import find_unimaged
 from nightbeam.contimg.housekeeping import held_in_quarantine, put_back, tidy_up
 from nightbeam.contimg.mosaics import hold_plan
-from nightbeam.contimg.quarantine import inside, item_of, mosaic_files
+from nightbeam.contimg.quarantine import inside, item_of, mosaic_files, move
 from nightbeam.core.errors import BusyError, InputError, StorageError
+from nightbeam.core.files import rename_new
 from nightbeam.core.locks import sole_owner
 
 tidy = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().parents[2] / "tidy_site.py")))
@@ -117,6 +119,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obje
             (Products, "change_mosaic"),
             (quarantine, "remove"),
             (Path, "rename"),
+            (quarantine, "rename_new"),
         ):
             patched.setattr(owner, name, dying(getattr(owner, name)))
         try:
@@ -135,7 +138,11 @@ def far_away(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
             raise OSError(18, "Invalid cross-device link")
         return real(self, target)
 
+    def rename_new(source: Path, target: Path) -> None:
+        rename(source, target)
+
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr("nightbeam.contimg.quarantine.rename_new", rename_new)
 
 
 def kill_after_files(monkeypatch: pytest.MonkeyPatch, n: int, act: Callable[[], object]) -> None:
@@ -323,6 +330,30 @@ def test_there_is_room_for_all_files_before_the_first_is_copied(site, monkeypatc
 
 
 # -- others at work ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_what_came_to_a_place_meanwhile_is_not_replaced(tmp_path, monkeypatch, across):
+    here, there = tmp_path / "a", tmp_path / "b"
+    here.write_text("ours")
+    if across:
+        at_first = [OSError(EXDEV, "Invalid cross-device link")]
+
+        def rename(source: Path, target: Path) -> None:
+            if at_first:
+                there.write_text("theirs")  # while we copy
+                raise at_first.pop()
+            rename_new(source, target)
+
+        monkeypatch.setattr("nightbeam.contimg.quarantine.rename_new", rename)
+    else:
+        there.write_text("theirs")
+    with pytest.raises(InputError, match="something lies at"):
+        move(here, there)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {
+        "a": "ours",
+        "b": "theirs",
+    }
 
 
 def test_an_image_that_a_mosaic_was_planned_with_meanwhile_stays(site, monkeypatch):

@@ -217,7 +217,11 @@ def far_away(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         return real(self, target)
 
+    def rename_new(source: Path, target: Path) -> None:
+        rename(source, target)
+
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr("nightbeam.contimg.quarantine.rename_new", rename_new)
 
 
 def test_a_database_that_fails_for_an_instant_loses_no_file_from_the_lists(site: Site, monkeypatch: pytest.MonkeyPatch):
@@ -268,8 +272,9 @@ def test_a_name_that_is_no_text_in_the_input_directory_stops_nothing(site: Site)
 
 #: What changes anything on disk or in the tables while a file is moved aside or put back.
 DEEDS: list[tuple[Any, str]] = [
-    (Path, "rename"), (module, "move"), (module, "remove"), (quarantine, "_copy"), (quarantine, "_drop"),
-    (os, "link"), (Path, "unlink"), (SetAside, "begin"), (SetAside, "hold"), (SetAside, "become"),
+    (Path, "rename"), (quarantine, "rename_new"), (module, "move"), (module, "remove"), (quarantine, "_copy"),
+    (quarantine, "_drop"), (os, "link"), (Path, "unlink"), (SetAside, "begin"), (SetAside, "hold"),
+    (SetAside, "become"),
 ]  # fmt: skip
 
 

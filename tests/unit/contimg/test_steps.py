@@ -36,6 +36,7 @@ from nightbeam.core.errors import (
     InputError,
     MissingError,
     RejectedError,
+    ResourceError,
     StorageError,
     ToolError,
 )
@@ -345,6 +346,19 @@ def test_a_full_disk_fails_no_group_however_often_it_stops_it(site: Site, fakes:
     assert run_group(site, G, tools=fakes.tools()).state == "completed"
 
 
+def test_want_of_memory_fails_no_group_and_holds_the_others_back(site: Site, fakes: Fakes):
+    fakes.fail["image"] = ResourceError("image takes 3 GB, 1 GB is free on this machine")
+    for _ in range(site.ingest.max_retries + 1):
+        with pytest.raises(ResourceError):
+            run_group(site, G, tools=fakes.tools())
+    row = site.queue().group(G)
+    assert (row.state, row.retry_count, {a.outcome for a in site.queue().attempts(G)}) == ("pending", 0, {"memory"})
+    (stopped,) = site.queue().stopped()
+    assert may_dispatch(site, 4, now=(stopped.ended_at or 0.0) + 5.0)[0] == 0
+    fakes.fail.clear()
+    assert run_group(site, G, tools=fakes.tools()).state == "completed"
+
+
 @pytest.mark.usefixtures("fakes")
 def test_a_set_whose_tables_are_gone_is_not_chosen_and_the_reason_says_so(site: Site, fakes: Fakes):
     fakes.calibrator = False
@@ -501,7 +515,7 @@ def test_after_a_disk_has_stopped_a_group_one_at_a_time_is_tried(site: Site, fak
     fakes.fail["convert"] = StorageError("cannot write x: Input/output error")
     with pytest.raises(StorageError):
         run_group(site, G, tools=fakes.tools())
-    (stopped,) = site.queue().stopped_by_disk()
+    (stopped,) = site.queue().stopped()
     assert stopped.ended_at is not None
     assert may_dispatch(site, 4, now=stopped.ended_at + 59.0)[0] == 0
     limit, why = may_dispatch(site, 4, now=stopped.ended_at + 60.0)

@@ -16,6 +16,7 @@ from nightbeam.core.files import (
     no_space,
     put_back,
     remove,
+    rename_new,
     replace_path,
     require_space,
     scratch_directory,
@@ -130,6 +131,27 @@ def test_two_directories_change_names_at_once(tmp_path):
     assert [(tmp_path / name / "is").read_text() for name in "ab"] == ["b", "a"]
     with pytest.raises(FileNotFoundError):
         exchange_paths(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize("can", [True, False])
+@pytest.mark.parametrize("there", ["file", "directory", "link to nothing"])
+def test_a_new_name_replaces_nothing(tmp_path, monkeypatch, can, there):
+    if not can:
+        monkeypatch.setattr("nightbeam.core.files._renameat2", lambda one, other, flag: False)
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("a")
+    if there == "file":
+        target.write_text("b")
+    elif there == "directory":
+        target.mkdir()
+    else:
+        target.symlink_to(tmp_path / "none")
+    before = target.lstat()
+    with pytest.raises(FileExistsError):
+        rename_new(source, target)
+    assert (source.read_text(), target.lstat()) == ("a", before)
+    rename_new(source, tmp_path / "c")
+    assert ((tmp_path / "c").read_text(), source.exists()) == ("a", False)
 
 
 @pytest.mark.parametrize("can", [True, False])

@@ -13,7 +13,7 @@ from nightbeam.casa.tables import open_table
 from nightbeam.core.errors import InputError, StorageError, ToolError, UsageError
 from nightbeam.imaging import ImageOptions, image_ms, plan_image
 from nightbeam.imaging.model import ImageRequest
-from nightbeam.imaging.remote import check_engine, imager_named
+from nightbeam.imaging.remote import TcleanImager, check_engine, imager_named
 from nightbeam.imaging.visibilities import fingerprint, read_visibilities
 from nightbeam.imaging.wsclean import WscleanImager, with_row_flags, wsclean_arguments
 
@@ -63,6 +63,23 @@ def test_settings_reach_wsclean_in_its_own_words(request_of):
     ):  # fmt: skip
         assert part in said
     assert said.endswith("/x.ms")
+
+
+def test_both_engines_clean_as_deep_before_they_go_through_the_visibilities_again(request_of, monkeypatch):
+    asked = {}
+
+    def run(calls, **_options):
+        asked.update(next(dict(call.kwargs) for call in calls if call.task == "tclean"))
+
+    monkeypatch.setattr("nightbeam.imaging.remote.run_casa", run)
+    TcleanImager().make(request_of(engine="tclean"))
+    left = asked["minpsffraction"]
+    assert asked["maxpsffraction"] == left, "whatever the sidelobes"
+    assert f"-mgain {1 - left:g} " in words(request_of())
+    asked.clear()
+    TcleanImager().make(request_of(engine="tclean", deconvolver="clark"))
+    assert asked["deconvolver"] == "clark"
+    assert "minpsffraction" not in asked, "a part of the beam wants CASA's own rule"
 
 
 def test_of_averaged_data_the_selection_is_not_made_again(request_of):

@@ -84,6 +84,23 @@ def test_what_is_not_flagged_and_not_finite_is_left_out(own_ms, tmp_path):
     assert after["WEIGHT_SPECTRUM"][mine, 0].tolist() == [2.0, 4.0]
 
 
+def test_without_weights_of_channels_those_of_rows_hold(own_ms, tmp_path):
+    with open_table(own_ms, write=True) as table:
+        weights = table.getcol("WEIGHT")
+        weights[:, 1] = 3.0
+        table.putcol("WEIGHT", weights)
+        table.putcol("FLAG", np.zeros_like(table.getcol("FLAG")))
+        description = {k: v for k, v in table.getcoldesc("WEIGHT_SPECTRUM").items() if k not in ("shape", "option")}
+        table.removecols("WEIGHT_SPECTRUM")
+        table.addcols({"WEIGHT_SPECTRUM": {**description, "dataManagerType": "StandardStMan", "dataManagerGroup": "w"}})
+        assert not table.iscelldefined("WEIGHT_SPECTRUM", 0)
+    write_averaged(own_ms, tmp_path / "small.ms", column="DATA", width=2, fields=[0])
+    after = columns(tmp_path / "small.ms", ("WEIGHT_SPECTRUM", "FLAG_ROW"))
+    used = after["WEIGHT_SPECTRUM"][~after["FLAG_ROW"]]
+    assert len(used)
+    assert np.all(used == 2 * weights[0])
+
+
 def test_windows_become_coarser_and_stay_where_they_are(own_ms, tmp_path):
     write_averaged(own_ms, tmp_path / "small.ms", column="DATA", width=2, fields=[0])
     for old, new in zip(read_spectral_windows(own_ms), read_spectral_windows(tmp_path / "small.ms"), strict=True):
