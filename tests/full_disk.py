@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -129,8 +130,8 @@ def of_a_dead_process() -> Owner:
 
 def let_guards_pass() -> None:
     """Have each step see room before it begins; what fills the disk comes after that look."""
-    names = {"uvh5.convert": "require_space", "imaging.product": "require_space", "contimg.guard": "require_room"}
-    for module, name in names.items():
+    names = dict.fromkeys(("uvh5.convert", "imaging.product", "mosaic.product"), "require_space")
+    for module, name in {**names, "contimg.guard": "require_room"}.items():
         inside = vars(import_module(f"nightbeam.{module}"))
         assert name in inside
         inside[name] = lambda *_args, **_more: None
@@ -271,6 +272,52 @@ def play_aside(world: World, case: dict[str, Any]) -> dict[str, Any]:
     return {**seen, "later": list(second.set_aside), "same": [p.read_bytes() == text for p in moved]}
 
 
+NIGHT = "2025-10-03"
+TILES = [f"{NIGHT}T04:{minute:02d}:00" for minute in (0, 5, 10)]
+
+
+def play_mosaic(world: World, case: dict[str, Any]) -> dict[str, Any]:
+    """Have a disk fill while the mosaic of a night is made; with nothing of ``on`` it is made undisturbed."""
+    from nightbeam.contimg.nights import make_night
+
+    observe_sky = runpy.run_path(str(Path(__file__).with_name("mosaic_world.py")))["observe_sky"]
+    shutil.rmtree(world.home, ignore_errors=True)
+    for name in PLACES:
+        (world.home / name).mkdir(parents=True)
+    place = Place(world.home / case["on"]) if "on" in case else None
+    if place:
+        place.mount()
+    site = world.site()
+    observe_sky(site, TILES)
+    seen: dict[str, Any] = {"error": None}
+    if place:
+        let_guards_pass()
+        place.leave(bytes_=case.get("bytes"), inodes=case.get("inodes"))
+        try:
+            make_night(site, NIGHT)
+        except Exception as error:
+            seen["error"] = f"{type(error).__name__}: {error}"
+        place.widen()
+        seen["halves"] = halves(site)
+        seen["attempts"] = [night.attempts for night in site.products().nights()]
+    outcome = make_night(site, NIGHT)
+    (row,) = site.products().mosaics()
+    digest = hashlib.sha256()
+    for file in sorted(site.mosaic_dir().glob("*.fits")):
+        digest.update(fits_pixels(file))
+    scores = site.products().scores("mosaic", row.name)
+    digest.update(repr(sorted((s.name, s.value, s.verdict) for s in scores)).encode())
+    digest.update(repr(sorted(a.name for a in site.products().qa_artifacts(row.name))).encode())
+    return {**seen, "row": [row.status, row.tiles_used, outcome.action], "again": digest.hexdigest(),
+            "halves_again": halves(site)}  # fmt: skip
+
+
+def fits_pixels(file: Path) -> bytes:
+    from astropy.io import fits
+
+    return np.ascontiguousarray(fits.getdata(file)).tobytes()
+
+
 def main(root: str, what: str) -> None:
     world = World(Path(root))
     if what == "world":
@@ -278,7 +325,7 @@ def main(root: str, what: str) -> None:
     else:
         case = json.loads(what)
         world = replace(world, settings=case.get("settings", {}))
-        kinds = {"undisturbed": play_undisturbed, "ingest": play_ingest, "aside": play_aside}
+        kinds = {"undisturbed": play_undisturbed, "ingest": play_ingest, "aside": play_aside, "mosaic": play_mosaic}
         answer = kinds.get(case.get("kind", ""), play)(world, case)
     sys.stdout.write(json.dumps(answer) + "\n")
 

@@ -51,6 +51,11 @@ class Player:
             self.known[key] = self.run(json.dumps(case))["again"]
         return self.known[key]
 
+    def undisturbed_mosaic(self) -> str:
+        if "mosaic" not in self.known:
+            self.known["mosaic"] = self.run(json.dumps({"kind": "mosaic"}))["again"]
+        return self.known["mosaic"]
+
 
 @pytest.fixture(scope="module")
 def player(tmp_path_factory: pytest.TempPathFactory) -> Player:
@@ -147,3 +152,28 @@ def test_a_bad_file_stays_where_it_is_until_there_is_room_to_move_it_to(player: 
     assert seen["halves"] == []
     assert len(seen["later"]) == 1
     assert seen["same"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("on", "left"),
+    [
+        ("out", {"bytes": 0}),
+        ("out", {"bytes": 100_000}),
+        ("out", {"inodes": 3}),
+        ("scratch", {"bytes": 0}),
+        ("scratch", {"bytes": 100_000}),
+        ("state", {"bytes": 0}),
+        ("state", {"bytes": 120_000}),
+    ],
+    ids=str,
+)
+def test_a_mosaic_that_finds_no_room_says_so_and_is_made_when_there_is_some(
+    player: Player, on: str, left: dict[str, int]
+):
+    seen = player.run(json.dumps({"kind": "mosaic", "on": on, **left}))
+    assert (seen["error"] or "nothing").startswith("StorageError: no space left for "), seen
+    assert f"/site/{on}" in seen["error"], "it does not name the directory"
+    assert seen["halves"] == seen["halves_again"] == []
+    assert seen["attempts"] in ([], [0]) or on == "state", "where the night's row lies it may stay as it was begun"
+    assert seen["row"][:2] == ["built", 3]
+    assert seen["again"] == player.undisturbed_mosaic()

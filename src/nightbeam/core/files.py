@@ -274,7 +274,7 @@ def require_space(directory: Path, need_bytes: int, *, what: str) -> None:
         raise MissingError(f"no directory {directory}", fix="create it or correct the setting") from error
     if free < need_bytes:
         raise StorageError(
-            f"{what} needs {need_bytes / 1e9:.2f} GB in {directory}, {free / 1e9:.2f} GB are free",
+            f"{what} needs {_shown(need_bytes)} in {directory}, {_shown(free)} are free",
             fix="free some space or choose another directory",
         )
 

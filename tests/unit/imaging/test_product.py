@@ -238,7 +238,7 @@ def test_a_full_disk_is_told_before_work_begins(run, painter, monkeypatch):
 
     monkeypatch.setattr("nightbeam.core.files.shutil.disk_usage", lambda path: Usage)
     engine = painter()
-    with pytest.raises(StorageError, match="GB are free"):
+    with pytest.raises(StorageError, match="are free"):
         run(engine=engine)
     assert engine.requests == []
 
