@@ -205,10 +205,15 @@ class Copies:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Have every database that is new in this block begin as a copy, whoever opens it."""
+        """Have every database that is new in this block begin as a copy, whoever opens it, and wait for no disk."""
+        from nightbeam.catalog import remote
         from nightbeam.catalog.remote import Database
 
-        migrate = Database._migrate
+        migrate, tune = Database._migrate, remote._tune_sqlite
+
+        def tune_hastily(connection: Any, record: Any) -> None:
+            tune(connection, record)
+            connection.execute("PRAGMA synchronous=OFF")  # no machine loses its power in a test
 
         def copy_or_migrate(database: Any) -> None:
             to = self.to_server if database.file is None else self.to_file
@@ -217,6 +222,7 @@ class Copies:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Database, "_migrate", copy_or_migrate)
+            patch.setattr(remote, "_tune_sqlite", tune_hastily)
             yield
 
     def to_file(self, database: Any) -> bool:
