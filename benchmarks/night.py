@@ -39,6 +39,7 @@ from typing import Any, Final  # noqa: E402
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
+CALIBRATOR: Final = "3C48"
 #: How often each kind of process is drawn. Groups and what they start are most of what runs.
 WEIGHTS: Final = {
     "group": 6, "child of a group": 5, "ingest": 3, "watcher": 2, "worker": 4, "server": 3, "supervisor": 2, "page": 1,
@@ -115,7 +116,7 @@ class Plan:
         # One group has too few to be imaged.
         some += [Fault("missing-subband", 4 * k, self.groups) for k in range(17 - self.minimum_subbands)]
         return SimulationSpec(
-            groups=self.groups + 1, antennas=12, channels=4, integrations=24, calibrator="3C48", stride=(3, 2),
+            groups=self.groups + 1, antennas=12, channels=4, integrations=24, calibrator=CALIBRATOR, stride=(3, 2),
             sources=1, calibrator_sources=0, source_radius_deg=0.12, source_flux_jy=(2.0, 4.0), noise=0.5,
             seed=self.seed, faults=tuple(some), fault_rate=self.fault_rate, arrivals=self.arrivals,
         )  # fmt: skip
@@ -217,7 +218,14 @@ def _same_plan(work: Path, plan: Plan) -> None:
 def settings_of(plan: Plan, state: Path, ram: Path, ports: tuple[int, int]) -> Any:
     """Return the settings of the platform: its own directories and ports, the smallest images."""
     from nightbeam.core.settings import load_settings
+    from nightbeam.sky import find_calibrator, read_calibrators
 
+    # Other calibrators of the list go through the beam in the course of a night, and this sky does not hold them.
+    known = find_calibrator(read_calibrators(), CALIBRATOR)
+    listed = state.parent / "calibrators.csv"
+    listed.write_text(
+        f"name,ra_deg,dec_deg,flux_jy\n{known.name},{known.ra_deg!r},{known.dec_deg!r},{known.flux_jy!r}\n"
+    )
     overrides = {
         "state_dir": state, "platform.port": ports[0], "monitor.port": ports[1],
         "platform.pools": {"batch": 3, "casa": plan.at_once},
@@ -230,6 +238,7 @@ def settings_of(plan: Plan, state: Path, ram: Path, ports: tuple[int, int]) -> A
         "contimg.flag.engine": "aoflagger", "contimg.image.engine": "wsclean", "contimg.image.imsize": 640,
         "contimg.image.cell_arcsec": 5.0, "contimg.image.niter": 200, "contimg.image.chanbin": 4,
         "contimg.image.memory_gb": 1.0, "contimg.calibrate.borrow_days": 2.0,
+        "contimg.calibrate.catalogue": listed,
     }  # fmt: skip
     return load_settings(config=Path(os.devnull), overrides=overrides, environ={}).resolved()
 
@@ -330,7 +339,7 @@ class Night:
             self._delivered.write_text(str(number + 1))
 
     def _drain(self, until: float) -> bool:
-        """Wait until every group has ended, every bad file is moved and every run of a group is over."""
+        """Wait until every group has ended and has what it is owed, every bad file is moved, every run of one over."""
         from nightbeam.core.errors import NightbeamError
 
         said = ""
@@ -338,10 +347,11 @@ class Night:
             with suppress(NightbeamError):
                 counts = self.site.queue().counts()
                 waits = counts["collecting"] + counts["pending"] + counts["in_progress"]
+                waits += len(self.site.queue().arrears.owed())
                 bad = len(self.site.queue().bad_files())
                 if not waits and not bad and not self._groups_run():
                     return True
-                now = f"{waits} groups and {bad} bad files are left: {counts}"
+                now = f"{waits} groups (or what they are owed) and {bad} bad files are left: {counts}"
                 if now != said:
                     self.say(f"{time.monotonic() - self._begin:5.0f} s  {now}")
                     said = now
@@ -529,16 +539,16 @@ class Night:
                     self.samples.append((time.monotonic(), name, pid, float(psutil.Process(pid).memory_info().rss)))
 
 
+_KINDS = {"group-imaging": "group", "ingest-subbands": "ingest", "watch-subbands": "watcher"}
+
+
 def _flow_of(process: psutil.Process) -> str:
     """Return which flow a process runs, "" if it is none that anybody here asks for, or only the child of one."""
     with suppress(psutil.Error):
         environ = process.environ()
-        if not environ.get("PREFECT__FLOW_RUN_ID") or not any("prefect" in word for word in process.cmdline()):
-            return ""
-        entry = environ.get("PREFECT__FLOW_ENTRYPOINT", "")
-        for name, kind in (("group_imaging", "group"), ("ingest_subbands", "ingest"), ("watch_subbands", "watcher")):
-            if name in entry:
-                return kind
+        if environ.get("PREFECT__FLOW_RUN_ID") and any("prefect." in word for word in process.cmdline()[:4]):
+            # Where a flow is to be found is told to those of the pool casa alone, its name to all.
+            return _KINDS.get(environ.get("PREFECT__FLOW_NAME", ""), "")
     return ""
 
 

@@ -2,9 +2,9 @@
 
 Two parts. `queue`: operations of the queue with 100,000 groups (1.6 million files) in it, on SQLite and on PostgreSQL,
 each beside the same change as one bare UPDATE in a transaction of its own through the database's own driver. `chain`:
-small groups through a platform; the time from the last subband's final name to the start of its run and to its image,
-and the CPU of everything that runs there less that of the same groups without any platform, as a share of what a
-full-size group takes (benchmarks/group.py; --work-cpu).
+small groups through a platform with its watcher; the time from the last subband's final name to the start of its run
+and to its image, and the CPU of everything that runs there less that of the same groups without any platform, as a
+share of what a full-size group takes (benchmarks/group.py; --work-cpu).
 
     python benchmarks/platform.py [--quick] [--json] [--parts queue,chain] [--groups 100000] [--work DIR]
 """
@@ -106,7 +106,8 @@ def _queue_on(url: str, groups: int) -> dict[str, float]:
     rates["complete"] = each(lambda name: opened.complete(name, owner))
     rates["counts"] = each(lambda _: opened.counts(), names[:5])
     rates["pending groups"] = each(lambda _: opened.groups(state=State.PENDING), names[:20])
-    rates["all known paths"] = each(lambda _: opened.known_paths(), names[:2])
+    there = [f"/data/{_group(n)}_sb{k:02d}.hdf5" for n in range(min(groups, 6_250)) for k in range(16)]
+    rates["known of 100,000 paths"] = each(lambda _: opened.known_among(there), names[:2])
     return rates
 
 
@@ -227,8 +228,10 @@ def chain(work: Path, groups: int, work_cpu_s: float) -> dict[str, Any]:
     site.input_dir.mkdir(parents=True)
     all_groups = read_truth(sky).groups
     rows = []
-    platform.start(settings)
+    started = platform.start(settings)
     try:
+        platform.PrefectApi(started.api_url).run_deployment("watch-subbands/default")  # who looks every second or so
+        time.sleep(20.0)
         idle = -_cpu_of(settings.state_dir)
         time.sleep(IDLE_S)
         idle += _cpu_of(settings.state_dir)
@@ -295,6 +298,9 @@ def _alone(settings: Any, state: Path, groups: list[str]) -> list[float]:
     (state / "alone.yaml").write_text(settings.model_copy(update={"state_dir": state, "contimg": contimg}).to_yaml())
     environ = {**os.environ, CONFIG_VARIABLE: str(state / "alone.yaml")}
     run = "import sys; from nightbeam.cli import main; sys.argv[0] = 'nightbeam'; main()"
+    subprocess.run(
+        [sys.executable, "-c", run, "groups", "scan", "--wait", "10"], env=environ, capture_output=True, check=True
+    )
     found = []
     for group in groups:
         before = os.times()

@@ -295,12 +295,23 @@ def _completed(site: Site, truth: Truth, group: TruthGroup, judge: JudgeImage | 
     )
     steps = sorted((receipt.step for receipt in queue.receipts(name)), key=STEPS.index)
     yield Finding("steps with a receipt", name, ", ".join(STEPS), ", ".join(steps))
-    outcomes = [attempt.outcome for attempt in queue.attempts(name)]
+    attempts = queue.attempts(name)
+    outcomes = [attempt.outcome for attempt in attempts]
     last = outcomes[-1] if outcomes else "none"
-    yield Finding("attempts that completed", name, "1, the last", f"{outcomes.count('completed')}, {_last(last)}")
+    completed = [attempt.attempt for attempt in attempts if attempt.outcome == "completed"]
+    # Later ones may have made up for what was owed, and nothing else.
+    made_up = [r for r in queue.receipts(name) if completed and (r.attempt or 0) > completed[0]]
+    count = 1 if completed and all(r.step in _OWED_STEPS for r in made_up) else len(completed)
+    yield Finding("attempts that completed", name, "1, the last", f"{count}, {_last(last)}")
+    owed = queue.group(name).owed
+    yield Finding("owed", name, "nothing", str(owed) if owed else "nothing")
     yield Finding("attempts that still run", name, "0", str(outcomes.count("running")))
     if judge is not None:
         yield Finding("image", name, "", judge(site, truth, group))
+
+
+#: What is done again where a group was imaged quickly, or without figures.
+_OWED_STEPS = ("image", "record", "qa")
 
 
 def _at_once(attempts: Sequence[AttemptRow]) -> str:
