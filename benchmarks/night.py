@@ -216,7 +216,7 @@ def _same_plan(work: Path, plan: Plan) -> None:
 
 
 def settings_of(plan: Plan, state: Path, ram: Path, ports: tuple[int, int]) -> Any:
-    """Return the settings of the platform: its own directories and ports, the smallest images."""
+    """Return the settings of the platform: its own directories and ports, the smallest images; list its calibrator."""
     from nightbeam.core.settings import load_settings
     from nightbeam.sky import find_calibrator, read_calibrators
 
@@ -339,7 +339,7 @@ class Night:
             self._delivered.write_text(str(number + 1))
 
     def _drain(self, until: float) -> bool:
-        """Wait until every group has ended and has what it is owed, every bad file is moved, every run of one over."""
+        """Wait until every group has ended and has what it is owed, every bad file is moved, and runs are over."""
         from nightbeam.core.errors import NightbeamError
 
         said = ""

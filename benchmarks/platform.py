@@ -107,7 +107,7 @@ def _queue_on(url: str, groups: int) -> dict[str, float]:
     rates["counts"] = each(lambda _: opened.counts(), names[:5])
     rates["pending groups"] = each(lambda _: opened.groups(state=State.PENDING), names[:20])
     there = [f"/data/{_group(n)}_sb{k:02d}.hdf5" for n in range(min(groups, 6_250)) for k in range(16)]
-    rates["known of 100,000 paths"] = each(lambda _: opened.known_among(there), names[:2])
+    rates[f"known of {len(there):,} paths"] = each(lambda _: opened.known_among(there), names[:2])
     return rates
 
 
@@ -230,8 +230,8 @@ def chain(work: Path, groups: int, work_cpu_s: float) -> dict[str, Any]:
     rows = []
     started = platform.start(settings)
     try:
-        platform.PrefectApi(started.api_url).run_deployment("watch-subbands/default")  # who looks every second or so
-        time.sleep(20.0)
+        platform.PrefectApi(started.api_url).run_deployment("watch-subbands/default")
+        time.sleep(20.0)  # until it is at work
         idle = -_cpu_of(settings.state_dir)
         time.sleep(IDLE_S)
         idle += _cpu_of(settings.state_dir)

@@ -162,7 +162,8 @@ def _major_cycle(deconvolver: str) -> dict[str, float]:
     """Return how deep one round of cleaning goes: as deep as WSClean's, with the algorithm that subtracts whole beams.
 
     CASA's own rule, the highest sidelobe times what is left, makes about twice as many rounds with our array, and each
-    grids all data again. The other algorithms subtract a patch of the beam, for which that rule was made.
+    grids all data again. Clark's subtracts a patch of the beam, and needs that rule; the others
+    were not tried without it.
     """
     if deconvolver != "hogbom":
         return {}

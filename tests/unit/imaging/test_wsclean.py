@@ -79,7 +79,7 @@ def test_both_engines_clean_as_deep_before_they_go_through_the_visibilities_agai
     asked.clear()
     TcleanImager().make(request_of(engine="tclean", deconvolver="clark"))
     assert asked["deconvolver"] == "clark"
-    assert "minpsffraction" not in asked, "a part of the beam wants CASA's own rule"
+    assert "minpsffraction" not in asked, "a patch of the beam wants CASA's own rule"
 
 
 def test_of_averaged_data_the_selection_is_not_made_again(request_of):
